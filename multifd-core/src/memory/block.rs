@@ -1,0 +1,263 @@
+//! RAM blocks and regions of them.
+
+use super::{copy_in, copy_out, scan};
+use crate::BlockError;
+use memmap2::{MmapOptions, MmapRaw};
+use multifd_packet::{Geometry, NAME_LEN};
+use std::any::Any;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+/// A named, contiguous piece of guest memory (QEMU's RAM block): what packets name and offsets count in.
+pub struct RamBlock {
+    name: Box<str>,
+    base: *mut u8,
+    len: usize,
+    geometry: Geometry,
+    // Whatever keeps the memory mapped.
+    _owner: Box<dyn Any + Send + Sync>,
+}
+
+// SAFETY: the memory stays mapped while `_owner` lives, and is only touched by volatile or kernel accesses that
+// tolerate other writers; nothing in the block depends on the thread.
+unsafe impl Send for RamBlock {}
+// SAFETY: as for Send.
+unsafe impl Sync for RamBlock {}
+
+impl std::fmt::Debug for RamBlock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RamBlock")
+            .field("name", &self.name)
+            .field("len", &self.len)
+            .field("page_size", &self.page_size())
+            .finish_non_exhaustive()
+    }
+}
+
+impl RamBlock {
+    /// A block of fresh, zeroed, private memory. `len` and `page_size` are bytes.
+    ///
+    /// # Errors
+    /// [`BlockError`] if the name, length or page size can not be used, or there is no memory.
+    pub fn anonymous(name: &str, len: u64, page_size: u32) -> Result<Self, BlockError> {
+        check(name, len, page_size)?;
+        let no_memory =
+            |source| BlockError::Memory { block: name.into(), len, source: Arc::new(source) };
+        let size = usize::try_from(len)
+            .map_err(|_| no_memory(std::io::ErrorKind::OutOfMemory.into()))?;
+        let map = MmapOptions::new().len(size).no_reserve_swap().map_anon().map_err(no_memory)?;
+        Self::from_mmap(name, map.into(), page_size)
+    }
+
+    /// A block over a mapping the caller made, whole.
+    ///
+    /// # Errors
+    /// [`BlockError`] if the name, length or page size can not be used.
+    pub fn from_mmap(name: &str, map: MmapRaw, page_size: u32) -> Result<Self, BlockError> {
+        let (base, len) = (map.as_mut_ptr(), map.len());
+        // SAFETY: the mapping covers exactly this range and moves into the block as its owner.
+        unsafe { Self::from_raw_parts(name, base, len, page_size, map) }
+    }
+
+    /// A block over `len` bytes at `base` that `owner` keeps mapped.
+    ///
+    /// # Errors
+    /// [`BlockError`] if the name, length or page size can not be used.
+    ///
+    /// # Safety
+    /// The range must be mapped readable, and writable if the block is received into, until `owner` is dropped. No
+    /// Rust reference to it may be live while the block is in use. Writes by others (a guest, a device) are fine.
+    pub unsafe fn from_raw_parts(
+        name: &str,
+        base: *mut u8,
+        len: usize,
+        page_size: u32,
+        owner: impl Any + Send + Sync,
+    ) -> Result<Self, BlockError> {
+        let geometry = check(name, len as u64, page_size)?;
+        Ok(Self { name: name.into(), base, len, geometry, _owner: Box::new(owner) })
+    }
+
+    /// The name, 1 to 255 bytes.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Length in bytes, a positive multiple of the page size.
+    pub fn len(&self) -> u64 {
+        self.len as u64
+    }
+
+    /// Never true: a block has at least one page.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// Page size in bytes.
+    pub fn page_size(&self) -> u32 {
+        self.geometry.page_size()
+    }
+
+    /// The shape of this block's packets.
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// `len` bytes from `offset`.
+    ///
+    /// # Errors
+    /// [`BlockError::Outside`] unless the whole range lies in the block.
+    pub fn region(&self, offset: u64, len: usize) -> Result<Region<'_>, BlockError> {
+        let fits = usize::try_from(offset).ok().filter(|&at| at <= self.len && len <= self.len - at);
+        let Some(at) = fits else {
+            return Err(BlockError::Outside {
+                block: self.name.to_string(),
+                offset,
+                len: len as u64,
+                block_len: self.len as u64,
+            });
+        };
+        // SAFETY: `at` is inside the block.
+        Ok(Region { base: unsafe { self.base.add(at) }, len, block: PhantomData })
+    }
+
+    /// The page at `offset`.
+    ///
+    /// # Errors
+    /// [`BlockError::Outside`] unless it lies in the block whole.
+    pub fn page(&self, offset: u64) -> Result<Region<'_>, BlockError> {
+        self.region(offset, self.page_size() as usize)
+    }
+}
+
+fn check(name: &str, len: u64, page_size: u32) -> Result<Geometry, BlockError> {
+    if name.is_empty() || name.len() >= NAME_LEN || name.contains('\0') {
+        return Err(BlockError::Name { block: name.into() });
+    }
+    let geometry = Geometry::new(page_size)?;
+    if len == 0 || !len.is_multiple_of(page_size.into()) {
+        return Err(BlockError::Length { block: name.into(), len, page_size });
+    }
+    Ok(geometry)
+}
+
+/// A range of a [`RamBlock`], mapped for `'a`; the guest may read and write it at any time.
+#[derive(Debug, Clone, Copy)]
+pub struct Region<'a> {
+    base: *mut u8,
+    len: usize,
+    block: PhantomData<&'a RamBlock>,
+}
+
+// SAFETY: a region is a raw range of a block that is Send and Sync and outlives it.
+unsafe impl Send for Region<'_> {}
+// SAFETY: as for Send.
+unsafe impl Sync for Region<'_> {}
+
+impl Region<'_> {
+    /// The first byte's address, for the kernel.
+    pub fn as_mut_ptr(&self) -> *mut u8 {
+        self.base
+    }
+
+    /// Bytes in the region.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether the region is empty.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Whether every byte was zero when it was read.
+    pub fn is_zero(&self) -> bool {
+        // SAFETY: the region is mapped and readable.
+        unsafe { scan::is_zero(self.base, self.len) }
+    }
+
+    /// Copies the region to the start of `out` and returns how many bytes fitted.
+    pub fn copy_to(&self, out: &mut [u8]) -> usize {
+        let len = self.len.min(out.len());
+        // SAFETY: the region is mapped; `out` is an exclusive slice of at least `len` bytes.
+        unsafe { copy_out(self.base, out.as_mut_ptr(), len) };
+        len
+    }
+
+    /// Copies `bytes` to the start of the region and returns how many fitted.
+    pub fn copy_from(&self, bytes: &[u8]) -> usize {
+        let len = self.len.min(bytes.len());
+        // SAFETY: the region is mapped and writable; `bytes` is a slice of at least `len` bytes.
+        unsafe { copy_in(bytes.as_ptr(), self.base, len) };
+        len
+    }
+
+    /// Makes the region zero; memory that is zero already is only read, so untouched pages stay unallocated.
+    pub fn clear(&self) {
+        if !self.is_zero() {
+            // SAFETY: the region is mapped and writable. `write_bytes` forms no reference; the compiler may not
+            // assume anything about what others read meanwhile.
+            unsafe { self.base.write_bytes(0, self.len) };
+        }
+    }
+
+    /// The region without its first `n` bytes; empty if there are fewer.
+    #[must_use]
+    pub fn advanced(self, n: usize) -> Self {
+        let n = n.min(self.len);
+        // SAFETY: `n` is at most the region's length.
+        Self { base: unsafe { self.base.add(n) }, len: self.len - n, block: PhantomData }
+    }
+}
+
+/// Room for regions that is used again for every packet.
+#[derive(Debug, Default)]
+pub struct RegionBuf {
+    room: Vec<Region<'static>>,
+}
+
+impl RegionBuf {
+    /// The emptied room, for regions that live as long as the borrow.
+    pub fn begin<'a>(&'a mut self) -> &'a mut Vec<Region<'a>> {
+        self.room.clear();
+        // SAFETY: the types differ in a lifetime only; the vector is empty, and this function, the only way in,
+        // clears it before anyone reads what an earlier borrow left.
+        unsafe {
+            std::mem::transmute::<&'a mut Vec<Region<'static>>, &'a mut Vec<Region<'a>>>(&mut self.room)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regions_stay_inside_their_block() {
+        let block = RamBlock::anonymous("pc.ram", 8192, 4096).unwrap();
+        assert_eq!(block.region(0, 8192).unwrap().len(), 8192);
+        assert_eq!(block.region(8192, 0).unwrap().len(), 0);
+        for (offset, len) in [(0, 8193), (4097, 4096), (8193, 0), (u64::MAX, 1), (1, usize::MAX)] {
+            let error = block.region(offset, len).unwrap_err();
+            assert!(matches!(error, BlockError::Outside { block_len: 8192, .. }), "{error}");
+        }
+        assert!(RamBlock::anonymous("", 4096, 4096).is_err());
+        assert!(RamBlock::anonymous("a", 4095, 4096).is_err());
+        assert!(RamBlock::anonymous("a", 0, 4096).is_err());
+        assert!(RamBlock::anonymous("a", 4096, 3000).is_err());
+    }
+
+    #[test]
+    fn bytes_go_in_and_out_and_clear_clears() {
+        let block = RamBlock::anonymous("b", 4096, 4096).unwrap();
+        let page = block.page(0).unwrap();
+        assert!(page.is_zero());
+        assert_eq!(page.advanced(4090).copy_from(b"0123456789"), 6);
+        assert!(!page.is_zero());
+        let mut out = [0; 6];
+        page.advanced(4090).copy_to(&mut out);
+        assert_eq!(&out, b"012345");
+        page.clear();
+        assert!(page.is_zero());
+    }
+}

@@ -1,0 +1,81 @@
+//! IOVs: raw ranges of memory on their way to a channel.
+
+use super::{Region, copy_out};
+use std::marker::PhantomData;
+
+/// A range of memory to be written to a channel: a piece of a header, of staged data, or of guest memory.
+///
+/// The range is mapped and readable for `'a`. Guest memory may change while it is read, so there is no way to get a
+/// slice of it: hand [`Iov::as_ptr`] and [`Iov::len`] to the kernel, or copy the bytes with [`Iov::copy_to`].
+#[derive(Debug, Clone, Copy)]
+pub struct Iov<'a> {
+    base: *const u8,
+    len: usize,
+    memory: PhantomData<&'a [u8]>,
+}
+
+// SAFETY: an Iov only reads, through raw pointers, memory that stays mapped for 'a; any thread may do so.
+unsafe impl Send for Iov<'_> {}
+// SAFETY: as for Send; an Iov has no interior state.
+unsafe impl Sync for Iov<'_> {}
+
+impl<'a> Iov<'a> {
+    /// The first byte's address.
+    pub fn as_ptr(&self) -> *const u8 {
+        self.base
+    }
+
+    /// Bytes in the range.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether the range is empty.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Copies the range to the start of `out` and returns how many bytes fitted.
+    pub fn copy_to(&self, out: &mut [u8]) -> usize {
+        let len = self.len.min(out.len());
+        // SAFETY: the range is readable for 'a, and `out` is an exclusive slice of at least `len` bytes.
+        unsafe { copy_out(self.base, out.as_mut_ptr(), len) };
+        len
+    }
+
+    /// The range without its first `n` bytes; empty if there are fewer.
+    #[must_use]
+    pub fn advanced(self, n: usize) -> Self {
+        let n = n.min(self.len);
+        // SAFETY: `n` is at most the range's length.
+        Self { base: unsafe { self.base.add(n) }, len: self.len - n, memory: PhantomData }
+    }
+}
+
+impl<'a> From<&'a [u8]> for Iov<'a> {
+    fn from(bytes: &'a [u8]) -> Self {
+        Self { base: bytes.as_ptr(), len: bytes.len(), memory: PhantomData }
+    }
+}
+
+impl<'a> From<Region<'a>> for Iov<'a> {
+    fn from(region: Region<'a>) -> Self {
+        Self { base: region.as_mut_ptr(), len: region.len(), memory: PhantomData }
+    }
+}
+
+/// Room for IOVs that is used again for every packet.
+#[derive(Debug, Default)]
+pub(crate) struct IovBuf {
+    room: Vec<Iov<'static>>,
+}
+
+impl IovBuf {
+    /// The emptied room, for IOVs that live as long as the borrow.
+    pub(crate) fn begin<'a>(&'a mut self) -> &'a mut Vec<Iov<'a>> {
+        self.room.clear();
+        // SAFETY: the types differ in a lifetime only. The vector is empty here, and whatever is put in is never
+        // read after 'a: the only way in is this function, which clears it first.
+        unsafe { std::mem::transmute::<&'a mut Vec<Iov<'static>>, &'a mut Vec<Iov<'a>>>(&mut self.room) }
+    }
+}
