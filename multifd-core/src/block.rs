@@ -21,11 +21,18 @@ impl RamMap {
     /// # Errors
     /// [`BlockError::Map`] if there is a block of that name, or the page size differs from the others'.
     pub fn add(&mut self, block: RamBlock) -> Result<usize, BlockError> {
-        let refuse = |reason| BlockError::Map { block: block.name().into(), reason };
+        let refuse = |reason| BlockError::Map {
+            block: block.name().into(),
+            reason,
+        };
         if self.find(block.name()).is_some() {
             return Err(refuse("there is a block of that name already"));
         }
-        if self.blocks.first().is_some_and(|b| b.page_size() != block.page_size()) {
+        if self
+            .blocks
+            .first()
+            .is_some_and(|b| b.page_size() != block.page_size())
+        {
             return Err(refuse("its page size differs from the other blocks'"));
         }
         self.blocks.push(Arc::new(block));

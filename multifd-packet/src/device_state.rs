@@ -93,7 +93,10 @@ impl DeviceStatePacket {
 
 fn check_payload(len: u32) -> Result<(), PacketError> {
     if len == 0 {
-        return Err(PacketError::BadPayload { found: 0, expected: "device state is never empty" });
+        return Err(PacketError::BadPayload {
+            found: 0,
+            expected: "device state is never empty",
+        });
     }
     Ok(())
 }
@@ -104,15 +107,26 @@ mod tests {
 
     #[test]
     fn device_state_survives_the_wire_and_its_limits_hold() {
-        let fields = DeviceStateFields { idstr: "vfio/0000:01:00.0", instance_id: 3, payload_len: 4096 };
+        let fields = DeviceStateFields {
+            idstr: "vfio/0000:01:00.0",
+            instance_id: 3,
+            payload_len: 4096,
+        };
         let mut bytes = [0; DEVICE_STATE_PACKET_LEN];
         assert_eq!(DeviceStatePacket::encode(&fields, &mut bytes), Ok(276));
         assert_eq!(DeviceStatePacket::parse(&bytes, 4096), Ok(fields));
         assert_eq!(
             DeviceStatePacket::parse(&bytes, 4095),
-            Err(PacketError::TooLarge { field: Field::NextPacketSize, found: 4096, limit: 4095 })
+            Err(PacketError::TooLarge {
+                field: Field::NextPacketSize,
+                found: 4096,
+                limit: 4095
+            })
         );
-        let empty = DeviceStateFields { payload_len: 0, ..fields };
+        let empty = DeviceStateFields {
+            payload_len: 0,
+            ..fields
+        };
         assert!(matches!(
             DeviceStatePacket::encode(&empty, &mut bytes),
             Err(PacketError::BadPayload { found: 0, .. })
@@ -120,7 +134,11 @@ mod tests {
         bytes[11] = 0;
         assert!(matches!(
             DeviceStatePacket::parse(&bytes, 4096),
-            Err(PacketError::Mismatch { field: Field::Flags, found: 0, expected: 0x40 })
+            Err(PacketError::Mismatch {
+                field: Field::Flags,
+                found: 0,
+                expected: 0x40
+            })
         ));
     }
 }

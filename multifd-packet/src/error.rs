@@ -91,7 +91,9 @@ pub enum PacketError {
         limit: u64,
     },
     /// The compression bits of `flags` are no method this crate knows.
-    #[error("flags {flags:#x} carry the unknown compression method {bits:#x}; known are none, zlib, zstd, QPL, UADK and QATzip")]
+    #[error(
+        "flags {flags:#x} carry the unknown compression method {bits:#x}; known are none, zlib, zstd, QPL, UADK and QATzip"
+    )]
     UnknownMethod {
         /// The whole flags word.
         flags: u32,

@@ -22,8 +22,14 @@ pub enum Method {
 
 impl Method {
     /// All methods, in the order of their bits.
-    pub const ALL: [Self; 6] =
-        [Self::None, Self::Zlib, Self::Zstd, Self::Qpl, Self::Uadk, Self::Qatzip];
+    pub const ALL: [Self; 6] = [
+        Self::None,
+        Self::Zlib,
+        Self::Zstd,
+        Self::Qpl,
+        Self::Uadk,
+        Self::Qatzip,
+    ];
 
     /// The method's bits, in place in the flags word.
     pub const fn bits(self) -> u32 {
@@ -87,7 +93,7 @@ impl Flags {
     ///
     /// # Errors
     /// [`PacketError::UnknownMethod`] for method bits that are no [`Method`]; [`PacketError::BadFlags`] for bits
-    /// without a meaning, and for DEVICE_STATE together with SYNC or a compression method.
+    /// without a meaning, and for device state together with SYNC or a compression method.
     pub const fn from_wire(flags: u32) -> Result<Self, PacketError> {
         let unknown = flags & !(Self::SYNC | Self::METHOD_MASK | Self::DEVICE_STATE);
         if unknown != 0 {
@@ -98,7 +104,10 @@ impl Flags {
             return Err(PacketError::UnknownMethod { flags, bits });
         }
         if flags & Self::DEVICE_STATE != 0 && flags != Self::DEVICE_STATE {
-            return Err(PacketError::BadFlags { flags, bits: flags & !Self::DEVICE_STATE });
+            return Err(PacketError::BadFlags {
+                flags,
+                bits: flags & !Self::DEVICE_STATE,
+            });
         }
         Ok(Self(flags))
     }
@@ -149,14 +158,29 @@ mod tests {
     fn two_methods_at_once_are_unknown() {
         assert_eq!(
             Flags::from_wire(0x06),
-            Err(PacketError::UnknownMethod { flags: 0x06, bits: 0x06 })
+            Err(PacketError::UnknownMethod {
+                flags: 0x06,
+                bits: 0x06
+            })
         );
     }
 
     #[test]
     fn unknown_and_contradicting_bits_are_refused() {
-        assert_eq!(Flags::from_wire(0x81), Err(PacketError::BadFlags { flags: 0x81, bits: 0x80 }));
-        assert_eq!(Flags::from_wire(0x41), Err(PacketError::BadFlags { flags: 0x41, bits: 1 }));
-        assert_eq!(Flags::from_wire(0x42), Err(PacketError::BadFlags { flags: 0x42, bits: 2 }));
+        assert_eq!(
+            Flags::from_wire(0x81),
+            Err(PacketError::BadFlags {
+                flags: 0x81,
+                bits: 0x80
+            })
+        );
+        assert_eq!(
+            Flags::from_wire(0x41),
+            Err(PacketError::BadFlags { flags: 0x41, bits: 1 })
+        );
+        assert_eq!(
+            Flags::from_wire(0x42),
+            Err(PacketError::BadFlags { flags: 0x42, bits: 2 })
+        );
     }
 }

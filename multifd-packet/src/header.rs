@@ -23,7 +23,11 @@ pub(crate) struct RawHeader {
 
 impl RawHeader {
     pub(crate) fn new(flags: Flags) -> Self {
-        Self { magic: U32::new(MAGIC), version: U32::new(VERSION), flags: U32::new(flags.bits()) }
+        Self {
+            magic: U32::new(MAGIC),
+            version: U32::new(VERSION),
+            flags: U32::new(flags.bits()),
+        }
     }
 }
 
@@ -64,6 +68,8 @@ impl Header {
             found: bytes.len(),
         })?;
         check_magic(raw.magic.get(), raw.version.get())?;
-        Ok(Self { flags: Flags::from_wire(raw.flags.get())? })
+        Ok(Self {
+            flags: Flags::from_wire(raw.flags.get())?,
+        })
     }
 }

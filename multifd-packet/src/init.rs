@@ -42,7 +42,10 @@ impl InitPacket {
             found: bytes.len(),
         })?;
         check_magic(raw.magic.get(), raw.version.get())?;
-        Ok(Self { uuid: raw.uuid, channel: raw.id })
+        Ok(Self {
+            uuid: raw.uuid,
+            channel: raw.id,
+        })
     }
 
     /// Writes the packet to the start of `out` and returns its length.
@@ -73,7 +76,10 @@ mod tests {
 
     #[test]
     fn init_packet_survives_the_wire_and_refuses_a_wrong_start() {
-        let packet = InitPacket { uuid: *b"0123456789abcdef", channel: 7 };
+        let packet = InitPacket {
+            uuid: *b"0123456789abcdef",
+            channel: 7,
+        };
         let mut bytes = [0xff; 70];
         assert_eq!(packet.encode(&mut bytes), Ok(64));
         assert_eq!(InitPacket::parse(&bytes), Ok(packet));
@@ -81,16 +87,27 @@ mod tests {
         bytes[7] = 2;
         assert_eq!(
             InitPacket::parse(&bytes),
-            Err(PacketError::Mismatch { field: Field::Version, found: 2, expected: 1 })
+            Err(PacketError::Mismatch {
+                field: Field::Version,
+                found: 2,
+                expected: 1
+            })
         );
         bytes[0] = 0;
         assert!(matches!(
             InitPacket::parse(&bytes),
-            Err(PacketError::Mismatch { field: Field::Magic, .. })
+            Err(PacketError::Mismatch {
+                field: Field::Magic,
+                ..
+            })
         ));
         assert_eq!(
             InitPacket::parse(&bytes[..63]),
-            Err(PacketError::Short { what: "init packet", expected: 64, found: 63 })
+            Err(PacketError::Short {
+                what: "init packet",
+                expected: 64,
+                found: 63
+            })
         );
     }
 }

@@ -83,7 +83,9 @@ impl MappedRamHeader {
     }
 
     fn check(&self) -> Result<(), PacketError> {
-        let bad = PacketError::BadPageSize { found: self.page_size };
+        let bad = PacketError::BadPageSize {
+            found: self.page_size,
+        };
         let page_size = u32::try_from(self.page_size).map_err(|_| bad)?;
         crate::Geometry::new(page_size)?;
         if !self.pages_offset.is_multiple_of(self.page_size) {
@@ -112,15 +114,24 @@ impl MappedRamLayout {
     /// [`PacketError::BadPageSize`], and [`PacketError::Overflow`] if a region would end past 2^64.
     pub fn place(header_at: u64, used_length: u64, page_size: u32) -> Result<Self, PacketError> {
         crate::Geometry::new(page_size)?;
-        let bitmap_offset = header_at
-            .checked_add(MAPPED_RAM_HEADER_LEN as u64)
-            .ok_or(PacketError::Overflow { field: Field::BitmapOffset })?;
+        let bitmap_offset =
+            header_at
+                .checked_add(MAPPED_RAM_HEADER_LEN as u64)
+                .ok_or(PacketError::Overflow {
+                    field: Field::BitmapOffset,
+                })?;
         let pages_offset = bitmap_offset
             .checked_add(bitmap_len(used_length, page_size.into()))
             .and_then(|end| end.checked_next_multiple_of(PAGES_ALIGN))
-            .ok_or(PacketError::Overflow { field: Field::PagesOffset })?;
+            .ok_or(PacketError::Overflow {
+                field: Field::PagesOffset,
+            })?;
         Self::from_header(
-            MappedRamHeader { page_size: page_size.into(), bitmap_offset, pages_offset },
+            MappedRamHeader {
+                page_size: page_size.into(),
+                bitmap_offset,
+                pages_offset,
+            },
             used_length,
         )
     }
@@ -140,10 +151,13 @@ impl MappedRamLayout {
             });
         }
         let layout = Self { header, used_length };
-        let bitmap_end = header
-            .bitmap_offset
-            .checked_add(layout.bitmap_len())
-            .ok_or(PacketError::Overflow { field: Field::BitmapOffset })?;
+        let bitmap_end =
+            header
+                .bitmap_offset
+                .checked_add(layout.bitmap_len())
+                .ok_or(PacketError::Overflow {
+                    field: Field::BitmapOffset,
+                })?;
         if bitmap_end > header.pages_offset {
             return Err(PacketError::TooLarge {
                 field: Field::BitmapOffset,
@@ -154,7 +168,9 @@ impl MappedRamLayout {
         header
             .pages_offset
             .checked_add(used_length)
-            .ok_or(PacketError::Overflow { field: Field::PagesOffset })?;
+            .ok_or(PacketError::Overflow {
+                field: Field::PagesOffset,
+            })?;
         Ok(layout)
     }
 
@@ -216,7 +232,10 @@ impl<'a> Bitmap<'a> {
 
     /// Marks page `page` in a bitmap under construction; `false` if it lies past the end.
     pub fn set(bytes: &mut [u8], page: u64) -> bool {
-        match usize::try_from(page / 8).ok().and_then(|byte| bytes.get_mut(byte)) {
+        match usize::try_from(page / 8)
+            .ok()
+            .and_then(|byte| bytes.get_mut(byte))
+        {
             Some(byte) => {
                 *byte |= 1 << (page % 8);
                 true
@@ -233,12 +252,14 @@ mod tests {
 
     #[test]
     fn layout_matches_a_file_qemu_wrote() {
-        // pc.ram of the recorded mapped-2ch file: 16 MiB, entry right after the configuration.
-        let layout = MappedRamLayout::place(100, 16 << 20, 4096).unwrap();
-        assert_eq!(layout.header().bitmap_offset, 128);
+        // pc.ram, 16 MiB, of the recorded file: its header stands at byte 114.
+        let layout = MappedRamLayout::place(114, 16 << 20, 4096).unwrap();
+        assert_eq!(layout.header().bitmap_offset, 0x8e);
         assert_eq!(layout.bitmap_len(), 512);
         assert_eq!(layout.header().pages_offset, 1 << 20);
         assert_eq!(layout.end(), 17 << 20);
+        let recorded = include_bytes!("../fuzz/seeds/mapped_ram/pc.ram");
+        assert_eq!(MappedRamHeader::parse(recorded).as_ref(), Ok(layout.header()));
     }
 
     #[test]
@@ -250,13 +271,21 @@ mod tests {
         };
         assert_eq!(
             MappedRamLayout::from_header(near_end, 4096),
-            Err(PacketError::Overflow { field: Field::BitmapOffset })
+            Err(PacketError::Overflow {
+                field: Field::BitmapOffset
+            })
         );
-        let overlap =
-            MappedRamHeader { page_size: 4096, bitmap_offset: 4090, pages_offset: 4096 };
+        let overlap = MappedRamHeader {
+            page_size: 4096,
+            bitmap_offset: 4090,
+            pages_offset: 4096,
+        };
         assert!(matches!(
             MappedRamLayout::from_header(overlap, 4096),
-            Err(PacketError::TooLarge { field: Field::BitmapOffset, .. })
+            Err(PacketError::TooLarge {
+                field: Field::BitmapOffset,
+                ..
+            })
         ));
         assert!(MappedRamLayout::place(u64::MAX - 20, 4096, 4096).is_err());
         assert!(MappedRamLayout::place(0, u64::MAX - 4095, 4096).is_err());

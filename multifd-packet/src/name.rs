@@ -7,7 +7,10 @@ pub const NAME_LEN: usize = 256;
 
 /// The name in a NUL-terminated field. What follows the first NUL is not looked at (QEMU leaves it as it was).
 pub(crate) fn parse(bytes: &[u8; NAME_LEN], field: Field) -> Result<&str, PacketError> {
-    let end = bytes.iter().position(|&b| b == 0).ok_or(PacketError::BadName { field })?;
+    let end = bytes
+        .iter()
+        .position(|&b| b == 0)
+        .ok_or(PacketError::BadName { field })?;
     if end == 0 {
         return Err(PacketError::BadName { field });
     }

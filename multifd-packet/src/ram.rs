@@ -43,7 +43,9 @@ impl Geometry {
     /// [`PacketError::BadPageSize`] unless it is a power of two from 512 bytes to 512 KiB.
     pub const fn new(page_size: u32) -> Result<Self, PacketError> {
         if !page_size.is_power_of_two() || page_size < MIN_PAGE_SIZE || page_size > PACKET_GUEST_BYTES {
-            return Err(PacketError::BadPageSize { found: page_size as u64 });
+            return Err(PacketError::BadPageSize {
+                found: page_size as u64,
+            });
         }
         Ok(Self { page_size })
     }
@@ -111,20 +113,26 @@ impl<'a> RamPacket<'a> {
         check_magic(raw.header.magic.get(), raw.header.version.get())?;
         let flags = Flags::from_wire(raw.header.flags.get())?;
         if flags.is_device_state() {
-            return Err(PacketError::BadFlags { flags: flags.bits(), bits: Flags::DEVICE_STATE });
+            return Err(PacketError::BadFlags {
+                flags: flags.bits(),
+                bits: Flags::DEVICE_STATE,
+            });
         }
         let capacity = geometry.pages_per_packet();
         let alloc = at_most(Field::PagesAlloc, raw.pages_alloc.get(), capacity)?;
         let normal_pages = at_most(Field::NormalPages, raw.normal_pages.get(), alloc)?;
         let zero_pages = at_most(Field::ZeroPages, raw.zero_pages.get(), alloc - normal_pages)?;
-        let (offsets, _) =
-            <[U64]>::ref_from_prefix_with_elems(rest, capacity as usize).map_err(|_| short)?;
+        let (offsets, _) = <[U64]>::ref_from_prefix_with_elems(rest, capacity as usize).map_err(|_| short)?;
         let named = offsets.get(..(normal_pages + zero_pages) as usize).ok_or(short)?;
         let (normal, zero) = named.split_at_checked(normal_pages as usize).ok_or(short)?;
         for offset in named {
             let align = u64::from(geometry.page_size);
             if offset.get() % align != 0 {
-                return Err(PacketError::Unaligned { field: Field::Offset, found: offset.get(), align });
+                return Err(PacketError::Unaligned {
+                    field: Field::Offset,
+                    found: offset.get(),
+                    align,
+                });
             }
         }
         let payload_len = raw.next_packet_size.get();
@@ -135,8 +143,18 @@ impl<'a> RamPacket<'a> {
         } else {
             name::parse(&raw.ramblock, Field::RamBlock)?
         };
-        let fields = RamFields { flags, payload_len, packet_num: raw.packet_num.get(), block };
-        Ok(Self { fields, normal, zero, reserved: &raw.reserved })
+        let fields = RamFields {
+            flags,
+            payload_len,
+            packet_num: raw.packet_num.get(),
+            block,
+        };
+        Ok(Self {
+            fields,
+            normal,
+            zero,
+            reserved: &raw.reserved,
+        })
     }
 
     /// Writes a packet to the start of `out` and returns its length, [`Geometry::packet_len`].
@@ -155,7 +173,11 @@ impl<'a> RamPacket<'a> {
         out: &mut [u8],
     ) -> Result<usize, PacketError> {
         let len = geometry.packet_len();
-        let short = PacketError::Short { what: "RAM packet", expected: len, found: out.len() };
+        let short = PacketError::Short {
+            what: "RAM packet",
+            expected: len,
+            found: out.len(),
+        };
         let out = out.get_mut(..len).ok_or(short)?;
         let capacity = geometry.pages_per_packet();
         let normal_pages = at_most(Field::NormalPages, count(normal), capacity)?;
@@ -186,14 +208,17 @@ impl<'a> RamPacket<'a> {
         };
         raw.write_to_prefix(out).map_err(|_| short)?;
         let (_, rest) = out.split_at_mut_checked(RAM_PACKET_FIXED_LEN).ok_or(short)?;
-        let (slots, _) =
-            <[U64]>::mut_from_prefix_with_elems(rest, capacity as usize).map_err(|_| short)?;
+        let (slots, _) = <[U64]>::mut_from_prefix_with_elems(rest, capacity as usize).map_err(|_| short)?;
         let align = u64::from(geometry.page_size);
         let mut named = normal.iter().chain(zero);
         for slot in slots {
             let offset = named.next().copied().unwrap_or(0);
             if offset % align != 0 {
-                return Err(PacketError::Unaligned { field: Field::Offset, found: offset, align });
+                return Err(PacketError::Unaligned {
+                    field: Field::Offset,
+                    found: offset,
+                    align,
+                });
             }
             slot.set(offset);
         }
@@ -250,7 +275,11 @@ fn count(offsets: &[u64]) -> u32 {
 
 fn at_most(field: Field, found: u32, limit: u32) -> Result<u32, PacketError> {
     if found > limit {
-        return Err(PacketError::TooLarge { field, found: found.into(), limit: limit.into() });
+        return Err(PacketError::TooLarge {
+            field,
+            found: found.into(),
+            limit: limit.into(),
+        });
     }
     Ok(found)
 }
@@ -258,10 +287,16 @@ fn at_most(field: Field, found: u32, limit: u32) -> Result<u32, PacketError> {
 fn check_payload(flags: Flags, len: u32, normal_pages: u32, geometry: Geometry) -> Result<(), PacketError> {
     let raw = normal_pages * geometry.page_size;
     if normal_pages == 0 && len != 0 {
-        return Err(PacketError::BadPayload { found: len, expected: "the packet names no normal pages" });
+        return Err(PacketError::BadPayload {
+            found: len,
+            expected: "the packet names no normal pages",
+        });
     }
     if normal_pages != 0 && len == 0 {
-        return Err(PacketError::BadPayload { found: 0, expected: "the packet names normal pages" });
+        return Err(PacketError::BadPayload {
+            found: 0,
+            expected: "the packet names normal pages",
+        });
     }
     if flags.method() == crate::Method::None && len != raw {
         return Err(PacketError::BadPayload {
@@ -291,7 +326,10 @@ mod tests {
             packet_num: 9,
             block: "pc.ram",
         };
-        assert_eq!(RamPacket::encode(&fields, geometry(), normal, zero, &mut out), Ok(1344));
+        assert_eq!(
+            RamPacket::encode(&fields, geometry(), normal, zero, &mut out),
+            Ok(1344)
+        );
         out
     }
 
@@ -301,7 +339,10 @@ mod tests {
         assert_eq!(geometry().packet_len(), 1344);
         assert_eq!(Geometry::new(65536).unwrap().packet_len(), 320 + 64);
         for bad in [0, 1, 256, 4095, 1 << 20] {
-            assert_eq!(Geometry::new(bad), Err(PacketError::BadPageSize { found: bad.into() }));
+            assert_eq!(
+                Geometry::new(bad),
+                Err(PacketError::BadPageSize { found: bad.into() })
+            );
         }
     }
 
@@ -315,22 +356,45 @@ mod tests {
         };
         assert_eq!(
             parse(12, 129),
-            PacketError::TooLarge { field: Field::PagesAlloc, found: 129, limit: 128 }
+            PacketError::TooLarge {
+                field: Field::PagesAlloc,
+                found: 129,
+                limit: 128
+            }
         );
-        assert_eq!(parse(12, 1), PacketError::TooLarge { field: Field::NormalPages, found: 2, limit: 1 });
+        assert_eq!(
+            parse(12, 1),
+            PacketError::TooLarge {
+                field: Field::NormalPages,
+                found: 2,
+                limit: 1
+            }
+        );
         assert_eq!(
             parse(16, u32::MAX),
-            PacketError::TooLarge { field: Field::NormalPages, found: u64::from(u32::MAX), limit: 128 }
+            PacketError::TooLarge {
+                field: Field::NormalPages,
+                found: u64::from(u32::MAX),
+                limit: 128
+            }
         );
         assert_eq!(
             parse(32, u32::MAX),
-            PacketError::TooLarge { field: Field::ZeroPages, found: u64::from(u32::MAX), limit: 126 }
+            PacketError::TooLarge {
+                field: Field::ZeroPages,
+                found: u64::from(u32::MAX),
+                limit: 126
+            }
         );
         assert!(matches!(parse(20, 1), PacketError::BadPayload { found: 1, .. }));
         assert!(matches!(parse(8, 0x40), PacketError::BadFlags { .. }));
         assert!(matches!(
             parse(324, 1),
-            PacketError::Unaligned { field: Field::Offset, found: 1, align: 4096 }
+            PacketError::Unaligned {
+                field: Field::Offset,
+                found: 1,
+                align: 4096
+            }
         ));
     }
 
@@ -346,13 +410,19 @@ mod tests {
     #[test]
     fn a_sync_packet_needs_no_name_but_pages_do() {
         let mut out = [0; 1344];
-        let fields =
-            RamFields { flags: Flags::sync(), payload_len: 0, packet_num: 1, block: "" };
+        let fields = RamFields {
+            flags: Flags::sync(),
+            payload_len: 0,
+            packet_num: 1,
+            block: "",
+        };
         RamPacket::encode(&fields, geometry(), &[], &[], &mut out).unwrap();
         assert_eq!(RamPacket::parse(&out, geometry()).unwrap().fields(), &fields);
         assert_eq!(
             RamPacket::encode(&fields, geometry(), &[], &[0], &mut out),
-            Err(PacketError::BadName { field: Field::RamBlock })
+            Err(PacketError::BadName {
+                field: Field::RamBlock
+            })
         );
     }
 

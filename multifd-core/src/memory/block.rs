@@ -41,11 +41,17 @@ impl RamBlock {
     /// [`BlockError`] if the name, length or page size can not be used, or there is no memory.
     pub fn anonymous(name: &str, len: u64, page_size: u32) -> Result<Self, BlockError> {
         check(name, len, page_size)?;
-        let no_memory =
-            |source| BlockError::Memory { block: name.into(), len, source: Arc::new(source) };
-        let size = usize::try_from(len)
-            .map_err(|_| no_memory(std::io::ErrorKind::OutOfMemory.into()))?;
-        let map = MmapOptions::new().len(size).no_reserve_swap().map_anon().map_err(no_memory)?;
+        let no_memory = |source| BlockError::Memory {
+            block: name.into(),
+            len,
+            source: Arc::new(source),
+        };
+        let size = usize::try_from(len).map_err(|_| no_memory(std::io::ErrorKind::OutOfMemory.into()))?;
+        let map = MmapOptions::new()
+            .len(size)
+            .no_reserve_swap()
+            .map_anon()
+            .map_err(no_memory)?;
         Self::from_mmap(name, map.into(), page_size)
     }
 
@@ -75,7 +81,13 @@ impl RamBlock {
         owner: impl Any + Send + Sync,
     ) -> Result<Self, BlockError> {
         let geometry = check(name, len as u64, page_size)?;
-        Ok(Self { name: name.into(), base, len, geometry, _owner: Box::new(owner) })
+        Ok(Self {
+            name: name.into(),
+            base,
+            len,
+            geometry,
+            _owner: Box::new(owner),
+        })
     }
 
     /// The name, 1 to 255 bytes.
@@ -108,7 +120,9 @@ impl RamBlock {
     /// # Errors
     /// [`BlockError::Outside`] unless the whole range lies in the block.
     pub fn region(&self, offset: u64, len: usize) -> Result<Region<'_>, BlockError> {
-        let fits = usize::try_from(offset).ok().filter(|&at| at <= self.len && len <= self.len - at);
+        let fits = usize::try_from(offset)
+            .ok()
+            .filter(|&at| at <= self.len && len <= self.len - at);
         let Some(at) = fits else {
             return Err(BlockError::Outside {
                 block: self.name.to_string(),
@@ -118,7 +132,12 @@ impl RamBlock {
             });
         };
         // SAFETY: `at` is inside the block.
-        Ok(Region { base: unsafe { self.base.add(at) }, len, block: PhantomData })
+        let base = unsafe { self.base.add(at) };
+        Ok(Region {
+            base,
+            len,
+            block: PhantomData,
+        })
     }
 
     /// The page at `offset`.
@@ -136,7 +155,11 @@ fn check(name: &str, len: u64, page_size: u32) -> Result<Geometry, BlockError> {
     }
     let geometry = Geometry::new(page_size)?;
     if len == 0 || !len.is_multiple_of(page_size.into()) {
-        return Err(BlockError::Length { block: name.into(), len, page_size });
+        return Err(BlockError::Length {
+            block: name.into(),
+            len,
+            page_size,
+        });
     }
     Ok(geometry)
 }
@@ -206,7 +229,12 @@ impl Region<'_> {
     pub fn advanced(self, n: usize) -> Self {
         let n = n.min(self.len);
         // SAFETY: `n` is at most the region's length.
-        Self { base: unsafe { self.base.add(n) }, len: self.len - n, block: PhantomData }
+        let base = unsafe { self.base.add(n) };
+        Self {
+            base,
+            len: self.len - n,
+            block: PhantomData,
+        }
     }
 }
 
@@ -239,7 +267,10 @@ mod tests {
         assert_eq!(block.region(8192, 0).unwrap().len(), 0);
         for (offset, len) in [(0, 8193), (4097, 4096), (8193, 0), (u64::MAX, 1), (1, usize::MAX)] {
             let error = block.region(offset, len).unwrap_err();
-            assert!(matches!(error, BlockError::Outside { block_len: 8192, .. }), "{error}");
+            assert!(
+                matches!(error, BlockError::Outside { block_len: 8192, .. }),
+                "{error}"
+            );
         }
         assert!(RamBlock::anonymous("", 4096, 4096).is_err());
         assert!(RamBlock::anonymous("a", 4095, 4096).is_err());

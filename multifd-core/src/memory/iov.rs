@@ -19,7 +19,7 @@ unsafe impl Send for Iov<'_> {}
 // SAFETY: as for Send; an Iov has no interior state.
 unsafe impl Sync for Iov<'_> {}
 
-impl<'a> Iov<'a> {
+impl Iov<'_> {
     /// The first byte's address.
     pub fn as_ptr(&self) -> *const u8 {
         self.base
@@ -48,34 +48,31 @@ impl<'a> Iov<'a> {
     pub fn advanced(self, n: usize) -> Self {
         let n = n.min(self.len);
         // SAFETY: `n` is at most the range's length.
-        Self { base: unsafe { self.base.add(n) }, len: self.len - n, memory: PhantomData }
+        let base = unsafe { self.base.add(n) };
+        Self {
+            base,
+            len: self.len - n,
+            memory: PhantomData,
+        }
     }
 }
 
 impl<'a> From<&'a [u8]> for Iov<'a> {
     fn from(bytes: &'a [u8]) -> Self {
-        Self { base: bytes.as_ptr(), len: bytes.len(), memory: PhantomData }
+        Self {
+            base: bytes.as_ptr(),
+            len: bytes.len(),
+            memory: PhantomData,
+        }
     }
 }
 
 impl<'a> From<Region<'a>> for Iov<'a> {
     fn from(region: Region<'a>) -> Self {
-        Self { base: region.as_mut_ptr(), len: region.len(), memory: PhantomData }
-    }
-}
-
-/// Room for IOVs that is used again for every packet.
-#[derive(Debug, Default)]
-pub(crate) struct IovBuf {
-    room: Vec<Iov<'static>>,
-}
-
-impl IovBuf {
-    /// The emptied room, for IOVs that live as long as the borrow.
-    pub(crate) fn begin<'a>(&'a mut self) -> &'a mut Vec<Iov<'a>> {
-        self.room.clear();
-        // SAFETY: the types differ in a lifetime only. The vector is empty here, and whatever is put in is never
-        // read after 'a: the only way in is this function, which clears it first.
-        unsafe { std::mem::transmute::<&'a mut Vec<Iov<'static>>, &'a mut Vec<Iov<'a>>>(&mut self.room) }
+        Self {
+            base: region.as_mut_ptr(),
+            len: region.len(),
+            memory: PhantomData,
+        }
     }
 }

@@ -9,7 +9,6 @@ mod scan;
 
 pub use block::{RamBlock, Region, RegionBuf};
 pub use iov::Iov;
-pub(crate) use iov::IovBuf;
 pub use scan::plain_loop_is_zero;
 
 use std::ptr;
@@ -18,6 +17,7 @@ use std::ptr;
 ///
 /// # Safety
 /// `from..from+len` must be mapped and readable, `to..to+len` writable and exclusively ours.
+#[allow(clippy::cast_ptr_alignment)] // The cast starts at a word boundary, or is accessed unaligned.
 unsafe fn copy_out(from: *const u8, to: *mut u8, len: usize) {
     let head = from.align_offset(8).min(len);
     let words = (len - head) / 8;
@@ -40,6 +40,7 @@ unsafe fn copy_out(from: *const u8, to: *mut u8, len: usize) {
 ///
 /// # Safety
 /// `to..to+len` must be mapped and writable, `from..from+len` readable and not written meanwhile.
+#[allow(clippy::cast_ptr_alignment)] // The cast starts at a word boundary, or is accessed unaligned.
 unsafe fn copy_in(from: *const u8, to: *mut u8, len: usize) {
     let head = to.align_offset(8).min(len);
     let words = (len - head) / 8;

@@ -30,6 +30,7 @@ pub(super) unsafe fn is_zero(at: *const u8, len: usize) -> bool {
 ///
 /// # Safety
 /// As [`is_zero`].
+#[allow(clippy::cast_ptr_alignment)] // The cast starts at a word boundary.
 unsafe fn words(at: *const u8, len: usize) -> bool {
     let head = at.align_offset(8).min(len);
     let count = (len - head) / 8;
@@ -60,6 +61,7 @@ fn has_avx2() -> bool {
 /// # Safety
 /// As [`is_zero`]; `len` a positive multiple of 256; the processor has AVX2.
 #[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
 unsafe fn avx2(at: *const u8, len: usize) -> bool {
     let nonzero: u8;
     // SAFETY: reads `len` bytes from `at`, 256 at a time, and nothing else; clobbers what it declares.
@@ -135,7 +137,9 @@ unsafe fn sse2(at: *const u8, len: usize) -> bool {
 /// slice comparison, on ordinary (not guest) memory.
 pub fn plain_loop_is_zero(bytes: &[u8]) -> bool {
     const ZEROS: [u8; 4096] = [0; 4096];
-    bytes.chunks(ZEROS.len()).all(|chunk| ZEROS.get(..chunk.len()) == Some(chunk))
+    bytes
+        .chunks(ZEROS.len())
+        .all(|chunk| ZEROS.get(..chunk.len()) == Some(chunk))
 }
 
 #[cfg(test)]
@@ -147,7 +151,16 @@ mod tests {
         let mut page = vec![0u8; 4096 + 64];
         for start in [0usize, 1, 32] {
             for len in [256usize, 512, 4096] {
-                for at in [None, Some(0), Some(1), Some(31), Some(33), Some(255), Some(len / 2 + 70), Some(len - 1)] {
+                for at in [
+                    None,
+                    Some(0),
+                    Some(1),
+                    Some(31),
+                    Some(33),
+                    Some(255),
+                    Some(len / 2 + 70),
+                    Some(len - 1),
+                ] {
                     let at = at.map(|a| a % len);
                     if let Some(at) = at {
                         page[start + at] = 1;
