@@ -1,8 +1,113 @@
-//! What can be wrong with guest memory, with where and why.
+//! Every way a transfer can fail, with where and why.
 
-use multifd_packet::PacketError;
+use multifd_packet::{Method, PacketError};
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// What can go wrong with one channel's I/O; the engine adds which channel, and what it was doing.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum ChannelError {
+    /// The peer closed the channel in the middle of a message.
+    #[error("the peer closed the connection after {received} of {expected} bytes")]
+    Closed {
+        /// Bytes that arrived.
+        received: usize,
+        /// Bytes the message has.
+        expected: usize,
+    },
+    /// Nothing moved for the whole deadline.
+    #[error("nothing moved for {deadline:?}")]
+    Stalled {
+        /// The deadline.
+        deadline: Duration,
+    },
+    /// The transfer was ended from our side.
+    #[error("the transfer was stopped")]
+    Stopped,
+    /// The operating system refused.
+    #[error("{0}")]
+    Io(#[source] Arc<io::Error>),
+    /// The other end does not speak what this transport expects.
+    #[error("{0}")]
+    Peer(String),
+}
+
+impl From<io::Error> for ChannelError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(Arc::new(error))
+    }
+}
+
+/// What a data-handling method can not do on the sending side.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum MethodError {
+    /// The codec reported an error.
+    #[error("{method}: {reason}")]
+    Codec {
+        /// The method.
+        method: Method,
+        /// The codec's words.
+        reason: String,
+    },
+    /// The parameters of the method are out of range.
+    #[error("{method} level {found} is not between {min} and {max}")]
+    Level {
+        /// The method.
+        method: Method,
+        /// The level asked for.
+        found: i32,
+        /// The lowest level.
+        min: i32,
+        /// The highest level.
+        max: i32,
+    },
+}
+
+/// What can be wrong with a payload.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum UnpackError {
+    /// The bytes did not arrive.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    /// The codec refused the bytes.
+    #[error("the {method} data of page {page} (of {pages}) is damaged: {reason}")]
+    Damaged {
+        /// The method.
+        method: Method,
+        /// Index of the page in the packet.
+        page: usize,
+        /// Normal pages in the packet.
+        pages: usize,
+        /// The codec's words.
+        reason: String,
+    },
+    /// The payload ended before all pages were there.
+    #[error("the {method} data ends in page {page} of {pages}")]
+    TooShort {
+        /// The method.
+        method: Method,
+        /// Index of the page in the packet.
+        page: usize,
+        /// Normal pages in the packet.
+        pages: usize,
+    },
+    /// The payload holds more than its pages.
+    #[error(
+        "the {method} data holds more than the {pages} pages it was announced for ({left} bytes of input left)"
+    )]
+    TooLong {
+        /// The method.
+        method: Method,
+        /// Normal pages in the packet.
+        pages: usize,
+        /// Input bytes that were not used.
+        left: usize,
+    },
+}
 
 /// What can be wrong with a RAM block or a place in it.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -58,5 +163,148 @@ pub enum BlockError {
         len: u64,
         /// The operating system's reason.
         source: Arc<io::Error>,
+    },
+}
+
+/// The first thing that went wrong in a transfer.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A channel's I/O failed.
+    #[error("channel {channel}: {doing}: {source}")]
+    Channel {
+        /// The channel's number; before its init packet, the order in which it came.
+        channel: u8,
+        /// What the channel was doing.
+        doing: &'static str,
+        /// What went wrong.
+        source: ChannelError,
+    },
+    /// A packet is not valid.
+    #[error("channel {channel}: packet {index}: {source}")]
+    Packet {
+        /// The channel.
+        channel: u8,
+        /// How many packets came before on this channel.
+        index: u64,
+        /// What is wrong with it.
+        source: PacketError,
+    },
+    /// A packet names a RAM block that does not exist.
+    #[error("channel {channel}: there is no RAM block {block:?}")]
+    UnknownBlock {
+        /// The channel.
+        channel: u8,
+        /// The name.
+        block: String,
+    },
+    /// A place is not inside its RAM block, or a block is unusable.
+    #[error("channel {channel}: {source}")]
+    Place {
+        /// The channel.
+        channel: u8,
+        /// What is wrong.
+        source: BlockError,
+    },
+    /// A RAM block or a place named by the caller is unusable.
+    #[error(transparent)]
+    Block(#[from] BlockError),
+    /// A payload could not be put in place.
+    #[error("channel {channel}: RAM block {block:?}: {source}")]
+    Payload {
+        /// The channel.
+        channel: u8,
+        /// The block.
+        block: String,
+        /// What is wrong.
+        source: UnpackError,
+    },
+    /// A method could not encode.
+    #[error("channel {channel}: {source}")]
+    Method {
+        /// The channel.
+        channel: u8,
+        /// What is wrong.
+        source: MethodError,
+    },
+    /// A channel uses a method that was not agreed on, or can not be decoded here.
+    #[error("channel {channel}: packets use compression {found}, expected {expected}")]
+    UnexpectedMethod {
+        /// The channel.
+        channel: u8,
+        /// The packet's method.
+        found: Method,
+        /// What could be taken.
+        expected: String,
+    },
+    /// The peer's UUID is another one.
+    #[error("channel {channel}: the source's UUID is {found:032x}, expected {expected:032x}")]
+    Uuid {
+        /// The channel.
+        channel: u8,
+        /// The UUID in the init packet.
+        found: u128,
+        /// The UUID of the others, or the one asked for.
+        expected: u128,
+    },
+    /// A channel id came a second time.
+    #[error("channel {channel} connected a second time")]
+    DuplicateChannel {
+        /// The id.
+        channel: u8,
+    },
+    /// A channel id is not below the number of channels.
+    #[error("a channel with id {channel} connected, but there are only {channels} channels (ids from 0)")]
+    ChannelOutOfRange {
+        /// The id.
+        channel: u8,
+        /// How many channels there are.
+        channels: usize,
+    },
+    /// Fewer or more channels than expected.
+    #[error("{found} multifd channels connected, expected {expected}")]
+    ChannelCount {
+        /// How many connected.
+        found: usize,
+        /// How many should have.
+        expected: usize,
+    },
+    /// A channel ended while others still work on a round.
+    #[error("channel {channel} ended before the round did")]
+    EndedEarly {
+        /// The channel.
+        channel: u8,
+    },
+    /// Pages arrived after the last round, or a SYNC that nobody joined.
+    #[error("channel {channel} sent {what} after the last round")]
+    AfterLastRound {
+        /// The channel.
+        channel: u8,
+        /// What came.
+        what: &'static str,
+    },
+    /// Device state came and nobody takes it, or its taker failed.
+    #[error("channel {channel}: device state {label:?} (instance {instance}): {reason}")]
+    DeviceState {
+        /// The channel.
+        channel: u8,
+        /// The label.
+        label: String,
+        /// The instance.
+        instance: u32,
+        /// Why it could not be delivered.
+        reason: String,
+    },
+    /// The parameters of an engine are unusable.
+    #[error("{0}")]
+    Config(String),
+    /// Somebody cancelled the transfer.
+    #[error("the transfer was cancelled")]
+    Cancelled,
+    /// A thread of the engine panicked: a bug here, or in a method or transport.
+    #[error("the thread of channel {channel} panicked; this is a bug")]
+    Panicked {
+        /// The channel.
+        channel: u8,
     },
 }

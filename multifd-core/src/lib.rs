@@ -2,13 +2,39 @@
 #![deny(unsafe_code)]
 
 mod block;
+mod device_state;
 mod error;
+mod incoming;
+mod iov;
 // All of this crate's unsafe code: guest memory may change under us and is only touched there.
 #[allow(unsafe_code)]
 mod memory;
+mod method;
 mod pages;
+mod plain;
+mod progress;
+mod receiver;
+mod recv_worker;
+mod rounds;
+mod send_worker;
+mod sender;
+mod shutdown;
+mod stats;
+mod transport;
+mod work_queue;
 
 pub use block::RamMap;
-pub use error::BlockError;
+pub use device_state::{Buffers, DeviceStateSink};
+pub use error::{BlockError, ChannelError, Error, MethodError, UnpackError};
+pub use incoming::IncomingPages;
+pub use iov::Outgoing;
 pub use memory::{Iov, RamBlock, Region, RegionBuf, plain_loop_is_zero};
-pub use pages::{Run, runs};
+pub use method::{Method, PayloadBuf, Prepare, Unpack};
+pub use pages::{PageBatch, Run, ZeroPages, runs};
+pub use plain::Plain;
+pub use progress::Progress;
+pub use receiver::{Receiver, ReceiverConfig};
+pub use sender::{Sender, SenderConfig, SyncScope};
+pub use shutdown::{CancelHandle, Unblock};
+pub use stats::{ChannelStats, Stats};
+pub use transport::{Arrival, ChannelSource, RecvChannel, SendChannel, Transport, WriteFlags};

@@ -1,4 +1,106 @@
-//! Pages of a RAM block that follow each other.
+//! Batches of guest pages: at most one packet's worth, of one block.
+
+use crate::RamBlock;
+use std::sync::Arc;
+
+/// Whether the sender looks for zero pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ZeroPages {
+    /// On the channel threads; zero pages are only named in packets (QEMU's `zero-page-detection=multifd`).
+    #[default]
+    Detect,
+    /// Not at all: zero pages travel like any other (`zero-page-detection=none`).
+    Off,
+}
+
+/// Pages of one RAM block on their way to a channel: offsets in bytes, normal pages first, then zero pages.
+#[derive(Debug)]
+pub struct PageBatch {
+    block: Arc<RamBlock>,
+    offsets: Vec<u64>,
+    normal: usize,
+    zeros: Vec<u64>,
+}
+
+impl PageBatch {
+    pub(crate) fn new(block: Arc<RamBlock>) -> Self {
+        let room = block.geometry().pages_per_packet() as usize;
+        Self {
+            block,
+            offsets: Vec::with_capacity(room),
+            normal: 0,
+            zeros: Vec::with_capacity(room),
+        }
+    }
+
+    pub(crate) fn restart(&mut self, block: &Arc<RamBlock>) {
+        self.offsets.clear();
+        self.normal = 0;
+        if !Arc::ptr_eq(&self.block, block) {
+            self.block = Arc::clone(block);
+        }
+    }
+
+    /// Adds a page; the caller has checked that it lies in the block.
+    pub(crate) fn push(&mut self, offset: u64) {
+        self.offsets.push(offset);
+        self.normal = self.offsets.len();
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.offsets.len() >= self.block.geometry().pages_per_packet() as usize
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.offsets.is_empty()
+    }
+
+    /// Moves zero pages behind the normal ones, keeping the order of both.
+    pub(crate) fn sort_out_zero_pages(&mut self) -> Result<(), crate::BlockError> {
+        self.zeros.clear();
+        let mut kept = 0;
+        for i in 0..self.offsets.len() {
+            let Some(&offset) = self.offsets.get(i) else { break };
+            if self.block.page(offset)?.is_zero() {
+                self.zeros.push(offset);
+            } else {
+                if let Some(slot) = self.offsets.get_mut(kept) {
+                    *slot = offset;
+                }
+                kept += 1;
+            }
+        }
+        self.offsets.truncate(kept);
+        self.normal = kept;
+        self.offsets.extend_from_slice(&self.zeros);
+        Ok(())
+    }
+
+    /// The block.
+    pub fn block(&self) -> &Arc<RamBlock> {
+        &self.block
+    }
+
+    /// Offsets of the pages whose contents are sent, in bytes.
+    pub fn normal(&self) -> &[u64] {
+        self.offsets.get(..self.normal).unwrap_or_default()
+    }
+
+    /// Offsets of the zero pages, in bytes.
+    pub fn zero(&self) -> &[u64] {
+        self.offsets.get(self.normal..).unwrap_or_default()
+    }
+
+    /// The normal pages as runs of adjacent ones, in order.
+    pub fn normal_runs(&self) -> impl Iterator<Item = Run> {
+        runs(self.normal().iter().copied(), self.block.page_size())
+    }
+
+    /// The zero pages as runs of adjacent ones, in order.
+    pub fn zero_runs(&self) -> impl Iterator<Item = Run> {
+        runs(self.zero().iter().copied(), self.block.page_size())
+    }
+}
 
 /// Adjacent pages of a RAM block: one IOV, one positioned write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,5 +140,20 @@ mod tests {
         let expected = [(0, 12288), (20480, 4096), (16384, 4096), (24576, 4096)];
         assert_eq!(found, expected.map(|(offset, len)| Run { offset, len }));
         assert_eq!(runs([u64::MAX - 4095, 0], 4096).count(), 2);
+    }
+
+    #[test]
+    fn zero_pages_move_behind_and_both_keep_their_order() {
+        let block = Arc::new(RamBlock::anonymous("b", 6 * 4096, 4096).unwrap());
+        for page in [1u64, 4] {
+            block.page(page * 4096).unwrap().copy_from(b"x");
+        }
+        let mut batch = PageBatch::new(Arc::clone(&block));
+        for page in [5u64, 4, 0, 1, 2] {
+            batch.push(page * 4096);
+        }
+        batch.sort_out_zero_pages().unwrap();
+        assert_eq!(batch.normal(), [4 * 4096, 4096]);
+        assert_eq!(batch.zero(), [5 * 4096, 0, 2 * 4096]);
     }
 }

@@ -76,3 +76,19 @@ impl<'a> From<Region<'a>> for Iov<'a> {
         }
     }
 }
+
+/// Room for IOVs that is used again for every packet.
+#[derive(Debug, Default)]
+pub(crate) struct IovBuf {
+    room: Vec<Iov<'static>>,
+}
+
+impl IovBuf {
+    /// The emptied room, for IOVs that live as long as the borrow.
+    pub(crate) fn begin<'a>(&'a mut self) -> &'a mut Vec<Iov<'a>> {
+        self.room.clear();
+        // SAFETY: the types differ in a lifetime only. The vector is empty here, and whatever is put in is never
+        // read after 'a: the only way in is this function, which clears it first.
+        unsafe { std::mem::transmute::<&'a mut Vec<Iov<'static>>, &'a mut Vec<Iov<'a>>>(&mut self.room) }
+    }
+}

@@ -1,0 +1,72 @@
+//! Pages about to be received.
+
+use crate::{BlockError, RamBlock, Region, Run, runs};
+use multifd_packet::RamPacket;
+
+/// The pages of one packet, as a decoder gets them: every offset has been checked to lie in the block.
+#[derive(Debug, Clone, Copy)]
+pub struct IncomingPages<'a> {
+    block: &'a RamBlock,
+    packet: &'a RamPacket<'a>,
+}
+
+impl<'a> IncomingPages<'a> {
+    /// Checks a packet's pages, normal and zero, against their block.
+    ///
+    /// # Errors
+    /// [`BlockError::Outside`] for the first page that does not lie in the block whole.
+    pub fn new(block: &'a RamBlock, packet: &'a RamPacket<'a>) -> Result<Self, BlockError> {
+        for offset in packet.normal().iter().chain(packet.zero().iter()) {
+            block.page(offset)?;
+        }
+        Ok(Self { block, packet })
+    }
+
+    /// Normal pages in the packet.
+    pub fn len(&self) -> usize {
+        self.packet.normal().len()
+    }
+
+    /// Whether the packet has no normal pages.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes of the payload on the wire, at most 1 MiB.
+    pub fn payload_len(&self) -> usize {
+        self.packet.fields().payload_len as usize
+    }
+
+    /// Bytes of a page.
+    pub fn page_size(&self) -> usize {
+        self.block.page_size() as usize
+    }
+
+    /// The normal pages in payload order.
+    pub fn pages(&self) -> impl Iterator<Item = Region<'a>> + use<'a> {
+        let block = self.block;
+        self.packet
+            .normal()
+            .iter()
+            .filter_map(move |offset| block.page(offset).ok())
+    }
+
+    /// The normal pages in payload order, adjacent ones joined.
+    pub fn joined(&self) -> impl Iterator<Item = Region<'a>> + use<'a> {
+        let block = self.block;
+        let joined = runs(self.packet.normal().iter(), block.page_size());
+        joined.filter_map(move |Run { offset, len }| block.region(offset, len).ok())
+    }
+
+    /// Makes the packet's zero pages zero.
+    pub(crate) fn clear_zero_pages(&self) {
+        for page in self
+            .packet
+            .zero()
+            .iter()
+            .filter_map(|offset| self.block.page(offset).ok())
+        {
+            page.clear();
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! No compression: pages are IOVs already.
+
+use crate::{
+    IncomingPages, Method, MethodError, PageBatch, PayloadBuf, Prepare, RecvChannel, RegionBuf, Unpack,
+    UnpackError,
+};
+
+/// The method `none`: guest memory goes to the kernel, and comes from it, without a copy of ours.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Plain;
+
+impl Method for Plain {
+    fn kind(&self) -> multifd_packet::Method {
+        multifd_packet::Method::None
+    }
+
+    fn preparer(&self) -> Result<Box<dyn Prepare>, MethodError> {
+        Ok(Box::new(Self))
+    }
+
+    fn unpacker(&self) -> Result<Box<dyn Unpack>, MethodError> {
+        Ok(Box::new(PlainUnpack::default()))
+    }
+}
+
+impl Prepare for Plain {
+    fn prepare(&mut self, pages: &PageBatch, payload: &mut PayloadBuf) -> Result<(), MethodError> {
+        pages.normal_runs().for_each(|run| payload.push_run(run));
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct PlainUnpack {
+    regions: RegionBuf,
+}
+
+impl Unpack for PlainUnpack {
+    fn unpack(
+        &mut self,
+        pages: &IncomingPages<'_>,
+        channel: &mut dyn RecvChannel,
+    ) -> Result<(), UnpackError> {
+        let regions = self.regions.begin();
+        regions.extend(pages.joined());
+        Ok(channel.recv_regions(regions)?)
+    }
+}

@@ -1,0 +1,259 @@
+//! The receiving engine: one thread a channel, rounds joined by the client.
+
+use crate::recv_worker::RecvWorker;
+use crate::rounds::{Rounds, Stopped};
+use crate::shutdown::Shutdown;
+use crate::stats::Counters;
+use crate::{CancelHandle, DeviceStateSink, Error, Method, Progress, RamMap, RecvChannel, Stats};
+use multifd_packet::Geometry;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// What a [`Receiver`] is made with.
+#[derive(Clone)]
+pub struct ReceiverConfig {
+    /// Methods that may be decoded; which one is used, the first packet says. Empty means no compression only.
+    pub methods: Vec<Arc<dyn Method>>,
+    /// The only UUID accepted; without one, all channels must agree.
+    pub uuid: Option<[u8; 16]>,
+    /// Most channels that may connect.
+    pub max_channels: usize,
+    /// Most bytes one device-state packet may carry.
+    pub max_device_state: u32,
+    /// Who takes device state; without one it is refused.
+    pub device_state: Option<Arc<dyn DeviceStateSink>>,
+    /// The clock of this transfer's connections.
+    pub progress: Arc<Progress>,
+}
+
+impl Default for ReceiverConfig {
+    fn default() -> Self {
+        Self {
+            methods: Vec::new(),
+            uuid: None,
+            max_channels: 255,
+            max_device_state: 16 << 20,
+            device_state: None,
+            progress: Arc::new(Progress::new(Duration::from_secs(30))),
+        }
+    }
+}
+
+impl std::fmt::Debug for ReceiverConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ReceiverConfig")
+            .field("max_channels", &self.max_channels)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the channels' threads share.
+pub(crate) struct Shared {
+    pub(crate) ram: RamMap,
+    pub(crate) methods: Vec<Arc<dyn Method>>,
+    pub(crate) method: OnceLock<multifd_packet::Method>,
+    pub(crate) uuid: OnceLock<[u8; 16]>,
+    pub(crate) max_device_state: u32,
+    pub(crate) device_state: Option<Arc<dyn DeviceStateSink>>,
+    pub(crate) progress: Arc<Progress>,
+    pub(crate) rounds: Arc<Rounds>,
+    pub(crate) counters: Vec<Counters>,
+}
+
+/// Receives pages and buffers over many channels. It ends complete or with an error, never in between.
+///
+/// The first error of any channel stops all of them and is what every later call returns. Dropping the receiver stops
+/// the transfer too.
+pub struct Receiver {
+    shared: Arc<Shared>,
+    shutdown: Arc<Shutdown>,
+    threads: Vec<JoinHandle<()>>,
+    geometry: Geometry,
+    max_channels: usize,
+    started: Instant,
+}
+
+impl std::fmt::Debug for Receiver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Receiver")
+            .field("channels", &self.threads.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Receiver {
+    /// A receiver into `ram`, without channels yet.
+    ///
+    /// # Errors
+    /// [`Error::Block`] if the RAM map has no packet geometry.
+    pub fn new(ram: RamMap, config: ReceiverConfig) -> Result<Self, Error> {
+        let geometry = ram.geometry()?;
+        let rounds = Arc::new(Rounds::default());
+        let shutdown = Arc::new(Shutdown::default());
+        shutdown.register(Box::new(Arc::clone(&rounds)));
+        let uuid = OnceLock::new();
+        if let Some(expected) = config.uuid {
+            let _ = uuid.set(expected);
+        }
+        let shared = Shared {
+            ram,
+            methods: config.methods,
+            method: OnceLock::new(),
+            uuid,
+            max_device_state: config.max_device_state,
+            device_state: config.device_state,
+            progress: config.progress,
+            rounds,
+            counters: (0..256).map(|_| Counters::default()).collect(),
+        };
+        let max_channels = config.max_channels.min(255);
+        Ok(Self {
+            shared: Arc::new(shared),
+            shutdown,
+            threads: Vec::new(),
+            geometry,
+            max_channels,
+            started: Instant::now(),
+        })
+    }
+
+    /// Takes a channel in and starts its thread. Its id is not known until its init packet has come.
+    ///
+    /// # Errors
+    /// [`Error::ChannelCount`] if there are too many; [`Error::Channel`] if no thread can be had; else the
+    /// transfer's first error.
+    pub fn attach(&mut self, channel: Box<dyn RecvChannel>) -> Result<(), Error> {
+        self.shutdown.check()?;
+        if self.threads.len() >= self.max_channels {
+            let error = Error::ChannelCount {
+                found: self.threads.len() + 1,
+                expected: self.max_channels,
+            };
+            self.shutdown.trip(error.clone());
+            return Err(error);
+        }
+        let slot = self.shared.rounds.add();
+        let id = u8::try_from(slot).unwrap_or(u8::MAX);
+        let failed = |source| Error::Channel {
+            channel: id,
+            doing: "starting",
+            source,
+        };
+        self.shutdown.register(channel.unblock_handle().map_err(failed)?);
+        let worker = RecvWorker {
+            shared: Arc::clone(&self.shared),
+            slot,
+            channel,
+            geometry: self.geometry,
+            id,
+            packets: 0,
+            unpack: None,
+            pages_since_sync: false,
+        };
+        let shutdown = Arc::clone(&self.shutdown);
+        let thread = std::thread::Builder::new()
+            .name(format!("multifd-recv-{slot}"))
+            .spawn(move || {
+                let result = catch_unwind(AssertUnwindSafe(|| worker.run()));
+                if let Err(error) = result.unwrap_or(Err(Error::Panicked { channel: id })) {
+                    shutdown.trip(error);
+                }
+            })
+            .map_err(|e| failed(e.into()))?;
+        self.threads.push(thread);
+        Ok(())
+    }
+
+    /// How many channels have been attached.
+    pub fn channels(&self) -> usize {
+        self.shared.rounds.channels()
+    }
+
+    /// The method the packets use, once one with contents has come.
+    pub fn method(&self) -> Option<multifd_packet::Method> {
+        self.shared.method.get().copied()
+    }
+
+    /// Waits until every attached channel has said its id; the ids must be 0..[`Receiver::channels`].
+    ///
+    /// # Errors
+    /// [`Error::ChannelOutOfRange`], or the transfer's first error.
+    pub fn wait_identified(&self) -> Result<(), Error> {
+        self.settle(self.shared.rounds.wait_identified())
+    }
+
+    /// Joins a round: returns when all that every channel sent before its SYNC is in place.
+    ///
+    /// # Errors
+    /// [`Error::EndedEarly`], or the transfer's first error. A channel that stalls is one.
+    pub fn wait_sync(&self) -> Result<(), Error> {
+        self.settle(self.shared.rounds.join())
+    }
+
+    fn settle(&self, outcome: Result<Result<(), Error>, Stopped>) -> Result<(), Error> {
+        match outcome {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => {
+                self.shutdown.trip(error);
+                Err(self.failure())
+            }
+            Err(Stopped) => Err(self.failure()),
+        }
+    }
+
+    fn failure(&self) -> Error {
+        self.shutdown.error().unwrap_or(Error::Cancelled)
+    }
+
+    /// What has been received so far, by channel id.
+    pub fn stats(&self) -> Stats {
+        Stats {
+            elapsed: self.started.elapsed(),
+            channels: self
+                .shared
+                .counters
+                .iter()
+                .take(self.channels())
+                .map(Counters::read)
+                .collect(),
+        }
+    }
+
+    /// A handle to cancel the transfer from elsewhere.
+    pub fn cancel_handle(&self) -> CancelHandle {
+        CancelHandle {
+            shutdown: Arc::clone(&self.shutdown),
+        }
+    }
+
+    /// Waits until every channel has ended, and joins the threads. `Ok` means complete: every channel ended where a
+    /// message could have begun, and nothing came after the last joined round.
+    ///
+    /// # Errors
+    /// The transfer's first error.
+    pub fn finish(mut self) -> Result<Stats, Error> {
+        self.shared.rounds.close();
+        self.join();
+        self.shutdown.check()?;
+        Ok(self.stats())
+    }
+
+    fn join(&mut self) {
+        for thread in self.threads.drain(..) {
+            // A panic has been caught and kept as the transfer's error.
+            let _ = thread.join();
+        }
+        self.shutdown.release();
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        if !self.threads.is_empty() {
+            self.shutdown.trip(Error::Cancelled);
+        }
+        self.join();
+    }
+}

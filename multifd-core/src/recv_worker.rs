@@ -1,0 +1,264 @@
+//! One receiving channel's thread: read packets, check them, put their pages in place.
+
+use crate::receiver::Shared;
+use crate::rounds::Stopped;
+use crate::{
+    Arrival, Buffers, ChannelError, ChannelStats, Error, IncomingPages, Method, Plain, RecvChannel, Unpack,
+};
+use bytes::Bytes;
+use multifd_packet::{
+    DEVICE_STATE_PACKET_LEN, DeviceStatePacket, Geometry, HEADER_LEN, Header, INIT_PACKET_LEN, InitPacket,
+    MAX_RAM_PACKET_LEN, PacketError, RamPacket,
+};
+use std::sync::Arc;
+
+pub(crate) struct RecvWorker {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) slot: usize,
+    pub(crate) channel: Box<dyn RecvChannel>,
+    pub(crate) geometry: Geometry,
+    /// The slot until the init packet has said the id.
+    pub(crate) id: u8,
+    pub(crate) packets: u64,
+    pub(crate) unpack: Option<Box<dyn Unpack>>,
+    pub(crate) pages_since_sync: bool,
+}
+
+impl RecvWorker {
+    /// Receives until the peer ends the channel; returns the first error. `Ok` too when the transfer was stopped:
+    /// then its error is another's.
+    pub(crate) fn run(mut self) -> Result<(), Error> {
+        let mut init = [0; INIT_PACKET_LEN];
+        if !self.start(&mut init)? {
+            let gone = ChannelError::Closed {
+                received: 0,
+                expected: INIT_PACKET_LEN,
+            };
+            return Err(self.io("receiving the init packet", gone));
+        }
+        self.identify(&init)?;
+        let mut buffer = vec![0; MAX_RAM_PACKET_LEN];
+        while let Some((header, _)) = buffer.split_at_mut_checked(HEADER_LEN) {
+            if !self.start(header)? {
+                break;
+            }
+            let header = Header::parse(header).map_err(|e| self.packet(e))?;
+            let stopped = if header.flags.is_device_state() {
+                self.take_device_state(&mut buffer)?;
+                false
+            } else {
+                self.take_ram(&mut buffer)?
+            };
+            self.packets += 1;
+            self.shared.progress.touch();
+            if stopped {
+                return Ok(());
+            }
+        }
+        if self.pages_since_sync {
+            return Err(Error::AfterLastRound {
+                channel: self.id,
+                what: "pages",
+            });
+        }
+        self.shared.rounds.end(self.slot);
+        Ok(())
+    }
+
+    fn io(&self, doing: &'static str, source: ChannelError) -> Error {
+        Error::Channel {
+            channel: self.id,
+            doing,
+            source,
+        }
+    }
+
+    fn packet(&self, source: PacketError) -> Error {
+        Error::Packet {
+            channel: self.id,
+            index: self.packets,
+            source,
+        }
+    }
+
+    /// Reads the start of a message; `false` at the channel's end. A channel may be idle while others are not.
+    fn start(&mut self, buffer: &mut [u8]) -> Result<bool, Error> {
+        loop {
+            match self
+                .channel
+                .recv_start(buffer)
+                .map_err(|e| self.io("receiving a packet", e))?
+            {
+                Arrival::Message => return Ok(true),
+                Arrival::End => return Ok(false),
+                Arrival::Idle if self.shared.progress.is_stalled() => {
+                    let deadline = self.shared.progress.deadline();
+                    return Err(self.io("waiting for a packet", ChannelError::Stalled { deadline }));
+                }
+                Arrival::Idle => {}
+            }
+        }
+    }
+
+    fn identify(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        let init = InitPacket::parse(bytes).map_err(|e| self.packet(e))?;
+        self.id = init.channel;
+        let expected = *self.shared.uuid.get_or_init(|| init.uuid);
+        if init.uuid != expected {
+            return Err(Error::Uuid {
+                channel: self.id,
+                found: u128::from_be_bytes(init.uuid),
+                expected: u128::from_be_bytes(expected),
+            });
+        }
+        self.shared.rounds.identify(self.slot, self.id)?;
+        self.shared.progress.touch();
+        self.count(&ChannelStats {
+            wire_bytes: INIT_PACKET_LEN as u64,
+            ..ChannelStats::default()
+        });
+        Ok(())
+    }
+
+    fn count(&self, delta: &ChannelStats) {
+        if let Some(counters) = self.shared.counters.get(usize::from(self.id)) {
+            counters.add(delta);
+        }
+    }
+
+    /// Takes the rest of a RAM packet, its payload, and the round's end; `true` if the transfer was stopped.
+    fn take_ram(&mut self, buffer: &mut [u8]) -> Result<bool, Error> {
+        let rest = buffer
+            .get_mut(HEADER_LEN..self.geometry.packet_len())
+            .unwrap_or_default();
+        self.channel
+            .recv(rest)
+            .map_err(|e| self.io("receiving a packet", e))?;
+        let packet = RamPacket::parse(buffer, self.geometry).map_err(|e| self.packet(e))?;
+        let fields = *packet.fields();
+        let (normal, zero) = (packet.normal().len() as u64, packet.zero().len() as u64);
+        if normal + zero > 0 {
+            self.take_pages(&packet)?;
+            self.pages_since_sync = true;
+        }
+        self.count(&ChannelStats {
+            wire_bytes: self.geometry.packet_len() as u64 + u64::from(fields.payload_len),
+            guest_bytes: (normal + zero) * u64::from(self.geometry.page_size()),
+            normal_pages: normal,
+            zero_pages: zero,
+            packets: 1,
+            syncs: u64::from(fields.flags.is_sync()),
+            ..ChannelStats::default()
+        });
+        if fields.flags.is_sync() {
+            self.pages_since_sync = false;
+            self.shared.progress.touch();
+            match self.shared.rounds.arrive(self.slot, self.id) {
+                Ok(joined) => joined?,
+                Err(Stopped) => return Ok(true),
+            }
+        }
+        Ok(false)
+    }
+
+    fn take_pages(&mut self, packet: &RamPacket<'_>) -> Result<(), Error> {
+        let shared = Arc::clone(&self.shared);
+        let name = packet.fields().block;
+        let block = shared.ram.find(name).ok_or_else(|| Error::UnknownBlock {
+            channel: self.id,
+            block: name.into(),
+        })?;
+        let pages = IncomingPages::new(block, packet).map_err(|source| Error::Place {
+            channel: self.id,
+            source,
+        })?;
+        pages.clear_zero_pages();
+        if pages.is_empty() {
+            return Ok(());
+        }
+        let mut unpack = match self.unpack.take() {
+            Some(unpack) if shared.method.get() == Some(&packet.fields().flags.method()) => unpack,
+            _ => self.make_unpack(packet.fields().flags.method())?,
+        };
+        let result = unpack.unpack(&pages, self.channel.as_mut());
+        self.unpack = Some(unpack);
+        result.map_err(|source| Error::Payload {
+            channel: self.id,
+            block: name.into(),
+            source,
+        })
+    }
+
+    /// The decoder for the method all channels use: the first one seen, if it is among those that may be used.
+    fn make_unpack(&self, found: multifd_packet::Method) -> Result<Box<dyn Unpack>, Error> {
+        let methods = &self.shared.methods;
+        let plain: &dyn Method = &Plain;
+        let known = || {
+            methods
+                .iter()
+                .map(|m| &**m as &dyn Method)
+                .chain(methods.is_empty().then_some(plain))
+        };
+        let agreed = *self.shared.method.get_or_init(|| found);
+        match known().find(|m| m.kind() == found) {
+            Some(method) if agreed == found => method.unpacker().map_err(|source| Error::Method {
+                channel: self.id,
+                source,
+            }),
+            Some(_) => Err(Error::UnexpectedMethod {
+                channel: self.id,
+                found,
+                expected: agreed.to_string(),
+            }),
+            None => {
+                let names: Vec<_> = known().map(|m| m.kind().name()).collect();
+                Err(Error::UnexpectedMethod {
+                    channel: self.id,
+                    found,
+                    expected: names.join(" or "),
+                })
+            }
+        }
+    }
+
+    fn take_device_state(&mut self, buffer: &mut [u8]) -> Result<(), Error> {
+        let rest = buffer
+            .get_mut(HEADER_LEN..DEVICE_STATE_PACKET_LEN)
+            .unwrap_or_default();
+        self.channel
+            .recv(rest)
+            .map_err(|e| self.io("receiving a device-state packet", e))?;
+        let fields =
+            DeviceStatePacket::parse(buffer, self.shared.max_device_state).map_err(|e| self.packet(e))?;
+        let refuse = |reason: String| Error::DeviceState {
+            channel: self.id,
+            label: fields.idstr.into(),
+            instance: fields.instance_id,
+            reason,
+        };
+        let sink = self
+            .shared
+            .device_state
+            .as_ref()
+            .ok_or_else(|| refuse("nobody here takes it".into()))?;
+        let mut data = vec![0; fields.payload_len as usize];
+        self.channel.recv(&mut data).map_err(|source| Error::Channel {
+            channel: self.id,
+            doing: "receiving device state",
+            source,
+        })?;
+        sink.take(Buffers {
+            label: fields.idstr.into(),
+            instance: fields.instance_id,
+            data: Bytes::from(data),
+        })
+        .map_err(refuse)?;
+        self.count(&ChannelStats {
+            wire_bytes: DEVICE_STATE_PACKET_LEN as u64 + u64::from(fields.payload_len),
+            buffer_bytes: fields.payload_len.into(),
+            packets: 1,
+            ..ChannelStats::default()
+        });
+        Ok(())
+    }
+}

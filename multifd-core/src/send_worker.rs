@@ -1,0 +1,228 @@
+//! One sending channel's thread: pull work, prepare it, send it.
+
+use crate::memory::IovBuf;
+use crate::stats::Counters;
+use crate::work_queue::{Work, WorkQueue};
+use crate::{
+    Buffers, ChannelError, ChannelStats, Error, Iov, Outgoing, PageBatch, PayloadBuf, Prepare, SendChannel,
+    SyncScope, WriteFlags, ZeroPages,
+};
+use multifd_packet::{
+    DEVICE_STATE_PACKET_LEN, DeviceStateFields, DeviceStatePacket, Flags, Geometry, InitPacket,
+    MAX_RAM_PACKET_LEN, Method, PacketError, RamFields, RamPacket,
+};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+pub(crate) struct SendWorker {
+    pub(crate) id: u8,
+    pub(crate) uuid: [u8; 16],
+    pub(crate) queue: Arc<WorkQueue>,
+    pub(crate) counters: Arc<Vec<Counters>>,
+    /// Numbers packets over all channels.
+    pub(crate) packet_num: Arc<AtomicU64>,
+    pub(crate) geometry: Geometry,
+    pub(crate) kind: Method,
+    pub(crate) prepare: Box<dyn Prepare>,
+    pub(crate) channel: Box<dyn SendChannel>,
+    pub(crate) zero_pages: ZeroPages,
+    pub(crate) flags: WriteFlags,
+}
+
+/// Buffers a channel uses again for every packet.
+struct Room {
+    header: Vec<u8>,
+    payload: PayloadBuf,
+    iovs: IovBuf,
+}
+
+impl SendWorker {
+    /// Does work until there is no more; returns the first error.
+    pub(crate) fn run(mut self) -> Result<(), Error> {
+        let mut room = Room {
+            header: vec![0; MAX_RAM_PACKET_LEN],
+            payload: PayloadBuf::default(),
+            iovs: IovBuf::default(),
+        };
+        let init = InitPacket {
+            uuid: self.uuid,
+            channel: self.id,
+        };
+        let len = init.encode(&mut room.header).map_err(|e| self.packet(e))?;
+        self.send(&mut room, len, None, &[], ChannelStats::default())?;
+        let mut round = 0;
+        let queue = Arc::clone(&self.queue);
+        while let Some(work) = queue.pull(&mut round) {
+            match work {
+                Work::Pages(mut batch) => {
+                    self.send_pages(&mut room, &mut batch)?;
+                    queue.recycle(batch);
+                }
+                Work::Buffers(buffers) => self.send_buffers(&mut room, &buffers)?,
+                Work::Sync(scope) => {
+                    self.end_round(&mut room, scope)?;
+                    queue.synced();
+                }
+            }
+        }
+        self.finish()
+    }
+
+    /// Ends the channel in an orderly way, unless the transfer has been stopped: a peer must not take an end that
+    /// came early for a proper one.
+    fn finish(&mut self) -> Result<(), Error> {
+        if self.queue.is_stopped() {
+            return Ok(());
+        }
+        self.channel.flush().map_err(|e| self.io("flushing", e))?;
+        self.channel.close().map_err(|e| self.io("closing", e))
+    }
+
+    fn io(&self, doing: &'static str, source: ChannelError) -> Error {
+        Error::Channel {
+            channel: self.id,
+            doing,
+            source,
+        }
+    }
+
+    fn packet(&self, source: PacketError) -> Error {
+        let index = self
+            .counters
+            .get(usize::from(self.id))
+            .map_or(0, |c| c.read().packets);
+        Error::Packet {
+            channel: self.id,
+            index,
+            source,
+        }
+    }
+
+    fn next_num(&self) -> u64 {
+        self.packet_num.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn send_pages(&mut self, room: &mut Room, batch: &mut PageBatch) -> Result<(), Error> {
+        if self.zero_pages == ZeroPages::Detect {
+            batch.sort_out_zero_pages()?;
+        }
+        room.payload.clear();
+        if !batch.normal().is_empty() {
+            self.prepare
+                .prepare(batch, &mut room.payload)
+                .map_err(|source| Error::Method {
+                    channel: self.id,
+                    source,
+                })?;
+        }
+        let fields = RamFields {
+            flags: Flags::data(self.kind),
+            // A payload no packet can announce is refused by the encoder.
+            payload_len: u32::try_from(room.payload.len()).unwrap_or(u32::MAX),
+            packet_num: self.next_num(),
+            block: batch.block().name(),
+        };
+        let len = RamPacket::encode(
+            &fields,
+            self.geometry,
+            batch.normal(),
+            batch.zero(),
+            &mut room.header,
+        )
+        .map_err(|e| self.packet(e))?;
+        let (normal, zero) = (batch.normal().len() as u64, batch.zero().len() as u64);
+        let delta = ChannelStats {
+            guest_bytes: (normal + zero) * u64::from(self.geometry.page_size()),
+            normal_pages: normal,
+            zero_pages: zero,
+            packets: 1,
+            ..ChannelStats::default()
+        };
+        self.send(room, len, Some(batch), &[], delta)
+    }
+
+    fn send_buffers(&mut self, room: &mut Room, buffers: &Buffers) -> Result<(), Error> {
+        let fields = DeviceStateFields {
+            idstr: &buffers.label,
+            instance_id: buffers.instance,
+            payload_len: u32::try_from(buffers.data.len()).unwrap_or(0),
+        };
+        debug_assert!(room.header.len() >= DEVICE_STATE_PACKET_LEN);
+        let len = DeviceStatePacket::encode(&fields, &mut room.header).map_err(|e| self.packet(e))?;
+        room.payload.clear();
+        let delta = ChannelStats {
+            buffer_bytes: buffers.data.len() as u64,
+            packets: 1,
+            ..ChannelStats::default()
+        };
+        self.send(room, len, None, &buffers.data, delta)
+    }
+
+    fn end_round(&mut self, room: &mut Room, scope: SyncScope) -> Result<(), Error> {
+        if scope == SyncScope::Peer {
+            let fields = RamFields {
+                flags: Flags::sync(),
+                payload_len: 0,
+                packet_num: self.next_num(),
+                block: "",
+            };
+            let len = RamPacket::encode(&fields, self.geometry, &[], &[], &mut room.header)
+                .map_err(|e| self.packet(e))?;
+            room.payload.clear();
+            self.send(
+                room,
+                len,
+                None,
+                &[],
+                ChannelStats {
+                    packets: 1,
+                    syncs: 1,
+                    ..ChannelStats::default()
+                },
+            )?;
+        }
+        self.channel.flush().map_err(|e| self.io("flushing", e))
+    }
+
+    /// Sends header, the payload in `room`, and `data`; counts it when it has gone.
+    fn send(
+        &mut self,
+        room: &mut Room,
+        header_len: usize,
+        pages: Option<&PageBatch>,
+        data: &[u8],
+        mut delta: ChannelStats,
+    ) -> Result<(), Error> {
+        let Room {
+            header,
+            payload,
+            iovs,
+        } = room;
+        let iovs = iovs.begin();
+        iovs.push(Iov::from(header.get(..header_len).unwrap_or_default()));
+        if let Some(batch) = pages {
+            for run in &payload.runs {
+                iovs.push(batch.block().region(run.offset, run.len)?.into());
+            }
+        }
+        for bytes in [payload.staged.as_slice(), data] {
+            if !bytes.is_empty() {
+                iovs.push(Iov::from(bytes));
+            }
+        }
+        let message = Outgoing { iovs, pages };
+        delta.wire_bytes = message.len() as u64;
+        // Only guest pages stay where they are until the next sync; headers and staged bytes are used again.
+        let guest_only = pages.is_some() && payload.staged.is_empty() && !payload.runs.is_empty();
+        let flags = WriteFlags {
+            zero_copy: self.flags.zero_copy && guest_only,
+        };
+        self.channel
+            .send(&message, flags)
+            .map_err(|e| self.io("sending", e))?;
+        if let Some(counters) = self.counters.get(usize::from(self.id)) {
+            counters.add(&delta);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,299 @@
+//! The sending engine: one thread a channel, idle channels pull.
+
+use crate::send_worker::SendWorker;
+use crate::shutdown::Shutdown;
+use crate::stats::Counters;
+use crate::work_queue::{Work, WorkQueue};
+use crate::{
+    BlockError, Buffers, CancelHandle, Error, Method, PageBatch, RamMap, Stats, Transport, WriteFlags,
+    ZeroPages,
+};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+/// How far a sync reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SyncScope {
+    /// All that was queued is out of our hands.
+    Local,
+    /// And every channel has sent a SYNC packet, so that the peer can join the round.
+    Peer,
+}
+
+/// What a [`Sender`] is made with.
+#[derive(Debug, Clone, Copy)]
+pub struct SenderConfig {
+    /// How many channels, and threads: 1 to 255.
+    pub channels: u8,
+    /// The VM's UUID, or zeros.
+    pub uuid: [u8; 16],
+    /// Whether zero pages are looked for.
+    pub zero_pages: ZeroPages,
+    /// How guest pages are written.
+    pub flags: WriteFlags,
+}
+
+impl Default for SenderConfig {
+    fn default() -> Self {
+        Self {
+            channels: 2,
+            uuid: [0; 16],
+            zero_pages: ZeroPages::default(),
+            flags: WriteFlags::default(),
+        }
+    }
+}
+
+/// Sends pages and buffers over many channels. The caller keeps nothing across rounds.
+///
+/// The first error of any channel stops all of them and is what every later call returns. Dropping the sender does the
+/// same, without anyone to tell.
+pub struct Sender {
+    ram: RamMap,
+    queue: Arc<WorkQueue>,
+    shutdown: Arc<Shutdown>,
+    counters: Arc<Vec<Counters>>,
+    threads: Vec<JoinHandle<()>>,
+    filling: Option<PageBatch>,
+    started: Instant,
+}
+
+impl std::fmt::Debug for Sender {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sender")
+            .field("channels", &self.threads.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Sender {
+    /// Opens the channels and starts their threads.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for 0 channels; [`Error::Channel`] if one can not be opened; [`Error::Method`].
+    pub fn start(
+        ram: RamMap,
+        method: &dyn Method,
+        transport: &dyn Transport,
+        config: &SenderConfig,
+    ) -> Result<Self, Error> {
+        if config.channels == 0 {
+            return Err(Error::Config("a transfer needs at least one channel".into()));
+        }
+        let channels = usize::from(config.channels);
+        let mut sender = Self {
+            queue: Arc::new(WorkQueue::new(channels)),
+            shutdown: Arc::default(),
+            counters: Arc::new((0..channels).map(|_| Counters::default()).collect()),
+            threads: Vec::with_capacity(channels),
+            filling: None,
+            started: Instant::now(),
+            ram,
+        };
+        sender.shutdown.register(Box::new(Arc::clone(&sender.queue)));
+        let geometry = sender.ram.geometry()?;
+        let packet_num = Arc::new(AtomicU64::new(0));
+        for id in 0..config.channels {
+            let failed = |source| Error::Channel {
+                channel: id,
+                doing: "connecting",
+                source,
+            };
+            let channel = transport.open(id).map_err(failed)?;
+            sender
+                .shutdown
+                .register(channel.unblock_handle().map_err(failed)?);
+            let worker = SendWorker {
+                id,
+                uuid: config.uuid,
+                queue: Arc::clone(&sender.queue),
+                counters: Arc::clone(&sender.counters),
+                packet_num: Arc::clone(&packet_num),
+                geometry,
+                kind: method.kind(),
+                prepare: method
+                    .preparer()
+                    .map_err(|source| Error::Method { channel: id, source })?,
+                channel,
+                zero_pages: config.zero_pages,
+                flags: config.flags,
+            };
+            let shutdown = Arc::clone(&sender.shutdown);
+            let thread = std::thread::Builder::new()
+                .name(format!("multifd-send-{id}"))
+                .spawn(move || {
+                    let result = catch_unwind(AssertUnwindSafe(|| worker.run()));
+                    if let Err(error) = result.unwrap_or(Err(Error::Panicked { channel: id })) {
+                        shutdown.trip(error);
+                    }
+                })
+                .map_err(|e| failed(e.into()))?;
+            sender.threads.push(thread);
+        }
+        Ok(sender)
+    }
+
+    /// Queues the page at `offset` (bytes) of the block at index `block` of the RAM map.
+    ///
+    /// # Errors
+    /// [`Error::Block`] for a page that does not exist or is not page-aligned; else the transfer's first error.
+    pub fn queue_page(&mut self, block: usize, offset: u64) -> Result<(), Error> {
+        let target = self
+            .ram
+            .get(block)
+            .ok_or_else(|| Error::Config(format!("there is no RAM block {block}")))?;
+        if !offset.is_multiple_of(target.page_size().into()) {
+            return Err(Error::Config(format!(
+                "offset {offset:#x} of RAM block {:?} is not a multiple of its page size {:#x}",
+                target.name(),
+                target.page_size()
+            )));
+        }
+        target.page(offset)?;
+        if self
+            .filling
+            .as_ref()
+            .is_some_and(|batch| batch.is_full() || !Arc::ptr_eq(batch.block(), target))
+        {
+            Self::hand_over(&self.queue, &self.shutdown, &mut self.filling)?;
+        }
+        self.filling
+            .get_or_insert_with(|| self.queue.spare(target))
+            .push(offset);
+        Ok(())
+    }
+
+    /// Queues all pages of `len` bytes from `offset` of the block at index `block`.
+    ///
+    /// # Errors
+    /// As [`Sender::queue_page`].
+    pub fn queue_range(&mut self, block: usize, offset: u64, len: u64) -> Result<(), Error> {
+        let target = self
+            .ram
+            .get(block)
+            .ok_or_else(|| Error::Config(format!("there is no RAM block {block}")))?;
+        let page = u64::from(target.page_size());
+        let end = offset
+            .checked_add(len)
+            .filter(|&end| end <= target.len())
+            .ok_or_else(|| BlockError::Outside {
+                block: target.name().into(),
+                offset,
+                len,
+                block_len: target.len(),
+            })?;
+        let mut at = offset;
+        while at < end {
+            self.queue_page(block, at)?;
+            at += page;
+        }
+        Ok(())
+    }
+
+    /// Queues the pages whose bit is set in a dirty bitmap: bit `i % 64` of word `i / 64` is page `i` of the block.
+    ///
+    /// # Errors
+    /// As [`Sender::queue_page`].
+    pub fn queue_bitmap(&mut self, block: usize, bitmap: &[u64]) -> Result<(), Error> {
+        let page = self.ram.get(block).map_or(0, |b| u64::from(b.page_size()));
+        for (index, &word) in bitmap.iter().enumerate() {
+            let mut left = word;
+            while left != 0 {
+                let number = index as u64 * 64 + u64::from(left.trailing_zeros());
+                self.queue_page(block, number.saturating_mul(page))?;
+                left &= left - 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Queues a buffer that is no guest pages; it passes straight through to a channel.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for an empty buffer or one over 4 GiB; else the transfer's first error.
+    pub fn queue_buffers(&self, buffers: Buffers) -> Result<(), Error> {
+        if buffers.data.is_empty() || u32::try_from(buffers.data.len()).is_err() {
+            return Err(Error::Config(format!(
+                "device state {:?} has {} bytes; a packet carries 1 to 4294967295",
+                buffers.label,
+                buffers.data.len()
+            )));
+        }
+        self.queue
+            .push(Work::Buffers(buffers))
+            .map_err(|_| self.failure())
+    }
+
+    /// Ends a round: returns when all that was queued has been sent, as far as `scope` says.
+    ///
+    /// # Errors
+    /// The transfer's first error.
+    pub fn sync(&mut self, scope: SyncScope) -> Result<(), Error> {
+        Self::hand_over(&self.queue, &self.shutdown, &mut self.filling)?;
+        self.queue.sync(scope).map_err(|_| self.failure())
+    }
+
+    /// What has been sent so far.
+    pub fn stats(&self) -> Stats {
+        Stats {
+            elapsed: self.started.elapsed(),
+            channels: self.counters.iter().map(Counters::read).collect(),
+        }
+    }
+
+    /// A handle to cancel the transfer from elsewhere.
+    pub fn cancel_handle(&self) -> CancelHandle {
+        CancelHandle {
+            shutdown: Arc::clone(&self.shutdown),
+        }
+    }
+
+    /// Sends what is still queued, closes the channels and joins their threads.
+    ///
+    /// # Errors
+    /// The transfer's first error.
+    pub fn finish(mut self) -> Result<Stats, Error> {
+        Self::hand_over(&self.queue, &self.shutdown, &mut self.filling)?;
+        self.queue.close();
+        self.join();
+        self.shutdown.check()?;
+        Ok(self.stats())
+    }
+
+    fn failure(&self) -> Error {
+        self.shutdown.error().unwrap_or(Error::Cancelled)
+    }
+
+    fn hand_over(
+        queue: &WorkQueue,
+        shutdown: &Shutdown,
+        filling: &mut Option<PageBatch>,
+    ) -> Result<(), Error> {
+        match filling.take() {
+            Some(batch) if !batch.is_empty() => queue
+                .push(Work::Pages(batch))
+                .map_err(|_| shutdown.error().unwrap_or(Error::Cancelled)),
+            _ => shutdown.check(),
+        }
+    }
+
+    fn join(&mut self) {
+        for thread in self.threads.drain(..) {
+            // A panic has been caught and kept as the transfer's error.
+            let _ = thread.join();
+        }
+        self.shutdown.release();
+    }
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        if !self.threads.is_empty() {
+            self.shutdown.trip(Error::Cancelled);
+        }
+        self.join();
+    }
+}
