@@ -1,113 +1,92 @@
 //! The walk-through: a transport of your own. This one moves bytes through memory; guest RAM crosses it below.
+#![allow(clippy::unwrap_used)] // A lock here is never poisoned.
 
-#![allow(clippy::wildcard_imports, clippy::unwrap_used, clippy::unit_arg)] // For brevity.
-use multifd_core::*;
+use multifd_core::{
+    Arrival, ChannelError, Outgoing, RecvChannel, SendChannel, Transport, Unblock, WriteFlags,
+};
+use multifd_core::{Plain, RamBlock, RamMap, Receiver, ReceiverConfig, Sender, SenderConfig, SyncScope};
+use std::error::Error;
+
+// ANCHOR: transport
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex};
 
-// ANCHOR: transport
 #[derive(Default)]
-struct State(VecDeque<u8>, bool);
+struct Bytes {
+    queue: VecDeque<u8>,
+    ended: bool,
+}
 
 #[derive(Clone, Default)]
-struct Pipe(Arc<(Mutex<State>, Condvar)>);
+struct Pipe(Arc<(Mutex<Bytes>, Condvar)>);
 
-impl Pipe {
-    fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
-        let result = change(&mut self.0.0.lock().unwrap());
-        self.0.1.notify_all();
-        result
-    }
-    fn read(&self, len: usize) -> Vec<u8> {
-        let short = |state: &mut State| state.0.len() < len && !state.1;
-        let mut state = self.0.1.wait_while(self.0.0.lock().unwrap(), short).unwrap();
-        let len = len.min(state.0.len());
-        state.0.drain(..len).collect()
-    }
-}
 impl Unblock for Pipe {
     fn unblock(&self) {
-        self.with(|state| state.1 = true);
+        self.0.0.lock().unwrap().ended = true;
+        self.0.1.notify_all();
     }
 }
+
 impl SendChannel for Pipe {
     fn send(&mut self, message: &Outgoing<'_>, _: WriteFlags) -> Result<(), ChannelError> {
+        let mut all = vec![0; message.len()];
+        let mut at = 0;
         for iov in message.iovs() {
-            let mut bytes = vec![0; iov.len()];
-            iov.copy_to(&mut bytes);
-            self.with(|state| state.0.extend(bytes));
+            at += iov.copy_to(&mut all[at..]);
         }
-        Ok(())
-    }
-    fn flush(&mut self) -> Result<(), ChannelError> {
+        self.0.0.lock().unwrap().queue.extend(all);
+        self.0.1.notify_all();
         Ok(())
     }
     fn close(&mut self) -> Result<(), ChannelError> {
-        Ok(self.unblock())
+        self.unblock();
+        Ok(())
     }
     fn unblock_handle(&self) -> Result<Box<dyn Unblock>, ChannelError> {
         Ok(Box::new(self.clone()))
     }
 }
+
 impl RecvChannel for Pipe {
     fn recv_start(&mut self, buffer: &mut [u8]) -> Result<Arrival, ChannelError> {
-        let bytes = self.read(buffer.len());
-        if bytes.is_empty() {
-            return Ok(Arrival::End);
+        let expected = buffer.len();
+        let short = |bytes: &mut Bytes| bytes.queue.len() < expected && !bytes.ended;
+        let mut bytes = self.0.1.wait_while(self.0.0.lock().unwrap(), short).unwrap();
+        match bytes.queue.len() {
+            0 => return Ok(Arrival::End),
+            received if received < expected => return Err(ChannelError::Closed { received, expected }),
+            _ => buffer.fill_with(|| bytes.queue.pop_front().unwrap_or_default()),
         }
-        let (received, expected) = (bytes.len(), buffer.len());
-        if received < expected {
-            return Err(ChannelError::Closed { received, expected });
-        }
-        Ok({
-            buffer.copy_from_slice(&bytes);
-            Arrival::Message
-        })
-    }
-    fn recv(&mut self, buffer: &mut [u8]) -> Result<(), ChannelError> {
-        let closed = ChannelError::Closed {
-            received: 0,
-            expected: buffer.len(),
-        };
-        if self.recv_start(buffer)? == Arrival::Message {
-            Ok(())
-        } else {
-            Err(closed)
-        }
-    }
-    fn recv_regions(&mut self, regions: &[Region<'_>]) -> Result<(), ChannelError> {
-        regions.iter().try_for_each(|region| {
-            let mut bytes = vec![0; region.len()];
-            self.recv(&mut bytes).map(|()| {
-                region.copy_from(&bytes);
-            })
-        })
+        Ok(Arrival::Message)
     }
     fn unblock_handle(&self) -> Result<Box<dyn Unblock>, ChannelError> {
         Ok(Box::new(self.clone()))
     }
 }
+// ANCHOR_END: transport
+
+/// Opens channel `i` as pipe `i`.
 struct InMemory(Vec<Pipe>);
+
 impl Transport for InMemory {
     fn open(&self, id: u8) -> Result<Box<dyn SendChannel>, ChannelError> {
         Ok(Box::new(self.0[usize::from(id)].clone()))
     }
 }
-// ANCHOR_END: transport
 
-fn guest(pages: u64) -> Result<RamMap, BlockError> {
+fn guest(pages: u64) -> Result<RamMap, Box<dyn Error>> {
     let mut map = RamMap::new();
     map.add(RamBlock::anonymous("pc.ram", pages * 4096, 4096)?)?;
     Ok(map)
 }
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+fn main() -> Result<(), Box<dyn Error>> {
     let (source, target) = (guest(1000)?, guest(1000)?);
     for page in (0..1000).step_by(3) {
-        source.blocks()[0]
-            .page(page * 4096)?
-            .copy_from(format!("page {page}").as_bytes());
+        let text = format!("page {page}");
+        source.blocks()[0].page(page * 4096)?.copy_from(text.as_bytes());
     }
+
     let pipes: Vec<Pipe> = (0..4).map(|_| Pipe::default()).collect();
     let mut receiver = Receiver::new(target.clone(), ReceiverConfig::default())?;
     for pipe in &pipes {
@@ -123,6 +102,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     receiver.wait_sync()?;
     let sent = sender.finish()?.total();
     receiver.finish()?;
+
     for page in 0..1000 {
         let (mut a, mut b) = ([0; 4096], [0; 4096]);
         source.blocks()[0].page(page * 4096)?.copy_to(&mut a);

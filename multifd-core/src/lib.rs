@@ -4,6 +4,8 @@
 mod block;
 mod device_state;
 mod error;
+#[cfg(feature = "vm-memory")]
+mod guest_memory;
 mod incoming;
 mod iov;
 // All of this crate's unsafe code: guest memory may change under us and is only touched there.
@@ -28,13 +30,13 @@ pub use device_state::{Buffers, DeviceStateSink};
 pub use error::{BlockError, ChannelError, Error, MethodError, UnpackError};
 pub use incoming::IncomingPages;
 pub use iov::Outgoing;
-pub use memory::{Iov, RamBlock, Region, RegionBuf, plain_loop_is_zero};
+pub use memory::{Iov, RamBlock, Region, RegionBuf};
 pub use method::{Method, PayloadBuf, Prepare, Unpack};
 pub use pages::{PageBatch, Run, ZeroPages, runs};
 pub use plain::Plain;
 pub use progress::Progress;
 pub use receiver::{Receiver, ReceiverConfig};
 pub use sender::{Sender, SenderConfig, SyncScope};
-pub use shutdown::{CancelHandle, Unblock};
+pub use shutdown::{CancelHandle, Unblock, UnblockGuard};
 pub use stats::{ChannelStats, Stats};
 pub use transport::{Arrival, ChannelSource, RecvChannel, SendChannel, Transport, WriteFlags};

@@ -2,9 +2,10 @@
 
 use crate::recv_worker::RecvWorker;
 use crate::rounds::{Rounds, Stopped};
-use crate::shutdown::Shutdown;
 use crate::stats::Counters;
-use crate::{CancelHandle, DeviceStateSink, Error, Method, Progress, RamMap, RecvChannel, Stats};
+use crate::{
+    CancelHandle, DeviceStateSink, Error, Method, Progress, RamMap, RecvChannel, Stats, Unblock, UnblockGuard,
+};
 use multifd_packet::Geometry;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
@@ -26,6 +27,8 @@ pub struct ReceiverConfig {
     pub device_state: Option<Arc<dyn DeviceStateSink>>,
     /// The clock of this transfer's connections.
     pub progress: Arc<Progress>,
+    /// Ends this transfer from elsewhere, and is told of its first error. One a transfer.
+    pub cancel: CancelHandle,
 }
 
 impl Default for ReceiverConfig {
@@ -37,6 +40,7 @@ impl Default for ReceiverConfig {
             max_device_state: 16 << 20,
             device_state: None,
             progress: Arc::new(Progress::new(Duration::from_secs(30))),
+            cancel: CancelHandle::default(),
         }
     }
 }
@@ -68,7 +72,8 @@ pub(crate) struct Shared {
 /// the transfer too.
 pub struct Receiver {
     shared: Arc<Shared>,
-    shutdown: Arc<Shutdown>,
+    cancel: CancelHandle,
+    unblock: Vec<UnblockGuard>,
     threads: Vec<JoinHandle<()>>,
     geometry: Geometry,
     max_channels: usize,
@@ -91,8 +96,7 @@ impl Receiver {
     pub fn new(ram: RamMap, config: ReceiverConfig) -> Result<Self, Error> {
         let geometry = ram.geometry()?;
         let rounds = Arc::new(Rounds::default());
-        let shutdown = Arc::new(Shutdown::default());
-        shutdown.register(Box::new(Arc::clone(&rounds)));
+        let unblock = vec![config.cancel.also_unblock(Box::new(Arc::clone(&rounds)))];
         let uuid = OnceLock::new();
         if let Some(expected) = config.uuid {
             let _ = uuid.set(expected);
@@ -111,7 +115,8 @@ impl Receiver {
         let max_channels = config.max_channels.min(255);
         Ok(Self {
             shared: Arc::new(shared),
-            shutdown,
+            cancel: config.cancel,
+            unblock,
             threads: Vec::new(),
             geometry,
             max_channels,
@@ -125,13 +130,13 @@ impl Receiver {
     /// [`Error::ChannelCount`] if there are too many; [`Error::Channel`] if no thread can be had; else the
     /// transfer's first error.
     pub fn attach(&mut self, channel: Box<dyn RecvChannel>) -> Result<(), Error> {
-        self.shutdown.check()?;
+        self.cancel.check()?;
         if self.threads.len() >= self.max_channels {
             let error = Error::ChannelCount {
                 found: self.threads.len() + 1,
                 expected: self.max_channels,
             };
-            self.shutdown.trip(error.clone());
+            self.cancel.trip(error.clone());
             return Err(error);
         }
         let slot = self.shared.rounds.add();
@@ -141,7 +146,7 @@ impl Receiver {
             doing: "starting",
             source,
         };
-        self.shutdown.register(channel.unblock_handle().map_err(failed)?);
+        self.unblock_on_failure(channel.unblock_handle().map_err(failed)?);
         let worker = RecvWorker {
             shared: Arc::clone(&self.shared),
             slot,
@@ -152,13 +157,13 @@ impl Receiver {
             unpack: None,
             pages_since_sync: false,
         };
-        let shutdown = Arc::clone(&self.shutdown);
+        let cancel = self.cancel.clone();
         let thread = std::thread::Builder::new()
             .name(format!("multifd-recv-{slot}"))
             .spawn(move || {
                 let result = catch_unwind(AssertUnwindSafe(|| worker.run()));
                 if let Err(error) = result.unwrap_or(Err(Error::Panicked { channel: id })) {
-                    shutdown.trip(error);
+                    cancel.trip(error);
                 }
             })
             .map_err(|e| failed(e.into()))?;
@@ -196,15 +201,19 @@ impl Receiver {
         match outcome {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => {
-                self.shutdown.trip(error);
+                self.cancel.trip(error);
                 Err(self.failure())
             }
             Err(Stopped) => Err(self.failure()),
         }
     }
 
+    fn unblock_on_failure(&mut self, handle: Box<dyn Unblock>) {
+        self.unblock.push(self.cancel.also_unblock(handle));
+    }
+
     fn failure(&self) -> Error {
-        self.shutdown.error().unwrap_or(Error::Cancelled)
+        self.cancel.failure()
     }
 
     /// What has been received so far, by channel id.
@@ -223,9 +232,7 @@ impl Receiver {
 
     /// A handle to cancel the transfer from elsewhere.
     pub fn cancel_handle(&self) -> CancelHandle {
-        CancelHandle {
-            shutdown: Arc::clone(&self.shutdown),
-        }
+        self.cancel.clone()
     }
 
     /// Waits until every channel has ended, and joins the threads. `Ok` means complete: every channel ended where a
@@ -236,7 +243,7 @@ impl Receiver {
     pub fn finish(mut self) -> Result<Stats, Error> {
         self.shared.rounds.close();
         self.join();
-        self.shutdown.check()?;
+        self.cancel.check()?;
         Ok(self.stats())
     }
 
@@ -245,14 +252,14 @@ impl Receiver {
             // A panic has been caught and kept as the transfer's error.
             let _ = thread.join();
         }
-        self.shutdown.release();
+        self.unblock.clear();
     }
 }
 
 impl Drop for Receiver {
     fn drop(&mut self) {
         if !self.threads.is_empty() {
-            self.shutdown.trip(Error::Cancelled);
+            self.cancel.trip(Error::Cancelled);
         }
         self.join();
     }

@@ -91,11 +91,11 @@ impl RecvWorker {
             {
                 Arrival::Message => return Ok(true),
                 Arrival::End => return Ok(false),
-                Arrival::Idle if self.shared.progress.is_stalled() => {
+                Arrival::Idle { .. } if self.shared.progress.is_stalled() => {
                     let deadline = self.shared.progress.deadline();
                     return Err(self.io("waiting for a packet", ChannelError::Stalled { deadline }));
                 }
-                Arrival::Idle => {}
+                Arrival::Idle { .. } => {}
             }
         }
     }

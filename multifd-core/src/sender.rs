@@ -1,12 +1,11 @@
 //! The sending engine: one thread a channel, idle channels pull.
 
 use crate::send_worker::SendWorker;
-use crate::shutdown::Shutdown;
 use crate::stats::Counters;
 use crate::work_queue::{Work, WorkQueue};
 use crate::{
-    BlockError, Buffers, CancelHandle, Error, Method, PageBatch, RamMap, Stats, Transport, WriteFlags,
-    ZeroPages,
+    BlockError, Buffers, CancelHandle, Error, Method, PageBatch, RamBlock, RamMap, Stats, Transport, Unblock,
+    UnblockGuard, WriteFlags, ZeroPages,
 };
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -24,7 +23,7 @@ pub enum SyncScope {
 }
 
 /// What a [`Sender`] is made with.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct SenderConfig {
     /// How many channels, and threads: 1 to 255.
     pub channels: u8,
@@ -34,6 +33,8 @@ pub struct SenderConfig {
     pub zero_pages: ZeroPages,
     /// How guest pages are written.
     pub flags: WriteFlags,
+    /// Ends this transfer from elsewhere, and is told of its first error. One a transfer.
+    pub cancel: CancelHandle,
 }
 
 impl Default for SenderConfig {
@@ -43,6 +44,7 @@ impl Default for SenderConfig {
             uuid: [0; 16],
             zero_pages: ZeroPages::default(),
             flags: WriteFlags::default(),
+            cancel: CancelHandle::default(),
         }
     }
 }
@@ -54,7 +56,8 @@ impl Default for SenderConfig {
 pub struct Sender {
     ram: RamMap,
     queue: Arc<WorkQueue>,
-    shutdown: Arc<Shutdown>,
+    cancel: CancelHandle,
+    unblock: Vec<UnblockGuard>,
     counters: Arc<Vec<Counters>>,
     threads: Vec<JoinHandle<()>>,
     filling: Option<PageBatch>,
@@ -86,14 +89,15 @@ impl Sender {
         let channels = usize::from(config.channels);
         let mut sender = Self {
             queue: Arc::new(WorkQueue::new(channels)),
-            shutdown: Arc::default(),
+            cancel: config.cancel.clone(),
+            unblock: Vec::with_capacity(channels + 1),
             counters: Arc::new((0..channels).map(|_| Counters::default()).collect()),
             threads: Vec::with_capacity(channels),
             filling: None,
             started: Instant::now(),
             ram,
         };
-        sender.shutdown.register(Box::new(Arc::clone(&sender.queue)));
+        sender.unblock_on_failure(Box::new(Arc::clone(&sender.queue)));
         let geometry = sender.ram.geometry()?;
         let packet_num = Arc::new(AtomicU64::new(0));
         for id in 0..config.channels {
@@ -103,9 +107,7 @@ impl Sender {
                 source,
             };
             let channel = transport.open(id).map_err(failed)?;
-            sender
-                .shutdown
-                .register(channel.unblock_handle().map_err(failed)?);
+            sender.unblock_on_failure(channel.unblock_handle().map_err(failed)?);
             let worker = SendWorker {
                 id,
                 uuid: config.uuid,
@@ -121,13 +123,13 @@ impl Sender {
                 zero_pages: config.zero_pages,
                 flags: config.flags,
             };
-            let shutdown = Arc::clone(&sender.shutdown);
+            let cancel = sender.cancel.clone();
             let thread = std::thread::Builder::new()
                 .name(format!("multifd-send-{id}"))
                 .spawn(move || {
                     let result = catch_unwind(AssertUnwindSafe(|| worker.run()));
                     if let Err(error) = result.unwrap_or(Err(Error::Panicked { channel: id })) {
-                        shutdown.trip(error);
+                        cancel.trip(error);
                     }
                 })
                 .map_err(|e| failed(e.into()))?;
@@ -139,31 +141,11 @@ impl Sender {
     /// Queues the page at `offset` (bytes) of the block at index `block` of the RAM map.
     ///
     /// # Errors
-    /// [`Error::Block`] for a page that does not exist or is not page-aligned; else the transfer's first error.
+    /// [`Error::Block`] for a page that does not exist, [`Error::Config`] for a block that does not exist or an offset
+    /// that is not page-aligned; else the transfer's first error.
     pub fn queue_page(&mut self, block: usize, offset: u64) -> Result<(), Error> {
-        let target = self
-            .ram
-            .get(block)
-            .ok_or_else(|| Error::Config(format!("there is no RAM block {block}")))?;
-        if !offset.is_multiple_of(target.page_size().into()) {
-            return Err(Error::Config(format!(
-                "offset {offset:#x} of RAM block {:?} is not a multiple of its page size {:#x}",
-                target.name(),
-                target.page_size()
-            )));
-        }
-        target.page(offset)?;
-        if self
-            .filling
-            .as_ref()
-            .is_some_and(|batch| batch.is_full() || !Arc::ptr_eq(batch.block(), target))
-        {
-            Self::hand_over(&self.queue, &self.shutdown, &mut self.filling)?;
-        }
-        self.filling
-            .get_or_insert_with(|| self.queue.spare(target))
-            .push(offset);
-        Ok(())
+        let target = self.block(block)?;
+        self.push(&target, offset)
     }
 
     /// Queues all pages of `len` bytes from `offset` of the block at index `block`.
@@ -171,11 +153,7 @@ impl Sender {
     /// # Errors
     /// As [`Sender::queue_page`].
     pub fn queue_range(&mut self, block: usize, offset: u64, len: u64) -> Result<(), Error> {
-        let target = self
-            .ram
-            .get(block)
-            .ok_or_else(|| Error::Config(format!("there is no RAM block {block}")))?;
-        let page = u64::from(target.page_size());
+        let target = self.block(block)?;
         let end = offset
             .checked_add(len)
             .filter(|&end| end <= target.len())
@@ -187,8 +165,8 @@ impl Sender {
             })?;
         let mut at = offset;
         while at < end {
-            self.queue_page(block, at)?;
-            at += page;
+            self.push(&target, at)?;
+            at += u64::from(target.page_size());
         }
         Ok(())
     }
@@ -198,15 +176,42 @@ impl Sender {
     /// # Errors
     /// As [`Sender::queue_page`].
     pub fn queue_bitmap(&mut self, block: usize, bitmap: &[u64]) -> Result<(), Error> {
-        let page = self.ram.get(block).map_or(0, |b| u64::from(b.page_size()));
+        let target = self.block(block)?;
         for (index, &word) in bitmap.iter().enumerate() {
             let mut left = word;
             while left != 0 {
                 let number = index as u64 * 64 + u64::from(left.trailing_zeros());
-                self.queue_page(block, number.saturating_mul(page))?;
+                self.push(&target, number.saturating_mul(target.page_size().into()))?;
                 left &= left - 1;
             }
         }
+        Ok(())
+    }
+
+    fn block(&self, index: usize) -> Result<Arc<RamBlock>, Error> {
+        self.ram
+            .get(index)
+            .cloned()
+            .ok_or_else(|| Error::Config(format!("there is no RAM block {index}")))
+    }
+
+    fn push(&mut self, target: &Arc<RamBlock>, offset: u64) -> Result<(), Error> {
+        if !offset.is_multiple_of(target.page_size().into()) {
+            return Err(Error::Config(format!(
+                "offset {offset:#x} of RAM block {:?} is not a multiple of its page size {:#x}",
+                target.name(),
+                target.page_size()
+            )));
+        }
+        target.page(offset)?;
+        if let Some(batch) = &self.filling
+            && (batch.is_full() || !Arc::ptr_eq(batch.block(), target))
+        {
+            self.hand_over()?;
+        }
+        self.filling
+            .get_or_insert_with(|| self.queue.spare(target))
+            .push(offset);
         Ok(())
     }
 
@@ -232,7 +237,7 @@ impl Sender {
     /// # Errors
     /// The transfer's first error.
     pub fn sync(&mut self, scope: SyncScope) -> Result<(), Error> {
-        Self::hand_over(&self.queue, &self.shutdown, &mut self.filling)?;
+        self.hand_over()?;
         self.queue.sync(scope).map_err(|_| self.failure())
     }
 
@@ -246,9 +251,7 @@ impl Sender {
 
     /// A handle to cancel the transfer from elsewhere.
     pub fn cancel_handle(&self) -> CancelHandle {
-        CancelHandle {
-            shutdown: Arc::clone(&self.shutdown),
-        }
+        self.cancel.clone()
     }
 
     /// Sends what is still queued, closes the channels and joins their threads.
@@ -256,27 +259,28 @@ impl Sender {
     /// # Errors
     /// The transfer's first error.
     pub fn finish(mut self) -> Result<Stats, Error> {
-        Self::hand_over(&self.queue, &self.shutdown, &mut self.filling)?;
+        self.hand_over()?;
         self.queue.close();
         self.join();
-        self.shutdown.check()?;
+        self.cancel.check()?;
         Ok(self.stats())
     }
 
-    fn failure(&self) -> Error {
-        self.shutdown.error().unwrap_or(Error::Cancelled)
+    fn unblock_on_failure(&mut self, handle: Box<dyn Unblock>) {
+        self.unblock.push(self.cancel.also_unblock(handle));
     }
 
-    fn hand_over(
-        queue: &WorkQueue,
-        shutdown: &Shutdown,
-        filling: &mut Option<PageBatch>,
-    ) -> Result<(), Error> {
-        match filling.take() {
-            Some(batch) if !batch.is_empty() => queue
-                .push(Work::Pages(batch))
-                .map_err(|_| shutdown.error().unwrap_or(Error::Cancelled)),
-            _ => shutdown.check(),
+    fn failure(&self) -> Error {
+        self.cancel.failure()
+    }
+
+    /// Gives the batch being filled to the channels.
+    fn hand_over(&mut self) -> Result<(), Error> {
+        match self.filling.take() {
+            Some(batch) if !batch.is_empty() => {
+                self.queue.push(Work::Pages(batch)).map_err(|_| self.failure())
+            }
+            _ => self.cancel.check(),
         }
     }
 
@@ -285,14 +289,14 @@ impl Sender {
             // A panic has been caught and kept as the transfer's error.
             let _ = thread.join();
         }
-        self.shutdown.release();
+        self.unblock.clear();
     }
 }
 
 impl Drop for Sender {
     fn drop(&mut self) {
         if !self.threads.is_empty() {
-            self.shutdown.trip(Error::Cancelled);
+            self.cancel.trip(Error::Cancelled);
         }
         self.join();
     }

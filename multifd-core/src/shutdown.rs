@@ -18,74 +18,149 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[derive(Default)]
 struct State {
     first: Option<Error>,
-    handles: Vec<Box<dyn Unblock>>,
+    handles: Vec<(u64, Box<dyn Unblock>)>,
+    next: u64,
 }
 
-/// The end of a transfer that failed, shared by all its threads.
+/// The end of a transfer, shared by everything that takes part in it: the engine's threads, the client, a signal
+/// handler's thread, connections outside the engine.
+///
+/// Make one a transfer, hand it to the engine's configuration, and keep a clone.
+///
+/// ```
+/// use multifd_core::{CancelHandle, Error, Plain, RamMap, Receiver, ReceiverConfig};
+///
+/// let cancel = CancelHandle::default();
+/// let config = ReceiverConfig { cancel: cancel.clone(), ..ReceiverConfig::default() };
+/// let receiver = Receiver::new(RamMap::new(), config)?;
+/// cancel.cancel();
+/// assert!(matches!(receiver.finish(), Err(Error::Cancelled)));
+/// # Ok::<(), Error>(())
+/// ```
+#[derive(Clone, Default)]
+pub struct CancelHandle {
+    shared: Arc<Shared>,
+}
+
 #[derive(Default)]
-pub(crate) struct Shutdown {
+struct Shared {
     tripped: AtomicBool,
     state: Mutex<State>,
-}
-
-impl Shutdown {
-    /// Adds something to unblock; at once, if the transfer has failed already.
-    pub(crate) fn register(&self, handle: Box<dyn Unblock>) {
-        let mut state = lock(&self.state);
-        if state.first.is_some() {
-            handle.unblock();
-        }
-        state.handles.push(handle);
-    }
-
-    /// Ends the transfer with `error`, unless another came first.
-    pub(crate) fn trip(&self, error: Error) {
-        let mut state = lock(&self.state);
-        if state.first.is_none() {
-            state.first = Some(error);
-            self.tripped.store(true, Ordering::Release);
-            state.handles.iter().for_each(|handle| handle.unblock());
-        }
-    }
-
-    pub(crate) fn is_tripped(&self) -> bool {
-        self.tripped.load(Ordering::Acquire)
-    }
-
-    /// The error the transfer ended with.
-    pub(crate) fn error(&self) -> Option<Error> {
-        lock(&self.state).first.clone()
-    }
-
-    pub(crate) fn check(&self) -> Result<(), Error> {
-        if self.is_tripped() {
-            Err(self.error().unwrap_or(Error::Cancelled))
-        } else {
-            Ok(())
-        }
-    }
-
-    /// Lets go of the handles: descriptors close once the threads that used them are joined.
-    pub(crate) fn release(&self) {
-        lock(&self.state).handles.clear();
-    }
-}
-
-/// Cancels a transfer from another thread or a signal handler's thread.
-#[derive(Clone)]
-pub struct CancelHandle {
-    pub(crate) shutdown: Arc<Shutdown>,
 }
 
 impl CancelHandle {
     /// Ends the transfer with [`Error::Cancelled`], unless it has failed already.
     pub fn cancel(&self) {
-        self.shutdown.trip(Error::Cancelled);
+        self.trip(Error::Cancelled);
+    }
+
+    /// Adds something that must not block on once the transfer has ended, such as a listener or QEMU's main channel:
+    /// it is unblocked when the transfer fails or is cancelled; at once, if that has happened already. It is let go of
+    /// when the guard is dropped.
+    #[must_use = "the registration ends when the guard is dropped"]
+    pub fn also_unblock(&self, handle: Box<dyn Unblock>) -> UnblockGuard {
+        let mut state = lock(&self.shared.state);
+        if state.first.is_some() {
+            handle.unblock();
+        }
+        state.next += 1;
+        let key = state.next;
+        state.handles.push((key, handle));
+        UnblockGuard {
+            handle: self.clone(),
+            key,
+        }
+    }
+
+    /// The error the transfer ended with: the first one, or [`Error::Cancelled`].
+    pub fn error(&self) -> Option<Error> {
+        lock(&self.shared.state).first.clone()
+    }
+
+    /// Ends the transfer with `error`, unless another came first.
+    pub(crate) fn trip(&self, error: Error) {
+        let mut state = lock(&self.shared.state);
+        if state.first.is_none() {
+            state.first = Some(error);
+            self.shared.tripped.store(true, Ordering::Release);
+            state.handles.iter().for_each(|(_, handle)| handle.unblock());
+        }
+    }
+
+    /// The error the transfer ended with, if it has ended.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        if self.shared.tripped.load(Ordering::Acquire) {
+            Err(self.failure())
+        } else {
+            Ok(())
+        }
+    }
+
+    /// The error of a transfer that is known to have ended.
+    pub(crate) fn failure(&self) -> Error {
+        self.error().unwrap_or(Error::Cancelled)
     }
 }
 
 impl std::fmt::Debug for CancelHandle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("CancelHandle").finish_non_exhaustive()
+    }
+}
+
+/// Keeps an [`Unblock`] registered with a [`CancelHandle`].
+pub struct UnblockGuard {
+    handle: CancelHandle,
+    key: u64,
+}
+
+impl Drop for UnblockGuard {
+    fn drop(&mut self) {
+        lock(&self.handle.shared.state)
+            .handles
+            .retain(|(key, _)| *key != self.key);
+    }
+}
+
+impl std::fmt::Debug for UnblockGuard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("UnblockGuard").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicU32;
+
+    struct Count(Arc<AtomicU32>);
+
+    impl Unblock for Count {
+        fn unblock(&self) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn the_first_error_is_kept_and_whatever_is_registered_is_unblocked() {
+        let cancel = CancelHandle::default();
+        let count = Arc::new(AtomicU32::new(0));
+        let kept = cancel.also_unblock(Box::new(Count(Arc::clone(&count))));
+        drop(cancel.also_unblock(Box::new(Count(Arc::clone(&count)))));
+        cancel.trip(Error::DuplicateChannel { channel: 3 });
+        cancel.cancel();
+        assert_eq!(count.load(Ordering::Relaxed), 1);
+        assert!(matches!(
+            cancel.error(),
+            Some(Error::DuplicateChannel { channel: 3 })
+        ));
+        let late = cancel.also_unblock(Box::new(Count(Arc::clone(&count))));
+        assert_eq!(count.load(Ordering::Relaxed), 2);
+        drop((kept, late));
+        assert_eq!(
+            Arc::strong_count(&count),
+            1,
+            "dropped guards let go of their handles"
+        );
     }
 }

@@ -1,6 +1,7 @@
 //! The transport layer: what dumps IOVs into channels, and what takes bytes out of them.
 
 use crate::{ChannelError, Outgoing, Region, Unblock};
+use std::time::Duration;
 
 /// How one `send` is to be done. Zero copy is a flag of a write, not another method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -32,13 +33,17 @@ pub trait SendChannel: Send {
     ///
     /// # Errors
     /// [`ChannelError`] if something sent before turns out not to have gone.
-    fn flush(&mut self) -> Result<(), ChannelError>;
+    fn flush(&mut self) -> Result<(), ChannelError> {
+        Ok(())
+    }
 
     /// Ends the channel in an orderly way: the peer sees the end of the stream.
     ///
     /// # Errors
     /// [`ChannelError`] if the end can not be told to the peer.
-    fn close(&mut self) -> Result<(), ChannelError>;
+    fn close(&mut self) -> Result<(), ChannelError> {
+        Ok(())
+    }
 
     /// A handle that makes a blocked call on this channel return, from another thread.
     ///
@@ -54,8 +59,11 @@ pub enum Arrival {
     Message,
     /// The peer ended the channel, before the first byte.
     End,
-    /// Nothing came for the channel's deadline; the caller decides whether that is a stall.
-    Idle,
+    /// Nothing came for a while; the caller decides whether that is a stall.
+    Idle {
+        /// How long.
+        waited: Duration,
+    },
 }
 
 /// The receiving end of a channel, used by one thread.
@@ -70,13 +78,36 @@ pub trait RecvChannel: Send {
     ///
     /// # Errors
     /// [`ChannelError`]; an end or a stall is one.
-    fn recv(&mut self, buffer: &mut [u8]) -> Result<(), ChannelError>;
+    fn recv(&mut self, buffer: &mut [u8]) -> Result<(), ChannelError> {
+        match self.recv_start(buffer)? {
+            Arrival::Message => Ok(()),
+            Arrival::End => Err(ChannelError::Closed {
+                received: 0,
+                expected: buffer.len(),
+            }),
+            Arrival::Idle { waited } => Err(ChannelError::Stalled { deadline: waited }),
+        }
+    }
 
-    /// Fills regions of guest memory whole, in order.
+    /// Fills regions of guest memory whole, in order. The provided method copies; a transport that can hand the
+    /// regions to the kernel does better.
     ///
     /// # Errors
     /// [`ChannelError`]; an end or a stall is one.
-    fn recv_regions(&mut self, regions: &[Region<'_>]) -> Result<(), ChannelError>;
+    fn recv_regions(&mut self, regions: &[Region<'_>]) -> Result<(), ChannelError> {
+        let mut staging = [0; 4096];
+        for region in regions {
+            let mut left = *region;
+            while !left.is_empty() {
+                let n = left.len().min(staging.len());
+                let Some(piece) = staging.get_mut(..n) else { break };
+                self.recv(piece)?;
+                left.copy_from(piece);
+                left = left.advanced(n);
+            }
+        }
+        Ok(())
+    }
 
     /// A handle that makes a blocked call on this channel return, from another thread.
     ///

@@ -165,7 +165,10 @@ fn check(name: &str, len: u64, page_size: u32) -> Result<Geometry, BlockError> {
 }
 
 /// A range of a [`RamBlock`], mapped for `'a`; the guest may read and write it at any time.
+///
+/// Layout: that of `struct iovec`, address then length, so that a slice of them is what `readv` and `recvmsg` take.
 #[derive(Debug, Clone, Copy)]
+#[repr(C)]
 pub struct Region<'a> {
     base: *mut u8,
     len: usize,

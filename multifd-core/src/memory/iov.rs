@@ -7,7 +7,10 @@ use std::marker::PhantomData;
 ///
 /// The range is mapped and readable for `'a`. Guest memory may change while it is read, so there is no way to get a
 /// slice of it: hand [`Iov::as_ptr`] and [`Iov::len`] to the kernel, or copy the bytes with [`Iov::copy_to`].
+///
+/// Layout: that of `struct iovec`, address then length, so that a slice of them is what `writev` and `sendmsg` take.
 #[derive(Debug, Clone, Copy)]
+#[repr(C)]
 pub struct Iov<'a> {
     base: *const u8,
     len: usize,

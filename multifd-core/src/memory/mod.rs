@@ -10,7 +10,6 @@ mod scan;
 pub use block::{RamBlock, Region, RegionBuf};
 pub use iov::Iov;
 pub(crate) use iov::IovBuf;
-pub use scan::plain_loop_is_zero;
 
 use std::ptr;
 

@@ -1,0 +1,438 @@
+//! The engines against each other, and the receiving one against peers that do not keep to the rules.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod pipe;
+
+use bytes::Bytes;
+use multifd_core::{
+    Buffers, CancelHandle, ChannelError, DeviceStateSink, Error, Plain, Progress, RamMap, Receiver,
+    ReceiverConfig, Sender, SenderConfig, SyncScope, ZeroPages,
+};
+use multifd_packet::{
+    DeviceStateFields, DeviceStatePacket, Flags, Geometry, InitPacket, Method, RamFields, RamPacket,
+};
+use pipe::{Pipe, Pipes, bytes, guest, write};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+fn send_config(channels: u8) -> SenderConfig {
+    SenderConfig {
+        channels,
+        ..SenderConfig::default()
+    }
+}
+
+fn receiver(map: &RamMap, pipes: &[Pipe], config: ReceiverConfig) -> Receiver {
+    let mut receiver = Receiver::new(map.clone(), config).unwrap();
+    for pipe in pipes {
+        receiver.attach(Box::new(pipe.clone())).unwrap();
+    }
+    receiver
+}
+
+#[test]
+fn every_round_arrives_and_the_latest_contents_win() {
+    for channels in [1, 2, 3, 8] {
+        let (source, target) = (guest("pc.ram", 700), guest("pc.ram", 700));
+        let pipes = Pipes::new(channels);
+        let receiver = receiver(&target, &pipes.0, ReceiverConfig::default());
+        let mut sender = Sender::start(source.clone(), &Plain, &pipes, &send_config(channels)).unwrap();
+        for round in 0..4u64 {
+            for page in (round..700).step_by(3) {
+                write(&source, page, &format!("round {round} page {page}"));
+            }
+            if round == 3 {
+                source.blocks()[0].page(6 * 4096).unwrap().clear();
+            }
+            sender.queue_range(0, 0, 700 * 4096).unwrap();
+            sender.sync(SyncScope::Peer).unwrap();
+            receiver.wait_sync().unwrap();
+            receiver.wait_identified().unwrap();
+            assert!(bytes(&source) == bytes(&target), "round {round}");
+        }
+        let sent = sender.finish().unwrap();
+        let arrived = receiver.finish().unwrap();
+        let sent = sent.total();
+        assert_eq!(arrived.total(), sent);
+        assert_eq!(sent.guest_bytes, 4 * 700 * 4096);
+        assert_eq!(sent.normal_pages + sent.zero_pages, 4 * 700);
+        assert_eq!(sent.syncs, 4 * u64::from(channels));
+        assert!(arrived.rate() > 0.0);
+        assert_eq!(arrived.channels.len(), usize::from(channels));
+    }
+}
+
+#[test]
+fn a_bitmap_queues_just_its_pages_and_zero_pages_can_travel_whole() {
+    let (source, target) = (guest("pc.ram", 200), guest("pc.ram", 200));
+    (0..200).for_each(|page| write(&source, page, "dirty"));
+    let pipes = Pipes::new(2);
+    let receiver = receiver(&target, &pipes.0, ReceiverConfig::default());
+    let config = SenderConfig {
+        zero_pages: ZeroPages::Off,
+        ..send_config(2)
+    };
+    let mut sender = Sender::start(source, &Plain, &pipes, &config).unwrap();
+    sender.queue_bitmap(0, &[1, 1 << 63, 0b110]).unwrap();
+    sender.queue_page(0, 5 * 4096).unwrap();
+    assert!(matches!(sender.queue_page(0, 200 * 4096), Err(Error::Block(_))));
+    assert!(matches!(sender.queue_page(0, 12), Err(Error::Config(_))));
+    assert!(matches!(sender.queue_page(1, 0), Err(Error::Config(_))));
+    assert!(matches!(
+        sender.queue_range(0, 4096, 200 * 4096),
+        Err(Error::Block(_))
+    ));
+    sender.sync(SyncScope::Peer).unwrap();
+    receiver.wait_sync().unwrap();
+    let sent = sender.finish().unwrap().total();
+    receiver.finish().unwrap();
+    assert_eq!((sent.normal_pages, sent.zero_pages), (5, 0));
+    let written: Vec<u64> = (0..200)
+        .filter(|page| !target.blocks()[0].page(page * 4096).unwrap().is_zero())
+        .collect();
+    assert_eq!(written, [0, 5, 127, 129, 130]);
+}
+
+#[derive(Default)]
+struct Taken(Mutex<Vec<Buffers>>);
+
+impl DeviceStateSink for Taken {
+    fn take(&self, buffers: Buffers) -> Result<(), String> {
+        if buffers.label == "refuse me" {
+            return Err("not today".into());
+        }
+        self.0.lock().unwrap().push(buffers);
+        Ok(())
+    }
+}
+
+fn state(label: &str, instance: u32, len: usize) -> Buffers {
+    Buffers {
+        label: label.into(),
+        instance,
+        data: Bytes::from(vec![instance as u8; len]),
+    }
+}
+
+#[test]
+fn device_state_travels_beside_pages() {
+    let (source, target) = (guest("pc.ram", 50), guest("pc.ram", 50));
+    write(&source, 7, "page");
+    let pipes = Pipes::new(2);
+    let taken = Arc::new(Taken::default());
+    let config = ReceiverConfig {
+        device_state: Some(Arc::clone(&taken) as Arc<dyn DeviceStateSink>),
+        ..ReceiverConfig::default()
+    };
+    let receiver = receiver(&target, &pipes.0, config);
+    let mut sender = Sender::start(source.clone(), &Plain, &pipes, &send_config(2)).unwrap();
+    for instance in 1..=20 {
+        sender
+            .queue_buffers(state("vfio", instance, instance as usize * 1000))
+            .unwrap();
+    }
+    assert!(matches!(
+        sender.queue_buffers(state("empty", 0, 0)),
+        Err(Error::Config(_))
+    ));
+    sender.queue_range(0, 0, 50 * 4096).unwrap();
+    sender.sync(SyncScope::Peer).unwrap();
+    receiver.wait_sync().unwrap();
+    assert_eq!(sender.finish().unwrap().total().buffer_bytes, 210_000);
+    receiver.finish().unwrap();
+    let mut taken: Vec<_> = taken.0.lock().unwrap().drain(..).collect();
+    taken.sort_by_key(|buffers| buffers.instance);
+    assert_eq!(taken.len(), 20);
+    for (buffers, instance) in taken.iter().zip(1u32..) {
+        assert_eq!((buffers.label.as_str(), buffers.instance), ("vfio", instance));
+        assert_eq!(buffers.data, vec![instance as u8; instance as usize * 1000]);
+    }
+    assert!(bytes(&source) == bytes(&target));
+}
+
+#[test]
+fn the_first_error_ends_every_channel_and_no_thread_is_left() {
+    let source = guest("pc.ram", 4000);
+    (0..4000).for_each(|page| write(&source, page, "x"));
+    let mut pipes = Pipes::new(4);
+    pipes.0[2].fail_at = Some(3);
+    let cancel = CancelHandle::default();
+    let config = SenderConfig {
+        cancel: cancel.clone(),
+        ..send_config(4)
+    };
+    let mut sender = Sender::start(source, &Plain, &pipes, &config).unwrap();
+    // Nobody reads: every channel would block for ever once its room is used up.
+    let error = (0..100)
+        .find_map(|_| sender.queue_range(0, 0, 4000 * 4096).err())
+        .unwrap();
+    assert!(
+        matches!(
+            &error,
+            Error::Channel {
+                channel: 2,
+                doing: "sending",
+                source: ChannelError::Peer(_)
+            }
+        ),
+        "{error}"
+    );
+    assert_eq!(error.to_string(), "channel 2: sending: the cable is cut");
+    assert!(sender.sync(SyncScope::Peer).is_err());
+    drop(sender);
+    assert!(cancel.error().is_some());
+    assert!(
+        pipes.0.iter().all(|pipe| pipe.handles() == 1),
+        "a thread kept its channel"
+    );
+}
+
+#[test]
+fn cancelling_wakes_a_receiver_that_waits() {
+    let target = guest("pc.ram", 4);
+    let pipes = Pipes::new(3);
+    let cancel = CancelHandle::default();
+    let config = ReceiverConfig {
+        cancel: cancel.clone(),
+        ..ReceiverConfig::default()
+    };
+    let receiver = receiver(&target, &pipes.0, config);
+    let canceller = std::thread::spawn(move || cancel.cancel());
+    assert!(matches!(receiver.wait_sync(), Err(Error::Cancelled)));
+    assert!(matches!(receiver.finish(), Err(Error::Cancelled)));
+    canceller.join().unwrap();
+    assert!(pipes.0.iter().all(|pipe| pipe.handles() == 1));
+}
+
+/// What a peer writes on one channel, packet by packet.
+struct Peer(Vec<u8>);
+
+impl Peer {
+    fn new(id: u8, uuid: u8) -> Self {
+        let mut bytes = vec![0; 64];
+        let init = InitPacket {
+            channel: id,
+            uuid: [uuid; 16],
+        };
+        init.encode(&mut bytes).unwrap();
+        Self(bytes)
+    }
+
+    fn ram(mut self, flags: Flags, block: &str, normal: &[u64], zero: &[u64]) -> Self {
+        let mut packet = vec![0; 1344];
+        let fields = RamFields {
+            flags,
+            payload_len: normal.len() as u32 * 4096,
+            packet_num: 0,
+            block,
+        };
+        RamPacket::encode(&fields, Geometry::new(4096).unwrap(), normal, zero, &mut packet).unwrap();
+        self.0.extend(packet);
+        self.0.extend(vec![b'd'; normal.len() * 4096]);
+        self
+    }
+
+    fn sync(self) -> Self {
+        self.ram(Flags::sync(), "", &[], &[])
+    }
+
+    fn device_state(mut self, label: &str, len: u32) -> Self {
+        let mut packet = vec![0; 276];
+        let fields = DeviceStateFields {
+            idstr: label,
+            instance_id: 0,
+            payload_len: len,
+        };
+        DeviceStatePacket::encode(&fields, &mut packet).unwrap();
+        self.0.extend(packet);
+        self.0.extend(vec![0; len as usize]);
+        self
+    }
+}
+
+/// The error a receiver of 16 pages ends with when its channels' peers do this and then end their channels.
+fn refused(peers: &[&[u8]], config: ReceiverConfig) -> Error {
+    let target = guest("pc.ram", 16);
+    let pipes: Vec<Pipe> = peers.iter().map(|bytes| Pipe::script(bytes)).collect();
+    let receiver = receiver(&target, &pipes, config);
+    let outcome = receiver
+        .wait_identified()
+        .and_then(|()| receiver.wait_sync())
+        .and_then(|()| receiver.finish().map(drop));
+    let error = outcome.unwrap_err();
+    assert!(
+        pipes.iter().all(|pipe| pipe.handles() == 1),
+        "a thread kept its channel"
+    );
+    error
+}
+
+#[allow(clippy::needless_pass_by_value)] // Reads better where it is called.
+fn refused_one(peer: Peer) -> Error {
+    refused(&[&peer.0], ReceiverConfig::default())
+}
+
+#[test]
+fn peers_that_break_the_rules_are_refused() {
+    let data = Flags::data(Method::None);
+    let error = refused_one(Peer::new(0, 0).ram(data, "pc.rom", &[0], &[]));
+    assert_eq!(error.to_string(), "channel 0: there is no RAM block \"pc.rom\"");
+    let error = refused_one(Peer::new(0, 0).ram(data, "pc.ram", &[0, 16 * 4096], &[]));
+    assert!(matches!(error, Error::Place { channel: 0, .. }), "{error}");
+    let error = refused_one(Peer::new(0, 0).ram(data, "pc.ram", &[], &[1 << 60]));
+    assert!(matches!(error, Error::Place { channel: 0, .. }), "{error}");
+    let error = refused_one(Peer::new(3, 0));
+    assert!(
+        matches!(
+            error,
+            Error::ChannelOutOfRange {
+                channel: 3,
+                channels: 1
+            }
+        ),
+        "{error}"
+    );
+    let error = refused(
+        &[&Peer::new(0, 0).0, &Peer::new(0, 0).0],
+        ReceiverConfig::default(),
+    );
+    assert!(matches!(error, Error::DuplicateChannel { channel: 0 }), "{error}");
+    let error = refused(
+        &[&Peer::new(0, 1).0, &Peer::new(1, 2).0],
+        ReceiverConfig::default(),
+    );
+    assert!(matches!(error, Error::Uuid { .. }), "{error}");
+    let pinned = ReceiverConfig {
+        uuid: Some([9; 16]),
+        ..ReceiverConfig::default()
+    };
+    let error = refused(&[&Peer::new(0, 1).0], pinned);
+    assert!(matches!(error, Error::Uuid { channel: 0, .. }), "{error}");
+    let error = refused_one(Peer::new(0, 0));
+    assert!(matches!(error, Error::EndedEarly { channel: 0 }), "{error}");
+    let error = refused_one(Peer::new(0, 0).sync().sync());
+    assert!(
+        matches!(
+            error,
+            Error::AfterLastRound {
+                channel: 0,
+                what: "a SYNC"
+            }
+        ),
+        "{error}"
+    );
+    let error = refused_one(Peer::new(0, 0).sync().ram(data, "pc.ram", &[0], &[]));
+    assert!(
+        matches!(
+            error,
+            Error::AfterLastRound {
+                channel: 0,
+                what: "pages"
+            }
+        ),
+        "{error}"
+    );
+    let error = refused_one(Peer::new(0, 0).device_state("vfio", 9));
+    assert!(matches!(error, Error::DeviceState { channel: 0, .. }), "{error}");
+    let mut cut = Peer::new(0, 0).ram(data, "pc.ram", &[0], &[]);
+    cut.0.truncate(cut.0.len() - 1);
+    let error = refused_one(cut);
+    assert!(matches!(error, Error::Payload { channel: 0, .. }), "{error}");
+    for len in [0, 10, 63, 64 + 11, 64 + 1343] {
+        let mut cut = Peer::new(0, 0).sync();
+        cut.0.truncate(len);
+        let error = refused_one(cut);
+        assert!(
+            matches!(
+                &error,
+                Error::Channel {
+                    source: ChannelError::Closed { .. },
+                    ..
+                }
+            ),
+            "{error}"
+        );
+    }
+    let mut wrong = Peer::new(0, 0);
+    wrong.0[0] = 0x16;
+    let error = refused_one(wrong);
+    assert!(matches!(error, Error::Packet { index: 0, .. }), "{error}");
+    let zlib = Peer::new(0, 0).ram(Flags::data(Method::Zlib), "pc.ram", &[0], &[]);
+    let error = refused_one(zlib);
+    assert_eq!(
+        error.to_string(),
+        "channel 0: packets use compression zlib, expected none"
+    );
+}
+
+#[test]
+fn device_state_has_a_limit_and_a_taker_may_refuse() {
+    let config = || ReceiverConfig {
+        device_state: Some(Arc::new(Taken::default())),
+        max_device_state: 1000,
+        ..ReceiverConfig::default()
+    };
+    let error = refused(&[&Peer::new(0, 0).device_state("vfio", 1001).0], config());
+    assert!(
+        matches!(
+            error,
+            Error::Packet {
+                channel: 0,
+                index: 0,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    let error = refused(&[&Peer::new(0, 0).device_state("refuse me", 10).0], config());
+    assert!(error.to_string().ends_with("not today"), "{error}");
+}
+
+#[test]
+fn a_peer_that_falls_silent_is_a_stall_that_names_its_channel() {
+    let target = guest("pc.ram", 16);
+    let pipes = [Pipe::default(), Pipe::default()];
+    pipes[0].feed(&Peer::new(0, 0).sync().0);
+    pipes[1].feed(&Peer::new(1, 0).0);
+    let config = ReceiverConfig {
+        progress: Arc::new(Progress::new(Duration::from_millis(100))),
+        ..ReceiverConfig::default()
+    };
+    let receiver = receiver(&target, &pipes, config);
+    let error = receiver.wait_sync().unwrap_err();
+    assert!(
+        matches!(
+            &error,
+            Error::Channel {
+                channel: 1,
+                source: ChannelError::Stalled { .. },
+                ..
+            }
+        ),
+        "{error}"
+    );
+    drop(receiver);
+    assert!(pipes.iter().all(|pipe| pipe.handles() == 1));
+}
+
+#[test]
+fn too_many_channels_are_refused() {
+    let config = ReceiverConfig {
+        max_channels: 1,
+        ..ReceiverConfig::default()
+    };
+    let mut receiver = Receiver::new(guest("pc.ram", 1), config).unwrap();
+    receiver.attach(Box::new(Pipe::default())).unwrap();
+    let error = receiver.attach(Box::new(Pipe::default())).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::ChannelCount {
+                found: 2,
+                expected: 1
+            }
+        ),
+        "{error}"
+    );
+    assert!(Sender::start(RamMap::new(), &Plain, &Pipes(Vec::new()), &send_config(0)).is_err());
+}
