@@ -48,7 +48,7 @@ fn compare(what: &str, bytes: usize) {
             );
         }));
         memcpy.push(rate(bytes, || {
-            black_box(&mut copy).copy_from_slice(black_box(&plain))
+            black_box(&mut copy).copy_from_slice(black_box(&plain));
         }));
         read.push(rate(bytes, || {
             let (words, _) = black_box(&plain).as_chunks::<8>();

@@ -10,6 +10,12 @@ pub struct Outgoing<'a> {
 }
 
 impl<'a> Outgoing<'a> {
+    /// A message of these IOVs, the first being its header; the engine makes its own, this one is to try out a transport
+    /// alone.
+    pub fn new(iovs: &'a [Iov<'a>], pages: Option<&'a PageBatch>) -> Self {
+        Self { iovs, pages }
+    }
+
     /// Everything that goes over a stream: the header first, then the payload.
     pub fn iovs(&self) -> &'a [Iov<'a>] {
         self.iovs

@@ -48,7 +48,8 @@ pub struct PayloadBuf {
 }
 
 impl PayloadBuf {
-    pub(crate) fn clear(&mut self) {
+    /// Empties the payload, keeping its room.
+    pub fn clear(&mut self) {
         self.runs.clear();
         self.staged.clear();
     }
@@ -61,6 +62,11 @@ impl PayloadBuf {
     /// The bytes sent after the runs; append to it.
     pub fn staged(&mut self) -> &mut Vec<u8> {
         &mut self.staged
+    }
+
+    /// The runs of guest pages, in order.
+    pub fn runs(&self) -> &[Run] {
+        &self.runs
     }
 
     /// Bytes of the payload.

@@ -1,6 +1,6 @@
 //! Batches of guest pages: at most one packet's worth, of one block.
 
-use crate::RamBlock;
+use crate::{BlockError, RamBlock};
 use std::sync::Arc;
 
 /// Whether the sender looks for zero pages.
@@ -33,6 +33,27 @@ impl PageBatch {
         }
     }
 
+    /// A batch of the pages at `offsets` (bytes from the start of the block), all of them taken as normal; the engine
+    /// makes its own, this one is to try out a codec or a transport alone.
+    ///
+    /// # Errors
+    /// [`BlockError::Outside`] for a page that does not lie in the block whole; [`BlockError::Map`] if there are more than
+    /// one packet holds.
+    pub fn from_offsets(block: &Arc<RamBlock>, offsets: &[u64]) -> Result<Self, BlockError> {
+        let mut batch = Self::new(Arc::clone(block));
+        for &offset in offsets {
+            block.page(offset)?;
+            if batch.is_full() {
+                return Err(BlockError::Map {
+                    block: block.name().into(),
+                    reason: "a packet does not hold so many pages",
+                });
+            }
+            batch.push(offset);
+        }
+        Ok(batch)
+    }
+
     pub(crate) fn restart(&mut self, block: &Arc<RamBlock>) {
         self.offsets.clear();
         self.normal = 0;
@@ -56,7 +77,7 @@ impl PageBatch {
     }
 
     /// Moves zero pages behind the normal ones, keeping the order of both.
-    pub(crate) fn sort_out_zero_pages(&mut self) -> Result<(), crate::BlockError> {
+    pub(crate) fn sort_out_zero_pages(&mut self) -> Result<(), BlockError> {
         self.zeros.clear();
         let mut kept = 0;
         for i in 0..self.offsets.len() {

@@ -1,0 +1,166 @@
+//! What every codec that is one stream a channel has in common: pages are gathered and compressed with a flush at the
+//! packet's end; a payload gives exactly the packet's pages.
+
+use multifd_core::{
+    IncomingPages, MethodError, PageBatch, PayloadBuf, Prepare, RecvChannel, Unpack, UnpackError,
+};
+use multifd_packet::Method;
+
+/// Checks a level against the range QEMU accepts for the method.
+pub(crate) fn check_level(method: Method, found: u8, max: u8) -> Result<u8, MethodError> {
+    if found > max {
+        return Err(MethodError::Level {
+            method,
+            found: found.into(),
+            min: 0,
+            max: max.into(),
+        });
+    }
+    Ok(found)
+}
+
+/// A compressor with a stream under way.
+pub(crate) trait Deflate: Send {
+    const METHOD: Method;
+
+    /// Compresses all of `input`, flushes, and appends the result to `out`.
+    fn deflate(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<(), String>;
+}
+
+/// A decompressor with a stream under way.
+pub(crate) trait Inflate: Send {
+    const METHOD: Method;
+
+    /// Decompresses some of `input` into some of `out`; returns how much of each was used. No progress means that more
+    /// input is needed.
+    fn inflate(&mut self, input: &[u8], out: &mut [u8]) -> Result<(usize, usize), String>;
+}
+
+/// Compresses packets with `D`.
+pub(crate) struct Compress<D> {
+    deflate: D,
+    /// The packet's pages: copied out of guest memory, which may change while a codec looks at it.
+    pages: Vec<u8>,
+}
+
+impl<D: Deflate> Compress<D> {
+    pub(crate) fn new(deflate: D) -> Self {
+        Self {
+            deflate,
+            pages: Vec::new(),
+        }
+    }
+}
+
+impl<D: Deflate> Prepare for Compress<D> {
+    fn prepare(&mut self, pages: &PageBatch, payload: &mut PayloadBuf) -> Result<(), MethodError> {
+        let codec = |reason| MethodError::Codec {
+            method: D::METHOD,
+            reason,
+        };
+        let mut filled = 0;
+        for run in pages.normal_runs() {
+            let end = filled + run.len;
+            if self.pages.len() < end {
+                self.pages.resize(end, 0);
+            }
+            let region = pages
+                .block()
+                .region(run.offset, run.len)
+                .map_err(|e| codec(e.to_string()))?;
+            region.copy_to(self.pages.get_mut(filled..end).unwrap_or_default());
+            filled = end;
+        }
+        let input = self.pages.get(..filled).unwrap_or_default();
+        self.deflate.deflate(input, payload.staged()).map_err(codec)
+    }
+}
+
+/// Decompresses packets with `I`.
+pub(crate) struct Decompress<I> {
+    inflate: I,
+    payload: Vec<u8>,
+    page: Vec<u8>,
+}
+
+impl<I: Inflate> Decompress<I> {
+    pub(crate) fn new(inflate: I) -> Self {
+        Self {
+            inflate,
+            payload: Vec::new(),
+            page: Vec::new(),
+        }
+    }
+}
+
+impl<I: Inflate> Unpack for Decompress<I> {
+    fn unpack(
+        &mut self,
+        pages: &IncomingPages<'_>,
+        channel: &mut dyn RecvChannel,
+    ) -> Result<(), UnpackError> {
+        let Self {
+            inflate,
+            payload,
+            page,
+        } = self;
+        let len = pages.payload_len();
+        if payload.len() < len {
+            payload.resize(len, 0);
+        }
+        let received = payload.get_mut(..len).unwrap_or_default();
+        channel.recv(received)?;
+        let mut input: &[u8] = received;
+        page.resize(pages.page_size(), 0);
+        let method = I::METHOD;
+        let count = pages.len();
+        for (index, target) in pages.pages().enumerate() {
+            let mut room = page.as_mut_slice();
+            while !room.is_empty() {
+                let (used, made) = step(inflate, input, room, index, count)?;
+                if used == 0 && made == 0 {
+                    return Err(UnpackError::TooShort {
+                        method,
+                        page: index,
+                        pages: count,
+                    });
+                }
+                input = input.get(used..).unwrap_or_default();
+                room = room.get_mut(made..).unwrap_or_default();
+            }
+            target.copy_from(page);
+        }
+        // What ends the flush gives no output: a byte of room would show one that does.
+        let too_long = |left| UnpackError::TooLong {
+            method,
+            pages: count,
+            left,
+        };
+        loop {
+            let (used, made) = step(inflate, input, &mut [0], count, count)?;
+            input = input.get(used..).unwrap_or_default();
+            match (used, made) {
+                (0, 0) if input.is_empty() => return Ok(()),
+                (0, 0) | (_, 1..) => return Err(too_long(input.len())),
+                _ => {}
+            }
+        }
+    }
+}
+
+fn step<I: Inflate>(
+    inflate: &mut I,
+    input: &[u8],
+    out: &mut [u8],
+    page: usize,
+    pages: usize,
+) -> Result<(usize, usize), UnpackError> {
+    inflate
+        .inflate(input, out)
+        .map_err(|reason| UnpackError::Damaged {
+            method: I::METHOD,
+            page,
+            pages,
+            reason,
+        })
+}

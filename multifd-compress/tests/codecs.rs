@@ -1,0 +1,274 @@
+//! Each codec against itself and against independent encoders, and against payloads that are not what they should be.
+#![cfg(all(feature = "zlib", feature = "zstd"))]
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use multifd_compress::{Zlib, Zstd};
+use multifd_core::{
+    Arrival, ChannelError, IncomingPages, Method, MethodError, PageBatch, PayloadBuf, RamBlock, RecvChannel,
+    Unblock, Unpack, UnpackError,
+};
+use multifd_packet::{Flags, Geometry, RamFields, RamPacket};
+use proptest::prelude::*;
+use std::io::Write;
+use std::sync::Arc;
+
+struct Bytes<'a>(&'a [u8]);
+
+struct Nothing;
+
+impl Unblock for Nothing {
+    fn unblock(&self) {}
+}
+
+impl RecvChannel for Bytes<'_> {
+    fn recv_start(&mut self, buffer: &mut [u8]) -> Result<Arrival, ChannelError> {
+        let (now, rest) = self.0.split_at_checked(buffer.len()).unwrap();
+        buffer.copy_from_slice(now);
+        self.0 = rest;
+        Ok(Arrival::Message)
+    }
+
+    fn unblock_handle(&self) -> Result<Box<dyn Unblock>, ChannelError> {
+        Ok(Box::new(Nothing))
+    }
+}
+
+fn block(pages: usize) -> Arc<RamBlock> {
+    Arc::new(RamBlock::anonymous("pc.ram", pages as u64 * 4096, 4096).unwrap())
+}
+
+fn contents(block: &RamBlock) -> Vec<u8> {
+    let mut all = vec![0; block.len() as usize];
+    block.region(0, all.len()).unwrap().copy_to(&mut all);
+    all
+}
+
+fn unpack(
+    unpacker: &mut dyn Unpack,
+    kind: multifd_packet::Method,
+    target: &RamBlock,
+    offsets: &[u64],
+    payload: &[u8],
+) -> Result<(), UnpackError> {
+    let mut wire = [0; 1344];
+    let fields = RamFields {
+        flags: Flags::data(kind),
+        payload_len: payload.len() as u32,
+        packet_num: 0,
+        block: "pc.ram",
+    };
+    let geometry = Geometry::new(4096).unwrap();
+    RamPacket::encode(&fields, geometry, offsets, &[], &mut wire).unwrap();
+    let packet = RamPacket::parse(&wire, geometry).unwrap();
+    let mut channel = Bytes(payload);
+    let result = unpacker.unpack(&IncomingPages::new(target, &packet).unwrap(), &mut channel);
+    assert!(
+        channel.0.is_empty(),
+        "the payload is taken whole, whatever it holds"
+    );
+    result
+}
+
+fn methods() -> Vec<Box<dyn Method>> {
+    let mut all: Vec<Box<dyn Method>> = vec![Box::new(Zlib::default()), Box::new(Zstd::default())];
+    for level in [0, 6, 9] {
+        all.push(Box::new(Zlib::new(level).unwrap()));
+    }
+    for level in [0, 3, 20] {
+        all.push(Box::new(Zstd::new(level).unwrap()));
+    }
+    all
+}
+
+/// A page that is text, noise, or the same byte throughout, after its number.
+fn fill(page: usize, salt: u8) -> Vec<u8> {
+    let mut state = (page as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(salt);
+    (0..4096)
+        .map(|i| match page % 3 {
+            0 => b"the quick brown fox jumps over the lazy dog "[i % 44],
+            1 => {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                state as u8
+            }
+            _ => salt,
+        })
+        .collect()
+}
+
+#[test]
+fn streams_run_on_across_packets() {
+    for method in methods() {
+        let (mut prepare, mut unpacker) = (method.preparer().unwrap(), method.unpacker().unwrap());
+        let (source, target) = (block(300), block(300));
+        for salt in 0..4u8 {
+            for page in 0..300 {
+                source
+                    .page(page as u64 * 4096)
+                    .unwrap()
+                    .copy_from(&fill(page, salt));
+            }
+            let offsets: Vec<u64> = (0..300).map(|page| page * 4096).collect();
+            for offsets in offsets.chunks(128) {
+                let mut payload = PayloadBuf::default();
+                prepare
+                    .prepare(&PageBatch::from_offsets(&source, offsets).unwrap(), &mut payload)
+                    .unwrap();
+                assert!(payload.runs().is_empty());
+                assert!(payload.len() <= 1 << 20);
+                let payload = payload.staged().clone();
+                unpack(unpacker.as_mut(), method.kind(), &target, offsets, &payload).unwrap();
+            }
+            assert!(contents(&source) == contents(&target), "{}", method.kind());
+        }
+    }
+}
+
+#[test]
+fn levels_are_qemus() {
+    assert!(matches!(
+        Zlib::new(10),
+        Err(MethodError::Level {
+            found: 10,
+            max: 9,
+            ..
+        })
+    ));
+    assert!(matches!(
+        Zstd::new(21),
+        Err(MethodError::Level {
+            found: 21,
+            max: 20,
+            ..
+        })
+    ));
+}
+
+/// `pages` pages as an independent encoder makes them of one packet.
+fn independent(kind: multifd_packet::Method, pages: &[u8]) -> Vec<u8> {
+    if kind == multifd_packet::Method::Zlib {
+        let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
+        encoder.write_all(pages).unwrap();
+        encoder.flush().unwrap();
+        encoder.get_ref().clone()
+    } else {
+        // One complete frame a packet: QEMU takes that too.
+        let mut frame = vec![0; zstd_safe::compress_bound(pages.len())];
+        let len = zstd_safe::compress(&mut frame[..], pages, 5).unwrap();
+        frame.truncate(len);
+        frame
+    }
+}
+
+#[test]
+fn a_payload_gives_its_pages_and_nothing_else() {
+    for method in methods().iter().take(2) {
+        let kind = method.kind();
+        let pages: Vec<u8> = (0..3).flat_map(|page| fill(page, 1)).collect();
+        let outcome = |payload: &[u8], offsets: &[u64]| {
+            let mut unpacker = method.unpacker().unwrap();
+            unpack(unpacker.as_mut(), kind, &block(8), offsets, payload)
+        };
+        let payload = independent(kind, &pages);
+        outcome(&payload, &[0, 4096, 8192]).unwrap();
+        let error = outcome(&payload, &[0, 4096]).unwrap_err();
+        assert!(matches!(error, UnpackError::TooLong { pages: 2, .. }), "{error}");
+        let error = outcome(&payload, &[0, 4096, 8192, 12288]).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                UnpackError::TooShort {
+                    page: 3,
+                    pages: 4,
+                    ..
+                }
+            ),
+            "{kind}: {error}"
+        );
+        for cut in [1, payload.len() / 2, payload.len() - 8] {
+            let error = outcome(&payload[..cut], &[0, 4096, 8192]).unwrap_err();
+            assert!(
+                matches!(error, UnpackError::TooShort { .. }),
+                "{kind} {cut}: {error}"
+            );
+        }
+        let mut damaged = payload.clone();
+        damaged[0] ^= 0xff;
+        let error = outcome(&damaged, &[0, 4096, 8192]).unwrap_err();
+        assert!(
+            matches!(error, UnpackError::Damaged { page: 0, .. }),
+            "{kind}: {error}"
+        );
+        let mut more = payload.clone();
+        more.extend(b"and more");
+        assert!(outcome(&more, &[0, 4096, 8192]).is_err());
+        // A page more than announced, hidden behind the flush of those that were.
+        let long: Vec<u8> = (0..4).flat_map(|_| fill(2, 7)).collect();
+        let error = outcome(&independent(kind, &long), &[0, 4096, 8192]).unwrap_err();
+        assert!(
+            matches!(error, UnpackError::TooLong { pages: 3, .. }),
+            "{kind}: {error}"
+        );
+    }
+}
+
+#[test]
+fn one_zstd_frame_a_packet_decodes_like_one_a_channel() {
+    let mut unpacker = Zstd::default().unpacker().unwrap();
+    let target = block(6);
+    for first in [0usize, 3] {
+        let pages: Vec<u8> = (first..first + 3).flat_map(|page| fill(page, 1)).collect();
+        let offsets: Vec<u64> = (first..first + 3).map(|page| page as u64 * 4096).collect();
+        let payload = independent(multifd_packet::Method::Zstd, &pages);
+        unpack(
+            unpacker.as_mut(),
+            multifd_packet::Method::Zstd,
+            &target,
+            &offsets,
+            &payload,
+        )
+        .unwrap();
+    }
+    let expected: Vec<u8> = (0..6).flat_map(|page| fill(page, 1)).collect();
+    assert!(contents(&target) == expected);
+}
+
+#[test]
+fn a_zstd_window_beyond_the_limit_is_refused() {
+    // Frame header: magic, a descriptor without content size, a window of 2^(10 + exponent) bytes; one empty last block.
+    let outcome = |exponent: u8| {
+        let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0x00, exponent << 3];
+        frame.extend([0x01, 0x00, 0x00]);
+        let mut unpacker = Zstd::default().unpacker().unwrap();
+        let kind = multifd_packet::Method::Zstd;
+        unpack(unpacker.as_mut(), kind, &block(1), &[0], &frame).unwrap_err()
+    };
+    assert!(
+        matches!(outcome(15), UnpackError::TooShort { .. }),
+        "{}",
+        outcome(15)
+    );
+    for exponent in [16, 21] {
+        let error = outcome(exponent);
+        assert!(matches!(error, UnpackError::Damaged { .. }), "{error}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn damaged_payloads_never_panic(
+        damage in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..6),
+        which in 0usize..2,
+    ) {
+        let method = &methods()[which];
+        let pages: Vec<u8> = (0..3).flat_map(|page| fill(page, 1)).collect();
+        let mut payload = independent(method.kind(), &pages);
+        for (at, value) in damage {
+            let at = at.index(payload.len());
+            payload[at] = value;
+        }
+        let mut unpacker = method.unpacker().unwrap();
+        let _ = unpack(unpacker.as_mut(), method.kind(), &block(3), &[0, 4096, 8192], &payload);
+    }
+}

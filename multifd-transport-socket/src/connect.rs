@@ -1,0 +1,73 @@
+//! The connecting side.
+
+use crate::{Address, SocketOptions, SocketStream};
+use multifd_core::{ChannelError, SendChannel, Transport};
+use socket2::{Domain, SockAddr, Socket, Type};
+use std::io;
+use std::net::ToSocketAddrs;
+use std::time::Instant;
+
+/// Connects channels, and QEMU's main connection, to one address.
+#[derive(Debug, Clone)]
+pub struct SocketTransport {
+    address: Address,
+    options: SocketOptions,
+}
+
+impl SocketTransport {
+    /// A transport to `address`; nothing is connected yet.
+    pub fn new(address: Address, options: SocketOptions) -> Self {
+        Self { address, options }
+    }
+
+    /// Makes one connection. A name with several addresses is tried in the resolver's order, within one deadline.
+    ///
+    /// # Errors
+    /// [`ChannelError::Io`] with the system's reason and the address, as for a refusal or the deadline.
+    pub fn connect(&self) -> Result<SocketStream, ChannelError> {
+        self.try_connect().map_err(|error| {
+            let message = format!("{}: {error}", self.address);
+            io::Error::new(error.kind(), message).into()
+        })
+    }
+
+    fn try_connect(&self) -> io::Result<SocketStream> {
+        let deadline = Instant::now() + self.options.connect;
+        let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+        for target in resolve(&self.address)? {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                last = io::ErrorKind::TimedOut.into();
+                break;
+            }
+            let socket = stream_socket(&target)?;
+            match socket.connect_timeout(&target, left) {
+                Ok(()) => return SocketStream::new(socket, self.options.stall),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+}
+
+impl Transport for SocketTransport {
+    fn open(&self, _id: u8) -> Result<Box<dyn SendChannel>, ChannelError> {
+        Ok(Box::new(self.connect()?))
+    }
+}
+
+/// The socket addresses of an address. An empty host is every address of this machine.
+pub(crate) fn resolve(address: &Address) -> io::Result<Vec<SockAddr>> {
+    match address {
+        Address::Unix(path) => Ok(vec![SockAddr::unix(path)?]),
+        Address::Tcp { host, port } => {
+            let host = if host.is_empty() { "0.0.0.0" } else { host };
+            Ok((host, *port).to_socket_addrs()?.map(SockAddr::from).collect())
+        }
+    }
+}
+
+/// A stream socket of an address's family.
+pub(crate) fn stream_socket(address: &SockAddr) -> io::Result<Socket> {
+    Socket::new(Domain::from(i32::from(address.family())), Type::STREAM, None)
+}

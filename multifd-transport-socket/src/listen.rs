@@ -1,0 +1,283 @@
+//! The listening side: connections are told apart by their first four bytes.
+
+use crate::connect::{resolve, stream_socket};
+use crate::{Address, SocketOptions, SocketStream, sys};
+use multifd_core::{ChannelError, ChannelSource, RecvChannel, Unblock};
+use socket2::{SockAddr, Socket};
+use std::collections::VecDeque;
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// First bytes of QEMU's main connection ("QEVM").
+const MAIN: [u8; 4] = *b"QEVM";
+/// First bytes of a multifd channel.
+const CHANNEL: [u8; 4] = [0x11, 0x22, 0x33, 0x44];
+/// Most connections that may wait to be told apart: every channel there can be, and the main one.
+const MAX_WAITING: usize = 256;
+
+/// A listening TCP or Unix stream socket. A Unix socket's path is removed when it is dropped.
+#[derive(Debug)]
+pub struct SocketListener {
+    shared: Arc<Shared>,
+    options: SocketOptions,
+    path: Option<PathBuf>,
+    /// Connections that have not sent four bytes, with those they have.
+    undecided: VecDeque<(Socket, Vec<u8>)>,
+    channels: VecDeque<SocketStream>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    socket: Socket,
+    stopped: AtomicBool,
+}
+
+struct Handle(Arc<Shared>);
+
+impl Unblock for Handle {
+    fn unblock(&self) {
+        self.0.stopped.store(true, Ordering::Release);
+        // Wakes whoever polls a listening socket, on Linux.
+        let _ = self.0.socket.shutdown(Shutdown::Both);
+    }
+}
+
+impl SocketListener {
+    /// Listens on `address`. A Unix socket's path that a dead process left behind is taken over.
+    ///
+    /// # Errors
+    /// [`ChannelError::Io`] with the system's reason and the address, as when it is in use.
+    pub fn bind(address: &Address, options: SocketOptions) -> Result<Self, ChannelError> {
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{address}: {error}"));
+        let targets = resolve(address).map_err(named)?;
+        let nothing = || named(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
+        let target = targets.first().ok_or_else(nothing)?;
+        let socket = listen(target, address).map_err(named)?;
+        let path = match address {
+            Address::Unix(path) => Some(path.clone()),
+            Address::Tcp { .. } => None,
+        };
+        let shared = Shared {
+            socket,
+            stopped: AtomicBool::new(false),
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+            options,
+            path,
+            undecided: VecDeque::new(),
+            channels: VecDeque::new(),
+        })
+    }
+
+    /// Where it listens, with the port the system chose.
+    ///
+    /// # Errors
+    /// [`ChannelError::Io`], the system's.
+    pub fn address(&self) -> Result<Address, ChannelError> {
+        if let Some(path) = &self.path {
+            return Ok(Address::Unix(path.clone()));
+        }
+        let local = self.shared.socket.local_addr()?;
+        let local = local
+            .as_socket()
+            .ok_or_else(|| ChannelError::Peer("the listening socket has no IP address".into()))?;
+        Ok(Address::Tcp {
+            host: local.ip().to_string(),
+            port: local.port(),
+        })
+    }
+
+    /// A handle that makes every blocked and later call fail, from another thread.
+    pub fn unblocker(&self) -> Box<dyn Unblock> {
+        Box::new(Handle(Arc::clone(&self.shared)))
+    }
+
+    /// Waits for QEMU's main connection; multifd channels that come before it are kept for
+    /// [`ChannelSource::next_channel`]. There is no deadline for the first connection, only from then on.
+    ///
+    /// # Errors
+    /// [`ChannelError::Peer`] for a connection that is neither, for too many of them, or if the main one does not come;
+    /// [`ChannelError::Stopped`].
+    pub fn accept_main(&mut self) -> Result<SocketStream, ChannelError> {
+        let mut deadline = None;
+        loop {
+            let mut at = 0;
+            while at < self.undecided.len() {
+                match self.decide(at)? {
+                    Some((MAIN, socket)) => return self.stream(socket, MAIN.to_vec()),
+                    Some((_, socket)) => {
+                        let channel = self.stream(socket, CHANNEL.to_vec())?;
+                        self.channels.push_back(channel);
+                    }
+                    None => at += 1,
+                }
+            }
+            if self.accept_pending()? > 0 {
+                deadline = deadline.or_else(|| Some(Instant::now() + self.options.stall));
+                continue;
+            }
+            let left = deadline.map(|end: Instant| end.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                let (silent, channels) = (self.undecided.len(), self.channels.len());
+                let stall = self.options.stall;
+                return Err(ChannelError::Peer(format!(
+                    "no main connection of a migration came within {stall:?} ({channels} multifd channels did, and \
+                     {silent} connections that sent nothing)"
+                )));
+            }
+            self.poll(left)?;
+        }
+    }
+
+    /// Reads what the connection at `at` has sent of its first four bytes; when they are all there, it is one or the
+    /// other, and leaves the queue.
+    fn decide(&mut self, at: usize) -> Result<Option<([u8; 4], Socket)>, ChannelError> {
+        let Some((socket, head)) = self.undecided.get_mut(at) else {
+            return Ok(None);
+        };
+        let mut room = [0; 4];
+        while let Some(missing) = room.get_mut(head.len()..).filter(|missing| !missing.is_empty()) {
+            match sys::recv(socket, missing, libc::MSG_DONTWAIT) {
+                Ok(0) => {
+                    return Err(ChannelError::Closed {
+                        received: head.len(),
+                        expected: 4,
+                    });
+                }
+                Ok(n) => head.extend(missing.iter().take(n)),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(e) => return Err(e.into()),
+            }
+        }
+        for (to, from) in room.iter_mut().zip(head.iter()) {
+            *to = *from;
+        }
+        if room != MAIN && room != CHANNEL {
+            return Err(ChannelError::Peer(stranger(room)));
+        }
+        Ok(self.undecided.remove(at).map(|(socket, _)| (room, socket)))
+    }
+
+    /// Takes in the connections that are there; returns how many.
+    fn accept_pending(&mut self) -> Result<usize, ChannelError> {
+        let mut taken = 0;
+        loop {
+            if self.shared.stopped.load(Ordering::Acquire) {
+                return Err(ChannelError::Stopped);
+            }
+            let (socket, _) = match self.shared.socket.accept() {
+                Ok(accepted) => accepted,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(taken),
+                // A connection that was gone before we looked is none.
+                Err(e)
+                    if [io::ErrorKind::Interrupted, io::ErrorKind::ConnectionAborted].contains(&e.kind()) =>
+                {
+                    continue;
+                }
+                Err(_) if self.shared.stopped.load(Ordering::Acquire) => return Err(ChannelError::Stopped),
+                Err(e) => return Err(e.into()),
+            };
+            self.undecided.push_back((socket, Vec::new()));
+            taken += 1;
+            if self.undecided.len() + self.channels.len() > MAX_WAITING {
+                return Err(ChannelError::Peer(format!(
+                    "more than {MAX_WAITING} connections came; a migration has at most 255 channels"
+                )));
+            }
+        }
+    }
+
+    /// Waits for a connection, or for the first bytes of one.
+    fn poll(&self, timeout: Option<Duration>) -> Result<(), ChannelError> {
+        let mut fds = vec![self.shared.socket.as_fd()];
+        fds.extend(self.undecided.iter().map(|(socket, _)| socket.as_fd()));
+        sys::poll(&fds, libc::POLLIN, timeout)?;
+        Ok(())
+    }
+
+    fn stream(&self, socket: Socket, head: Vec<u8>) -> Result<SocketStream, ChannelError> {
+        Ok(SocketStream::new(socket, self.options.stall)?.with_head(head))
+    }
+}
+
+impl ChannelSource for SocketListener {
+    /// The next connection, as a channel. One that has sent nothing yet is taken too: its init packet will say what it
+    /// is.
+    fn next_channel(&mut self, wait: bool) -> Result<Option<Box<dyn RecvChannel>>, ChannelError> {
+        let deadline = Instant::now() + self.options.connect;
+        loop {
+            if let Some(channel) = self.channels.pop_front() {
+                return Ok(Some(Box::new(channel)));
+            }
+            if let Some((socket, head)) = self.undecided.pop_front() {
+                return Ok(Some(Box::new(self.stream(socket, head)?)));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if self.accept_pending()? > 0 {
+                continue;
+            }
+            if !wait || left.is_zero() {
+                return Ok(None);
+            }
+            self.poll(Some(left))?;
+        }
+    }
+}
+
+impl Drop for SocketListener {
+    fn drop(&mut self) {
+        if let Some(path) = &self.path {
+            // Somebody may have removed it already.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+fn listen(target: &SockAddr, address: &Address) -> io::Result<Socket> {
+    let socket = stream_socket(target)?;
+    if let Address::Tcp { .. } = address {
+        // A port whose last connections still linger can be used again at once.
+        socket.set_reuse_address(true)?;
+    }
+    match (socket.bind(target), address) {
+        (Err(e), Address::Unix(path))
+            if e.kind() == io::ErrorKind::AddrInUse && is_abandoned(path, target) =>
+        {
+            std::fs::remove_file(path)?;
+            socket.bind(target)?;
+        }
+        (result, _) => result?,
+    }
+    // All channels of a source may connect before the first is accepted.
+    socket.listen(512)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+/// Whether a path is a socket that nobody listens on.
+fn is_abandoned(path: &Path, target: &SockAddr) -> bool {
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|data| data.file_type().is_socket());
+    let refused = || stream_socket(target)?.connect(target);
+    is_socket && matches!(refused(), Err(e) if e.kind() == io::ErrorKind::ConnectionRefused)
+}
+
+/// What a connection with these first bytes is likely to be.
+fn stranger(head: [u8; 4]) -> String {
+    let guess = match head {
+        [0x16, 3, ..] => " (a TLS handshake: switch TLS off on the source)",
+        [b'G', b'E', b'T', b' '] | [b'P', b'O', b'S', b'T'] => " (an HTTP request)",
+        _ => "",
+    };
+    let value = u32::from_be_bytes(head);
+    format!(
+        "a connection starts with {value:#010x}{guess}, which is neither a migration's main connection nor a multifd channel"
+    )
+}

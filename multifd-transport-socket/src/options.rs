@@ -1,0 +1,22 @@
+//! How sockets are set up.
+
+use std::time::Duration;
+
+/// Deadlines of connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SocketOptions {
+    /// For a connection to be made, on either side.
+    pub connect: Duration,
+    /// For anything to move on a connection that someone waits for.
+    pub stall: Duration,
+}
+
+impl Default for SocketOptions {
+    /// Ten seconds to connect, thirty without a byte moving.
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(10),
+            stall: Duration::from_secs(30),
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! A connected stream socket: a channel of either kind, or QEMU's main connection.
+
+use crate::sys;
+use multifd_core::{
+    Arrival, ChannelError, Iov, Outgoing, RecvChannel, Region, SendChannel, Unblock, WriteFlags,
+};
+use socket2::Socket;
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// A connected TCP or Unix stream socket with a deadline on every wait.
+///
+/// As a [`SendChannel`] or [`RecvChannel`] it moves messages; as `Read` and `Write` it is QEMU's main connection. A
+/// read that meets the deadline fails with [`io::ErrorKind::TimedOut`] and may be tried again.
+#[derive(Debug)]
+pub struct SocketStream {
+    shared: Arc<Shared>,
+    /// Bytes read to find out what the connection is, for whoever reads next.
+    head: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    socket: Socket,
+    stopped: AtomicBool,
+    deadline: Duration,
+}
+
+struct Handle(Arc<Shared>);
+
+impl Unblock for Handle {
+    fn unblock(&self) {
+        self.0.stopped.store(true, Ordering::Release);
+        // A socket that is not connected any more has nothing to wake.
+        let _ = self.0.socket.shutdown(Shutdown::Both);
+    }
+}
+
+/// What one system call came to.
+enum Step {
+    Moved(usize),
+    Again,
+    Idle,
+}
+
+impl SocketStream {
+    /// Takes a connected stream socket over, whatever its family; no wait on it lasts longer than `deadline`.
+    ///
+    /// # Errors
+    /// The system's, if the socket's options can not be set.
+    pub fn new(socket: Socket, deadline: Duration) -> io::Result<Self> {
+        socket.set_nonblocking(false)?;
+        socket.set_read_timeout(Some(deadline))?;
+        socket.set_write_timeout(Some(deadline))?;
+        if socket.local_addr()?.is_ipv4() || socket.local_addr()?.is_ipv6() {
+            // A message is one write: waiting for more would only delay the end of a round.
+            socket.set_tcp_nodelay(true)?;
+        }
+        let shared = Shared {
+            socket,
+            stopped: AtomicBool::new(false),
+            deadline,
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+            head: Vec::new(),
+        })
+    }
+
+    pub(crate) fn with_head(mut self, head: Vec<u8>) -> Self {
+        self.head = head;
+        self
+    }
+
+    /// A handle that makes every blocked and later call on this connection fail, from another thread.
+    pub fn unblocker(&self) -> Box<dyn Unblock> {
+        Box::new(Handle(Arc::clone(&self.shared)))
+    }
+
+    /// Says that nothing more will be written; the peer sees the end of the stream once it has read the rest.
+    ///
+    /// # Errors
+    /// [`ChannelError::Io`] if the connection is gone.
+    pub fn end_writing(&self) -> Result<(), ChannelError> {
+        Ok(self.shared.socket.shutdown(Shutdown::Write)?)
+    }
+
+    /// Waits until the peer closes the connection, having read all that was sent.
+    ///
+    /// # Errors
+    /// [`ChannelError::Io`] if the peer dropped the connection with bytes unread, [`ChannelError::Peer`] if it says
+    /// something, [`ChannelError::Stalled`].
+    pub fn wait_closed(&mut self) -> Result<(), ChannelError> {
+        match self.recv_start(&mut [0])? {
+            Arrival::End => Ok(()),
+            Arrival::Message => Err(ChannelError::Peer(
+                "the peer answers, which nobody asked for".into(),
+            )),
+            Arrival::Idle { waited } => Err(ChannelError::Stalled { deadline: waited }),
+        }
+    }
+
+    /// Drops a TCP connection so that the peer gets an error, not an orderly end. A Unix socket has no such way: its
+    /// peer gets an error only if bytes were left unread.
+    pub fn abort(self) {
+        let _ = self.shared.socket.set_linger(Some(Duration::ZERO));
+    }
+
+    /// Sorts out what a system call returned: what to do again, what is a stall, what is an error.
+    fn step(
+        &self,
+        events: libc::c_short,
+        since: Instant,
+        result: io::Result<usize>,
+    ) -> Result<Step, ChannelError> {
+        let Shared {
+            socket,
+            stopped,
+            deadline,
+        } = &*self.shared;
+        if stopped.load(Ordering::Acquire) {
+            return Err(ChannelError::Stopped);
+        }
+        let error = match result {
+            Ok(moved) => return Ok(Step::Moved(moved)),
+            Err(error) => error,
+        };
+        match error.kind() {
+            io::ErrorKind::Interrupted => Ok(Step::Again),
+            io::ErrorKind::WouldBlock => {
+                // The socket's own timeout has passed, or somebody made it non-blocking.
+                let left = deadline.saturating_sub(since.elapsed());
+                let ready = sys::poll(&[socket.as_fd()], events, Some(left))?;
+                Ok(if ready.contains(&true) {
+                    Step::Again
+                } else {
+                    self.idle(since)
+                })
+            }
+            _ => Err(error.into()),
+        }
+    }
+
+    fn idle(&self, since: Instant) -> Step {
+        // A signal can end `poll` early.
+        if since.elapsed() < self.shared.deadline {
+            Step::Again
+        } else {
+            Step::Idle
+        }
+    }
+
+    fn stalled(&self) -> ChannelError {
+        ChannelError::Stalled {
+            deadline: self.shared.deadline,
+        }
+    }
+
+    fn send_iovs(&self, iovs: &[Iov<'_>]) -> Result<(), ChannelError> {
+        let mut left = iovs;
+        let mut since = Instant::now();
+        // Bytes of the first IOV that have gone already.
+        let mut gone = 0;
+        while let Some(first) = left.first() {
+            let result = if gone == 0 {
+                sys::send(&self.shared.socket, left)
+            } else {
+                sys::send(&self.shared.socket, &[first.advanced(gone)])
+            };
+            match self.step(libc::POLLOUT, since, result)? {
+                Step::Moved(n) => {
+                    (left, gone) = skip(left, Iov::len, gone + n);
+                    since = Instant::now();
+                }
+                Step::Again => {}
+                Step::Idle => return Err(self.stalled()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes bytes that were read ahead.
+    fn take_head(&mut self, buffer: &mut [u8]) -> usize {
+        let n = self.head.len().min(buffer.len());
+        for (to, from) in buffer.iter_mut().zip(self.head.drain(..n)) {
+            *to = from;
+        }
+        n
+    }
+
+    /// Fills `buffer` from `filled` on.
+    fn fill(&mut self, buffer: &mut [u8], mut filled: usize) -> Result<Arrival, ChannelError> {
+        let expected = buffer.len();
+        let mut since = Instant::now();
+        while let Some(room) = buffer.get_mut(filled..).filter(|room| !room.is_empty()) {
+            let result = sys::recv(&self.shared.socket, room, libc::MSG_WAITALL);
+            match self.step(libc::POLLIN, since, result)? {
+                Step::Moved(0) if filled == 0 => return Ok(Arrival::End),
+                Step::Moved(0) => {
+                    return Err(ChannelError::Closed {
+                        received: filled,
+                        expected,
+                    });
+                }
+                Step::Moved(n) => {
+                    filled += n;
+                    since = Instant::now();
+                }
+                Step::Again => {}
+                Step::Idle if filled == 0 => {
+                    return Ok(Arrival::Idle {
+                        waited: self.shared.deadline,
+                    });
+                }
+                Step::Idle => return Err(self.stalled()),
+            }
+        }
+        Ok(Arrival::Message)
+    }
+}
+
+/// What is left of `list` after `moved` bytes: the entries not done, and the bytes of the first that are.
+fn skip<T>(mut list: &[T], len: impl Fn(&T) -> usize, mut moved: usize) -> (&[T], usize) {
+    while let Some((first, rest)) = list.split_first() {
+        if moved < len(first) {
+            break;
+        }
+        moved -= len(first);
+        list = rest;
+    }
+    (list, moved)
+}
+
+impl SendChannel for SocketStream {
+    fn send(&mut self, message: &Outgoing<'_>, _flags: WriteFlags) -> Result<(), ChannelError> {
+        self.send_iovs(message.iovs())
+    }
+
+    fn close(&mut self) -> Result<(), ChannelError> {
+        self.end_writing()
+    }
+
+    fn unblock_handle(&self) -> Result<Box<dyn Unblock>, ChannelError> {
+        Ok(self.unblocker())
+    }
+}
+
+impl RecvChannel for SocketStream {
+    fn recv_start(&mut self, buffer: &mut [u8]) -> Result<Arrival, ChannelError> {
+        let filled = self.take_head(buffer);
+        self.fill(buffer, filled)
+    }
+
+    fn recv_regions(&mut self, regions: &[Region<'_>]) -> Result<(), ChannelError> {
+        let mut left = regions;
+        let mut since = Instant::now();
+        let (mut done, mut received) = (0, 0);
+        while let Some(first) = left.first() {
+            let result = if done == 0 {
+                sys::recv_regions(&self.shared.socket, left)
+            } else {
+                sys::recv_regions(&self.shared.socket, &[first.advanced(done)])
+            };
+            match self.step(libc::POLLIN, since, result)? {
+                Step::Moved(0) => {
+                    let expected = regions.iter().map(Region::len).sum();
+                    return Err(ChannelError::Closed { received, expected });
+                }
+                Step::Moved(n) => {
+                    received += n;
+                    (left, done) = skip(left, Region::len, done + n);
+                    since = Instant::now();
+                }
+                Step::Again => {}
+                Step::Idle => return Err(self.stalled()),
+            }
+        }
+        Ok(())
+    }
+
+    fn unblock_handle(&self) -> Result<Box<dyn Unblock>, ChannelError> {
+        Ok(self.unblocker())
+    }
+}
+
+fn into_io(error: ChannelError) -> io::Error {
+    match error {
+        ChannelError::Stalled { .. } => io::Error::new(io::ErrorKind::TimedOut, error),
+        ChannelError::Io(source) => io::Error::new(source.kind(), ChannelError::Io(source)),
+        other => io::Error::other(other),
+    }
+}
+
+impl Read for SocketStream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let taken = self.take_head(buffer);
+        if taken > 0 || buffer.is_empty() {
+            return Ok(taken);
+        }
+        let since = Instant::now();
+        loop {
+            let result = sys::recv(&self.shared.socket, buffer, 0);
+            match self.step(libc::POLLIN, since, result).map_err(into_io)? {
+                Step::Moved(n) => return Ok(n),
+                Step::Again => {}
+                Step::Idle => return Err(into_io(self.stalled())),
+            }
+        }
+    }
+}
+
+impl Write for SocketStream {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.send_iovs(&[Iov::from(buffer)]).map_err(into_io)?;
+        Ok(buffer.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl AsFd for SocketStream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.shared.socket.as_fd()
+    }
+}

@@ -1,0 +1,356 @@
+//! Real sockets of both families: everything arrives whatever the kernel does in between, and nothing waits for ever.
+#![allow(clippy::unwrap_used, clippy::panic, unsafe_code)]
+
+use multifd_core::{
+    Arrival, ChannelError, ChannelSource, Iov, Outgoing, RamBlock, RecvChannel, SendChannel, WriteFlags,
+};
+use multifd_transport_socket::{Address, SocketListener, SocketOptions, SocketStream, SocketTransport};
+use socket2::{Domain, Socket, Type};
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::thread::JoinHandleExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+fn options(stall_ms: u64) -> SocketOptions {
+    SocketOptions {
+        connect: Duration::from_secs(5),
+        stall: Duration::from_millis(stall_ms),
+    }
+}
+
+fn patient() -> SocketOptions {
+    options(20_000)
+}
+
+/// A connected pair of each family, with small buffers so that messages do not fit.
+fn pairs(options: SocketOptions) -> Vec<(SocketStream, SocketStream)> {
+    let (a, b) = UnixStream::pair().unwrap();
+    let unix: (Socket, Socket) = (OwnedFd::from(a).into(), OwnedFd::from(b).into());
+    let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    let any: std::net::SocketAddr = "127.0.0.1:0".parse().unwrap();
+    listener.bind(&any.into()).unwrap();
+    listener.listen(1).unwrap();
+    let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    client.connect(&listener.local_addr().unwrap()).unwrap();
+    let tcp = (client, listener.accept().unwrap().0);
+    [unix, tcp]
+        .into_iter()
+        .map(|(a, b)| {
+            a.set_send_buffer_size(32768).unwrap();
+            b.set_recv_buffer_size(32768).unwrap();
+            (
+                SocketStream::new(a, options.stall).unwrap(),
+                SocketStream::new(b, options.stall).unwrap(),
+            )
+        })
+        .collect()
+}
+
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i * 7 + i / 256) as u8).collect()
+}
+
+fn block(pages: usize) -> RamBlock {
+    RamBlock::anonymous("pc.ram", pages as u64 * 4096, 4096).unwrap()
+}
+
+fn contents(block: &RamBlock) -> Vec<u8> {
+    let mut all = vec![0; block.len() as usize];
+    block.region(0, all.len()).unwrap().copy_to(&mut all);
+    all
+}
+
+/// Sends a header and `pieces` IOVs of odd lengths; receives them into as many regions of other lengths.
+fn exchange(mut sender: SocketStream, mut receiver: SocketStream, pieces: usize) {
+    let data = pattern(pieces * 1000 + 4096);
+    let expected = data.clone();
+    let thread = std::thread::spawn(move || {
+        let mut iovs = vec![Iov::from(&b"head"[..])];
+        let (first, rest) = data.split_at(4096);
+        iovs.push(Iov::from(first));
+        iovs.extend(rest.chunks(1000).map(Iov::from));
+        sender
+            .send(&Outgoing::new(&iovs, None), WriteFlags::default())
+            .unwrap();
+        sender.close().unwrap();
+    });
+    let mut head = [0; 4];
+    assert_eq!(receiver.recv_start(&mut head).unwrap(), Arrival::Message);
+    assert_eq!(&head, b"head");
+    let target = block(expected.len().div_ceil(4096));
+    let mut regions = vec![target.region(0, 96).unwrap()];
+    let mut at = 96;
+    while at < expected.len() {
+        let len = 500.min(expected.len() - at);
+        regions.push(target.region(at as u64, len).unwrap());
+        at += len;
+    }
+    receiver.recv_regions(&regions).unwrap();
+    assert!(contents(&target)[..expected.len()] == expected);
+    assert_eq!(receiver.recv_start(&mut head).unwrap(), Arrival::End);
+    thread.join().unwrap();
+}
+
+#[test]
+fn lists_longer_than_the_kernel_takes_arrive_whole_through_small_buffers() {
+    for (sender, receiver) in pairs(patient()) {
+        exchange(sender, receiver, 2500);
+    }
+}
+
+#[test]
+fn a_socket_someone_made_non_blocking_works_too() {
+    for (sender, receiver) in pairs(patient()) {
+        for stream in [&sender, &receiver] {
+            let fd = std::os::fd::AsFd::as_fd(stream).as_raw_fd();
+            // SAFETY: plain calls on a descriptor that is open.
+            unsafe {
+                let flags = libc::fcntl(fd, libc::F_GETFL);
+                assert_eq!(libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK), 0);
+            }
+        }
+        exchange(sender, receiver, 300);
+    }
+}
+
+static SIGNALS: AtomicUsize = AtomicUsize::new(0);
+
+extern "C" fn count(_: libc::c_int) {
+    SIGNALS.fetch_add(1, Ordering::Relaxed);
+}
+
+#[test]
+fn interrupted_calls_are_repeated() {
+    // SAFETY: the handler only counts; without SA_RESTART it interrupts system calls.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = count as *const () as usize;
+        assert_eq!(
+            libc::sigaction(libc::SIGUSR1, &raw const action, std::ptr::null_mut()),
+            0
+        );
+    }
+    for (sender, receiver) in pairs(patient()) {
+        let thread = std::thread::spawn(move || exchange(sender, receiver, 5000));
+        while !thread.is_finished() {
+            // SAFETY: the thread has not been joined.
+            unsafe { libc::pthread_kill(thread.as_pthread_t(), libc::SIGUSR1) };
+            std::thread::sleep(Duration::from_micros(200)); // A pace, not a wait.
+        }
+        thread.join().unwrap();
+    }
+    assert!(SIGNALS.load(Ordering::Relaxed) > 10);
+}
+
+#[test]
+fn a_peer_that_does_not_read_or_write_is_a_stall() {
+    for (mut sender, _receiver) in pairs(options(80)) {
+        let data = pattern(8 << 20);
+        let iovs = [Iov::from(&data[..])];
+        let message = Outgoing::new(&iovs, None);
+        let error = sender.send(&message, WriteFlags::default()).unwrap_err();
+        assert!(matches!(error, ChannelError::Stalled { .. }), "{error}");
+    }
+    for (_sender, mut receiver) in pairs(options(80)) {
+        let error = receiver.read(&mut [0; 4]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+        let idle = receiver.recv_start(&mut [0; 4]).unwrap();
+        assert!(matches!(idle, Arrival::Idle { .. }));
+        let error = receiver.recv(&mut [0; 4]).unwrap_err();
+        assert!(matches!(error, ChannelError::Stalled { .. }), "{error}");
+        let error = receiver.recv_regions(&[block(1).page(0).unwrap()]).unwrap_err();
+        assert!(matches!(error, ChannelError::Stalled { .. }), "{error}");
+    }
+}
+
+#[test]
+fn an_end_within_a_message_says_how_much_came() {
+    for (mut sender, mut receiver) in pairs(patient()) {
+        sender.write_all(b"abc").unwrap();
+        sender.end_writing().unwrap();
+        let error = receiver.recv_start(&mut [0; 10]).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                ChannelError::Closed {
+                    received: 3,
+                    expected: 10
+                }
+            ),
+            "{error}"
+        );
+        let error = receiver.recv_regions(&[block(1).page(0).unwrap()]).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                ChannelError::Closed {
+                    received: 0,
+                    expected: 4096
+                }
+            ),
+            "{error}"
+        );
+        drop(receiver);
+        sender.wait_closed().unwrap();
+    }
+}
+
+#[test]
+fn a_peer_that_leaves_bytes_unread_or_aborts_is_no_orderly_end() {
+    for (mut sender, receiver) in pairs(patient()) {
+        sender.write_all(b"never read").unwrap();
+        drop(receiver);
+        let error = sender.wait_closed().unwrap_err();
+        assert!(
+            matches!(&error, ChannelError::Io(e) if e.kind() == ErrorKind::ConnectionReset),
+            "{error}"
+        );
+    }
+    let (mut sender, receiver) = pairs(patient()).pop().unwrap();
+    receiver.abort();
+    assert!(sender.wait_closed().is_err());
+}
+
+#[test]
+fn unblocking_wakes_a_blocked_reader_and_writer() {
+    for (mut sender, mut receiver) in pairs(patient()) {
+        let (wake_sender, wake_receiver) = (sender.unblocker(), receiver.unblocker());
+        let reading = std::thread::spawn(move || {
+            loop {
+                if let Err(error) = receiver.recv(&mut [0; 100]) {
+                    return error;
+                }
+            }
+        });
+        wake_receiver.unblock();
+        let error = reading.join().unwrap();
+        assert!(matches!(error, ChannelError::Stopped), "{error}");
+        let data = pattern(8 << 20);
+        let writing = std::thread::spawn(move || {
+            let iovs = [Iov::from(&data[..])];
+            sender.send(&Outgoing::new(&iovs, None), WriteFlags::default())
+        });
+        wake_sender.unblock();
+        let error = writing.join().unwrap().unwrap_err();
+        assert!(
+            matches!(error, ChannelError::Stopped | ChannelError::Io(_)),
+            "{error}"
+        );
+    }
+}
+
+fn listeners() -> Vec<(SocketListener, SocketTransport, Option<tempfile::TempDir>)> {
+    let folder = tempfile::tempdir().unwrap();
+    let unix = Address::Unix(folder.path().join("socket"));
+    let tcp = "tcp:127.0.0.1:0".parse().unwrap();
+    [(unix, Some(folder)), (tcp, None)]
+        .into_iter()
+        .map(|(address, folder)| {
+            let listener = SocketListener::bind(&address, options(300)).unwrap();
+            let transport = SocketTransport::new(listener.address().unwrap(), patient());
+            (listener, transport, folder)
+        })
+        .collect()
+}
+
+#[test]
+fn the_main_connection_is_found_among_channels_whatever_the_order() {
+    for (mut listener, transport, _folder) in listeners() {
+        let mut peers: Vec<_> = (0..4).map(|_| transport.connect().unwrap()).collect();
+        // In pieces, the main one third.
+        for (n, peer) in peers.iter_mut().enumerate() {
+            let head: &[u8] = if n == 2 {
+                b"QEVM main"
+            } else {
+                &[0x11, 0x22, 0x33, 0x44, n as u8]
+            };
+            peer.write_all(&head[..1]).unwrap();
+            if n != 3 {
+                peer.write_all(&head[1..]).unwrap();
+            }
+        }
+        let mut main = listener.accept_main().unwrap();
+        let mut head = [0; 9];
+        main.read_exact(&mut head).unwrap();
+        assert_eq!(&head, b"QEVM main");
+        let mut found = Vec::new();
+        for wait in [true, false] {
+            let mut channel = listener.next_channel(wait).unwrap().unwrap();
+            let mut head = [0; 5];
+            channel.recv(&mut head).unwrap();
+            assert_eq!(head[..4], [0x11, 0x22, 0x33, 0x44]);
+            found.push(head[4]);
+        }
+        found.sort_unstable();
+        assert_eq!(found, [0, 1]);
+        let mut late = listener.next_channel(false).unwrap().unwrap();
+        assert!(listener.next_channel(false).unwrap().is_none());
+        peers[3].write_all(&[0x22, 0x33, 0x44, 3]).unwrap();
+        let mut head = [0; 5];
+        late.recv(&mut head).unwrap();
+        assert_eq!(head, [0x11, 0x22, 0x33, 0x44, 3]);
+    }
+}
+
+#[test]
+fn strangers_and_silence_are_told_apart() {
+    for (mut listener, transport, _folder) in listeners() {
+        let mut peer = transport.connect().unwrap();
+        peer.write_all(&[0x16, 3, 1, 0]).unwrap();
+        let error = listener.accept_main().unwrap_err().to_string();
+        assert!(error.contains("0x16030100 (a TLS handshake"), "{error}");
+    }
+    for (mut listener, transport, _folder) in listeners() {
+        let _silent = transport.connect().unwrap();
+        let error = listener.accept_main().unwrap_err().to_string();
+        assert!(error.contains("1 connections that sent nothing"), "{error}");
+    }
+    for (mut listener, transport, _folder) in listeners() {
+        drop(transport.connect().unwrap());
+        let error = listener.accept_main().unwrap_err();
+        assert!(
+            matches!(
+                error,
+                ChannelError::Closed {
+                    received: 0,
+                    expected: 4
+                }
+            ),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_listener_that_waits_can_be_woken() {
+    for (mut listener, _, _folder) in listeners() {
+        let wake = listener.unblocker();
+        let waiting = std::thread::spawn(move || listener.accept_main().map(drop));
+        wake.unblock();
+        let error = waiting.join().unwrap().unwrap_err();
+        assert!(matches!(error, ChannelError::Stopped), "{error}");
+    }
+}
+
+#[test]
+fn addresses_in_use_are_refused_and_abandoned_ones_taken_over() {
+    for (listener, transport, _folder) in listeners() {
+        let address = listener.address().unwrap();
+        let error = SocketListener::bind(&address, patient()).unwrap_err().to_string();
+        assert!(error.starts_with(&address.to_string()), "{error}");
+        drop(listener);
+        let error = transport.connect().unwrap_err().to_string();
+        assert!(error.starts_with(&address.to_string()), "{error}");
+        if let Address::Unix(path) = &address {
+            assert!(!path.exists());
+            drop(std::os::unix::net::UnixListener::bind(path).unwrap());
+            assert!(path.exists(), "left behind, as by a process that died");
+            drop(SocketListener::bind(&address, patient()).unwrap());
+            std::fs::write(path, "a file").unwrap();
+            assert!(SocketListener::bind(&address, patient()).is_err());
+            assert!(path.exists(), "somebody's file is not removed");
+        }
+    }
+}
