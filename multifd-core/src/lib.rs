@@ -38,5 +38,5 @@ pub use progress::Progress;
 pub use receiver::{Receiver, ReceiverConfig};
 pub use sender::{Sender, SenderConfig, SyncScope};
 pub use shutdown::{CancelHandle, Unblock, UnblockGuard};
-pub use stats::{ChannelStats, Stats};
+pub use stats::{ChannelStats, Stats, StatsHandle};
 pub use transport::{Arrival, ChannelSource, RecvChannel, SendChannel, Transport, WriteFlags};

@@ -2,15 +2,15 @@
 
 use crate::recv_worker::RecvWorker;
 use crate::rounds::{Rounds, Stopped};
-use crate::stats::Counters;
 use crate::{
-    CancelHandle, DeviceStateSink, Error, Method, Progress, RamMap, RecvChannel, Stats, Unblock, UnblockGuard,
+    CancelHandle, DeviceStateSink, Error, Method, Progress, RamMap, RecvChannel, Stats, StatsHandle, Unblock,
+    UnblockGuard,
 };
 use multifd_packet::Geometry;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// What a [`Receiver`] is made with.
 #[derive(Clone)]
@@ -63,7 +63,7 @@ pub(crate) struct Shared {
     pub(crate) device_state: Option<Arc<dyn DeviceStateSink>>,
     pub(crate) progress: Arc<Progress>,
     pub(crate) rounds: Arc<Rounds>,
-    pub(crate) counters: Vec<Counters>,
+    pub(crate) stats: StatsHandle,
 }
 
 /// Receives pages and buffers over many channels. It ends complete or with an error, never in between.
@@ -77,7 +77,6 @@ pub struct Receiver {
     threads: Vec<JoinHandle<()>>,
     geometry: Geometry,
     max_channels: usize,
-    started: Instant,
 }
 
 impl std::fmt::Debug for Receiver {
@@ -110,7 +109,7 @@ impl Receiver {
             device_state: config.device_state,
             progress: config.progress,
             rounds,
-            counters: (0..256).map(|_| Counters::default()).collect(),
+            stats: StatsHandle::new(256),
         };
         let max_channels = config.max_channels.min(255);
         Ok(Self {
@@ -120,7 +119,6 @@ impl Receiver {
             threads: Vec::new(),
             geometry,
             max_channels,
-            started: Instant::now(),
         })
     }
 
@@ -181,6 +179,11 @@ impl Receiver {
         self.shared.method.get().copied()
     }
 
+    /// The VM's UUID, once a channel has said it; the one asked for, if there is one.
+    pub fn uuid(&self) -> Option<[u8; 16]> {
+        self.shared.uuid.get().copied()
+    }
+
     /// Waits until every attached channel has said its id; the ids must be 0..[`Receiver::channels`].
     ///
     /// # Errors
@@ -218,16 +221,12 @@ impl Receiver {
 
     /// What has been received so far, by channel id.
     pub fn stats(&self) -> Stats {
-        Stats {
-            elapsed: self.started.elapsed(),
-            channels: self
-                .shared
-                .counters
-                .iter()
-                .take(self.channels())
-                .map(Counters::read)
-                .collect(),
-        }
+        self.shared.stats.read_first(self.channels())
+    }
+
+    /// A handle to read the counts from elsewhere.
+    pub fn stats_handle(&self) -> StatsHandle {
+        self.shared.stats.clone()
     }
 
     /// A handle to cancel the transfer from elsewhere.

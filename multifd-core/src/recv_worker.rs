@@ -121,9 +121,7 @@ impl RecvWorker {
     }
 
     fn count(&self, delta: &ChannelStats) {
-        if let Some(counters) = self.shared.counters.get(usize::from(self.id)) {
-            counters.add(delta);
-        }
+        self.shared.stats.add(self.id, delta);
     }
 
     /// Takes the rest of a RAM packet, its payload, and the round's end; `true` if the transfer was stopped.

@@ -1,11 +1,10 @@
 //! One sending channel's thread: pull work, prepare it, send it.
 
 use crate::memory::IovBuf;
-use crate::stats::Counters;
 use crate::work_queue::{Work, WorkQueue};
 use crate::{
     Buffers, ChannelError, ChannelStats, Error, Iov, Outgoing, PageBatch, PayloadBuf, Prepare, SendChannel,
-    SyncScope, WriteFlags, ZeroPages,
+    StatsHandle, SyncScope, WriteFlags, ZeroPages,
 };
 use multifd_packet::{
     DEVICE_STATE_PACKET_LEN, DeviceStateFields, DeviceStatePacket, Flags, Geometry, InitPacket,
@@ -18,7 +17,7 @@ pub(crate) struct SendWorker {
     pub(crate) id: u8,
     pub(crate) uuid: [u8; 16],
     pub(crate) queue: Arc<WorkQueue>,
-    pub(crate) counters: Arc<Vec<Counters>>,
+    pub(crate) stats: StatsHandle,
     /// Numbers packets over all channels.
     pub(crate) packet_num: Arc<AtomicU64>,
     pub(crate) geometry: Geometry,
@@ -87,10 +86,7 @@ impl SendWorker {
     }
 
     fn packet(&self, source: PacketError) -> Error {
-        let index = self
-            .counters
-            .get(usize::from(self.id))
-            .map_or(0, |c| c.read().packets);
+        let index = self.stats.packets(self.id);
         Error::Packet {
             channel: self.id,
             index,
@@ -220,9 +216,7 @@ impl SendWorker {
         self.channel
             .send(&message, flags)
             .map_err(|e| self.io("sending", e))?;
-        if let Some(counters) = self.counters.get(usize::from(self.id)) {
-            counters.add(&delta);
-        }
+        self.stats.add(self.id, &delta);
         Ok(())
     }
 }

@@ -1,17 +1,15 @@
 //! The sending engine: one thread a channel, idle channels pull.
 
 use crate::send_worker::SendWorker;
-use crate::stats::Counters;
 use crate::work_queue::{Work, WorkQueue};
 use crate::{
-    BlockError, Buffers, CancelHandle, Error, Method, PageBatch, RamBlock, RamMap, Stats, Transport, Unblock,
-    UnblockGuard, WriteFlags, ZeroPages,
+    BlockError, Buffers, CancelHandle, Error, Method, PageBatch, RamBlock, RamMap, Stats, StatsHandle,
+    Transport, Unblock, UnblockGuard, WriteFlags, ZeroPages,
 };
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
-use std::time::Instant;
 
 /// How far a sync reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,10 +56,9 @@ pub struct Sender {
     queue: Arc<WorkQueue>,
     cancel: CancelHandle,
     unblock: Vec<UnblockGuard>,
-    counters: Arc<Vec<Counters>>,
+    stats: StatsHandle,
     threads: Vec<JoinHandle<()>>,
     filling: Option<PageBatch>,
-    started: Instant,
 }
 
 impl std::fmt::Debug for Sender {
@@ -91,10 +88,9 @@ impl Sender {
             queue: Arc::new(WorkQueue::new(channels)),
             cancel: config.cancel.clone(),
             unblock: Vec::with_capacity(channels + 1),
-            counters: Arc::new((0..channels).map(|_| Counters::default()).collect()),
+            stats: StatsHandle::new(channels),
             threads: Vec::with_capacity(channels),
             filling: None,
-            started: Instant::now(),
             ram,
         };
         sender.unblock_on_failure(Box::new(Arc::clone(&sender.queue)));
@@ -112,7 +108,7 @@ impl Sender {
                 id,
                 uuid: config.uuid,
                 queue: Arc::clone(&sender.queue),
-                counters: Arc::clone(&sender.counters),
+                stats: sender.stats.clone(),
                 packet_num: Arc::clone(&packet_num),
                 geometry,
                 kind: method.kind(),
@@ -243,10 +239,12 @@ impl Sender {
 
     /// What has been sent so far.
     pub fn stats(&self) -> Stats {
-        Stats {
-            elapsed: self.started.elapsed(),
-            channels: self.counters.iter().map(Counters::read).collect(),
-        }
+        self.stats.read_first(self.stats.counters.len())
+    }
+
+    /// A handle to read the counts from elsewhere.
+    pub fn stats_handle(&self) -> StatsHandle {
+        self.stats.clone()
     }
 
     /// A handle to cancel the transfer from elsewhere.

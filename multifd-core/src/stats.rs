@@ -1,7 +1,8 @@
 //! What has been moved so far, counted a channel.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Counts of one channel, or of all together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -61,6 +62,53 @@ impl Stats {
         } else {
             0.0
         }
+    }
+}
+
+/// Reads a transfer's counts while it runs, from any thread; made by [`Sender::stats_handle`](crate::Sender::stats_handle)
+/// and [`Receiver::stats_handle`](crate::Receiver::stats_handle).
+#[derive(Debug, Clone)]
+pub struct StatsHandle {
+    pub(crate) started: Instant,
+    pub(crate) counters: Arc<Vec<Counters>>,
+}
+
+impl StatsHandle {
+    pub(crate) fn new(channels: usize) -> Self {
+        Self {
+            started: Instant::now(),
+            counters: Arc::new((0..channels).map(|_| Counters::default()).collect()),
+        }
+    }
+
+    /// The counts at this moment, of the first `channels` channels at most.
+    pub(crate) fn read_first(&self, channels: usize) -> Stats {
+        Stats {
+            elapsed: self.started.elapsed(),
+            channels: self.counters.iter().take(channels).map(Counters::read).collect(),
+        }
+    }
+
+    /// The counts at this moment.
+    pub fn read(&self) -> Stats {
+        let mut stats = self.read_first(self.counters.len());
+        // A receiver has room for every channel there may be.
+        while stats.channels.last() == Some(&ChannelStats::default()) {
+            stats.channels.pop();
+        }
+        stats
+    }
+
+    pub(crate) fn add(&self, channel: u8, delta: &ChannelStats) {
+        if let Some(counters) = self.counters.get(usize::from(channel)) {
+            counters.add(delta);
+        }
+    }
+
+    pub(crate) fn packets(&self, channel: u8) -> u64 {
+        self.counters
+            .get(usize::from(channel))
+            .map_or(0, |counters| counters.read().packets)
     }
 }
 

@@ -1,0 +1,24 @@
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+mod configuration;
+mod error;
+mod input;
+mod limits;
+mod mapped;
+mod ram;
+mod receive;
+mod sections;
+mod send;
+mod snapshot;
+mod tail;
+
+pub use configuration::{Configuration, Subsection};
+pub use error::Error;
+pub use limits::Limits;
+pub use mapped::{MappedBlock, MappedFile, MappedWriter};
+pub use ram::BlockInfo;
+pub use receive::{ReceiveOptions, Received, receive};
+pub use send::{SendOptions, Sent, send};
+pub use snapshot::{Snapshot, Started, SyncStyle};
+pub use tail::Tail;

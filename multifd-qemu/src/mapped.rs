@@ -1,0 +1,270 @@
+//! A VM in a mapped-ram file: the main channel with gaps, in which every page has its place.
+
+use crate::input::Input;
+use crate::ram::{self, Record};
+use crate::sections::{
+    COMMAND, CONFIGURATION, END, EOF, FULL, PART, START, push_footer, push_header, push_ram_more,
+    push_ram_start, push_switchover_start, read_command, read_footer, read_header, read_ram_start,
+};
+use crate::{BlockInfo, Configuration, Error, Limits, Tail};
+use multifd_packet::{MAPPED_RAM_HEADER_LEN, MappedRamHeader, MappedRamLayout, PacketError};
+use std::io::{self, Read, Seek, Write};
+
+/// A RAM block of a mapped-ram file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MappedBlock {
+    /// The block's name.
+    pub name: String,
+    /// Where its bitmap and pages lie in the file.
+    pub layout: MappedRamLayout,
+}
+
+/// What a mapped-ram file holds, apart from the bitmaps and the pages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MappedFile {
+    /// The machine, and what the source had switched on.
+    pub configuration: Configuration,
+    /// The RAM blocks in their order, which is also that of the file.
+    pub blocks: Vec<MappedBlock>,
+    /// The number of the RAM section.
+    pub ram_section: u32,
+    /// Whether the source said that the guest is stopped.
+    pub switchover_start: bool,
+    /// The device sections, byte for byte.
+    pub tail: Tail,
+}
+
+impl MappedFile {
+    /// Reads a file whose migration starts at `base`. Neither bitmaps nor pages are read.
+    ///
+    /// # Errors
+    /// [`Error`], as when the file is no migration, was written without the capability `mapped-ram`, or is not whole.
+    pub fn read(
+        file: impl Read + Seek,
+        base: u64,
+        limits: &Limits,
+        need_vmdesc: bool,
+    ) -> Result<Self, Error> {
+        let mut input = Input::new(file, base, None);
+        input.seek(base, "the start of the migration")?;
+        read_header(&mut input)?;
+        let mut kind = input.u8("the first element")?;
+        let mut configuration = Configuration::default();
+        if kind == CONFIGURATION {
+            (configuration, kind) = Configuration::read(&mut input, limits)?;
+        }
+        if !configuration.is_mapped_ram() {
+            return Err(Error::Refused {
+                offset: input.offset(),
+                what: "a stream that was saved to a file".into(),
+                advice: "switch the capabilities mapped-ram and multifd on before migrating to a file".into(),
+            });
+        }
+        let (mut id, mut blocks, mut switchover_start, mut ended) = (None, None, false, false);
+        loop {
+            let offset = input.offset().saturating_sub(1);
+            match (kind, id) {
+                (START, None) => {
+                    let section = read_ram_start(&mut input)?;
+                    id = Some(section);
+                    read_body(&mut input, &configuration, limits, &mut blocks)?;
+                    read_footer(&mut input, section)?;
+                }
+                (PART | END, Some(section)) if !ended => {
+                    input.expect_u32("a section's id", section)?;
+                    read_body(&mut input, &configuration, limits, &mut blocks)?;
+                    read_footer(&mut input, section)?;
+                    ended = kind == END;
+                }
+                (COMMAND, _) => {
+                    read_command(&mut input)?;
+                    switchover_start = true;
+                }
+                (FULL | EOF, Some(ram_section)) if ended => {
+                    let mut bytes = vec![kind];
+                    bytes.extend(input.rest(limits.tail_bytes, "the device sections")?);
+                    return Ok(Self {
+                        configuration,
+                        blocks: blocks.unwrap_or_default(),
+                        ram_section,
+                        switchover_start,
+                        tail: Tail::new(bytes, offset, need_vmdesc)?,
+                    });
+                }
+                _ => {
+                    return Err(Error::Malformed {
+                        offset,
+                        what: "what comes next",
+                        found: format!("the element {kind:#04x}"),
+                        expected: "the RAM section, then device sections".into(),
+                    });
+                }
+            }
+            kind = input.u8("the next section")?;
+        }
+    }
+
+    /// Bytes of guest RAM over all blocks.
+    pub fn ram_bytes(&self) -> u64 {
+        self.blocks.iter().map(|block| block.layout.used_length()).sum()
+    }
+}
+
+/// Reads the body of a part of the RAM section: the block list, or nothing.
+fn read_body<F: Read + Seek>(
+    input: &mut Input<F>,
+    configuration: &Configuration,
+    limits: &Limits,
+    blocks: &mut Option<Vec<MappedBlock>>,
+) -> Result<(), Error> {
+    loop {
+        let offset = input.offset();
+        match ram::read_record(input)? {
+            Record::Blocks { total } if blocks.is_none() => {
+                *blocks = Some(read_blocks(input, total, configuration, limits)?);
+            }
+            Record::End if blocks.is_some() => return Ok(()),
+            other => {
+                return Err(Error::Malformed {
+                    offset,
+                    what: "a record of the RAM section",
+                    found: format!("{other:?}"),
+                    expected: "one block list, then the section's end: pages have their places".into(),
+                });
+            }
+        }
+    }
+}
+
+fn read_blocks<F: Read + Seek>(
+    input: &mut Input<F>,
+    total: u64,
+    configuration: &Configuration,
+    limits: &Limits,
+) -> Result<Vec<MappedBlock>, Error> {
+    ram::check_total(total, input.offset(), limits)?;
+    let mut blocks: Vec<MappedBlock> = Vec::new();
+    let mut left = total;
+    while left > 0 {
+        ram::check_count(blocks.len(), input.offset(), limits)?;
+        let BlockInfo { name, used_length } = ram::read_block(input, left, configuration.page_size())?;
+        left -= used_length;
+        let offset = input.offset();
+        let invalid = |source| Error::Mapped {
+            offset,
+            block: name.clone(),
+            source,
+        };
+        let header: [u8; MAPPED_RAM_HEADER_LEN] = input.bytes("a mapped-ram header")?;
+        let header = MappedRamHeader::parse(&header).map_err(invalid)?;
+        if header.bitmap_offset < input.offset() {
+            return Err(invalid(PacketError::TooLarge {
+                field: multifd_packet::Field::BitmapOffset,
+                found: input.offset(),
+                limit: header.bitmap_offset,
+            }));
+        }
+        let layout = MappedRamLayout::from_header(header, used_length).map_err(invalid)?;
+        if blocks.iter().any(|block| block.name == name) {
+            return Err(Error::Malformed {
+                offset,
+                what: "a RAM block's name",
+                found: format!("{name:?} a second time"),
+                expected: "each block once".into(),
+            });
+        }
+        input.seek(layout.end(), "the end of a RAM block's pages")?;
+        blocks.push(MappedBlock { name, layout });
+    }
+    Ok(blocks)
+}
+
+/// Writes a mapped-ram file around the bitmaps and pages, which are another's to write.
+#[derive(Debug)]
+pub struct MappedWriter<F> {
+    file: F,
+    at: u64,
+    ram_section: u32,
+}
+
+impl<F: Write + Seek> MappedWriter<F> {
+    /// Writes everything up to the end of the block list, the migration starting at `base`, and says where each block's
+    /// bitmap and pages go.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Mapped`] for blocks that do not fit a file.
+    pub fn start(
+        file: F,
+        base: u64,
+        configuration: &Configuration,
+        ram_section: u32,
+        blocks: &[BlockInfo],
+    ) -> Result<(Self, Vec<MappedBlock>), Error> {
+        let mut writer = Self {
+            file,
+            at: base,
+            ram_section,
+        };
+        let mut room = Vec::new();
+        push_header(&mut room);
+        configuration.with_mapped_ram(true).write(&mut room);
+        push_ram_start(&mut room, ram_section);
+        ram::push_total(&mut room, blocks.iter().map(|block| block.used_length).sum());
+        let mut placed = Vec::with_capacity(blocks.len());
+        for BlockInfo { name, used_length } in blocks {
+            ram::push_block(&mut room, name, *used_length);
+            let offset = writer.at + room.len() as u64;
+            let invalid = |source| Error::Mapped {
+                offset,
+                block: name.clone(),
+                source,
+            };
+            let layout =
+                MappedRamLayout::place(offset, *used_length, configuration.page_size()).map_err(invalid)?;
+            let mut header = [0; MAPPED_RAM_HEADER_LEN];
+            layout.header().encode(&mut header).map_err(invalid)?;
+            room.extend(header);
+            writer.put(&room)?;
+            room.clear();
+            writer.at = layout.end();
+            placed.push(MappedBlock {
+                name: name.clone(),
+                layout,
+            });
+        }
+        ram::push_end(&mut room);
+        push_footer(&mut room, ram_section);
+        writer.put(&room)?;
+        Ok((writer, placed))
+    }
+
+    /// Writes everything after the RAM, and returns the file.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn finish(mut self, switchover_start: bool, tail: &Tail) -> Result<F, Error> {
+        let mut room = Vec::new();
+        if switchover_start {
+            push_switchover_start(&mut room);
+        }
+        push_ram_more(&mut room, END, self.ram_section);
+        ram::push_end(&mut room);
+        push_footer(&mut room, self.ram_section);
+        room.extend(tail.bytes());
+        self.put(&room)?;
+        Ok(self.file)
+    }
+
+    /// Writes `bytes` where the channel has come to.
+    fn put(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        let at = io::SeekFrom::Start(self.at);
+        let result = self.file.seek(at).and_then(|_| self.file.write_all(bytes));
+        result.map_err(|source| Error::Io {
+            offset: self.at,
+            what: "writing the file",
+            source,
+        })?;
+        self.at += bytes.len() as u64;
+        Ok(())
+    }
+}

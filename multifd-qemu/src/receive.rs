@@ -1,0 +1,362 @@
+//! The destination of a migration: the main channel read, its rounds joined with those of the multifd channels.
+
+use crate::input::Input;
+use crate::ram::{self, Record};
+use crate::sections::{
+    COMMAND, CONFIGURATION, END, EOF, FULL, PART, START, read_command, read_footer, read_header,
+    read_ram_start,
+};
+use crate::{BlockInfo, Configuration, Error, Limits, Snapshot, Started, SyncStyle, Tail};
+use multifd_core::{
+    CancelHandle, ChannelError, ChannelSource, Error as EngineError, Method, Progress, RamBlock, RamMap,
+    Receiver, ReceiverConfig, Stats,
+};
+use std::io::Read;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How to receive.
+pub struct ReceiveOptions {
+    /// Methods that may be decoded; which one is used, the stream says. Empty means no compression only.
+    pub methods: Vec<Arc<dyn Method>>,
+    /// How many channels there must be; without it, those that have connected when the first round ends.
+    pub channels: Option<u8>,
+    /// The only UUID accepted on channels; without it, that of the main channel, or else one they all agree on.
+    pub uuid: Option<[u8; 16]>,
+    /// How much the source may ask for.
+    pub limits: Limits,
+    /// Whether the description at the end must be there (see [`Tail::new`]).
+    pub need_vmdesc: bool,
+    /// The clock of all connections: when nothing has come on any of them for its deadline, that is a stall.
+    pub progress: Arc<Progress>,
+    /// Ends the migration from elsewhere. Register the main connection with it, and the listener, so that a channel's
+    /// failure ends a wait on them.
+    pub cancel: CancelHandle,
+    /// Called once, when the RAM blocks are known.
+    pub on_start: Option<Box<dyn FnOnce(Started) + Send>>,
+}
+
+impl Default for ReceiveOptions {
+    fn default() -> Self {
+        Self {
+            methods: Vec::new(),
+            channels: None,
+            uuid: None,
+            limits: Limits::default(),
+            need_vmdesc: true,
+            progress: Arc::new(Progress::new(Duration::from_secs(30))),
+            cancel: CancelHandle::default(),
+            on_start: None,
+        }
+    }
+}
+
+impl std::fmt::Debug for ReceiveOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ReceiveOptions")
+            .field("channels", &self.channels)
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A migration that has arrived whole.
+#[derive(Debug)]
+pub struct Received {
+    /// The VM.
+    pub snapshot: Snapshot,
+    /// What came over the channels, each and all.
+    pub stats: Stats,
+    /// Bytes of the main channel.
+    pub main_bytes: u64,
+    /// Rounds joined.
+    pub rounds: u64,
+    /// How the source syncs.
+    pub sync: SyncStyle,
+    /// The compression method in use; none if every page was zero.
+    pub method: multifd_packet::Method,
+}
+
+/// Receives a migration: reads `main` to its end, takes channels from `source`, and returns when all of the VM is in place
+/// and every channel has ended as it should.
+///
+/// # Errors
+/// [`Error`]: the first thing that went wrong, on any channel. All threads are gone then.
+pub fn receive(
+    main: impl Read,
+    source: &mut dyn ChannelSource,
+    options: ReceiveOptions,
+) -> Result<Received, Error> {
+    let cancel = options.cancel.clone();
+    let reception = Reception {
+        input: Input::new(main, 0, Some(Arc::clone(&options.progress))),
+        source,
+        options,
+        configuration: Configuration::default(),
+        receiver: None,
+        ram: RamMap::new(),
+        sync: None,
+        gathered: false,
+        rounds: 0,
+        last_block: None,
+    };
+    reception.run().map_err(|error| match (error, cancel.error()) {
+        // A channel that failed has ended the wait on the main channel.
+        (Error::Io { .. } | Error::Truncated { .. } | Error::Stalled { .. }, Some(first)) => first.into(),
+        (error, _) => error,
+    })
+}
+
+struct Reception<'a, R> {
+    input: Input<R>,
+    source: &'a mut dyn ChannelSource,
+    options: ReceiveOptions,
+    configuration: Configuration,
+    receiver: Option<Receiver>,
+    ram: RamMap,
+    /// Known from the first section's end on: whether a flush came before it.
+    sync: Option<SyncStyle>,
+    gathered: bool,
+    rounds: u64,
+    last_block: Option<String>,
+}
+
+impl<R: Read> Reception<'_, R> {
+    fn run(mut self) -> Result<Received, Error> {
+        read_header(&mut self.input)?;
+        let mut kind = self.input.u8("the first element")?;
+        if kind == CONFIGURATION {
+            (self.configuration, kind) = Configuration::read(&mut self.input, &self.options.limits)?;
+        }
+        self.check_capabilities()?;
+        let (mut id, mut switchover_start, mut ended) = (None, false, false);
+        let first = loop {
+            let offset = self.input.offset().saturating_sub(1);
+            match kind {
+                START if id.is_none() => {
+                    id = Some(read_ram_start(&mut self.input)?);
+                    self.section(id)?;
+                }
+                START => {
+                    let found = read_ram_start(&mut self.input)?;
+                    return Err(unexpected(offset, format!("a second RAM section (id {found})")));
+                }
+                PART | END if id.is_some() && !ended => {
+                    self.input.expect_u32("a section's id", id.unwrap_or(0))?;
+                    self.section(id)?;
+                    ended = kind == END;
+                }
+                COMMAND => {
+                    read_command(&mut self.input)?;
+                    switchover_start = true;
+                }
+                FULL | EOF if ended => break kind,
+                _ => return Err(unexpected(offset, format!("the element {kind:#04x}"))),
+            }
+            kind = self.input.u8("the next section")?;
+        };
+        let tail = self.tail(first)?;
+        let receiver = self.receiver.take();
+        let (method, uuid, stats) = match receiver {
+            Some(receiver) => {
+                let (method, uuid) = (receiver.method(), receiver.uuid());
+                (
+                    method.unwrap_or_default(),
+                    uuid.unwrap_or_default(),
+                    receiver.finish()?,
+                )
+            }
+            None => return Err(unexpected(0, "a migration without RAM blocks".into())),
+        };
+        Ok(Received {
+            snapshot: Snapshot {
+                configuration: self.configuration.with_mapped_ram(false),
+                uuid,
+                ram: self.ram,
+                ram_section: id.unwrap_or(0),
+                switchover_start,
+                tail,
+            },
+            stats,
+            main_bytes: self.input.offset(),
+            rounds: self.rounds,
+            sync: self.sync.unwrap_or(SyncStyle::EachRound),
+            method,
+        })
+    }
+
+    /// Refuses what changes the stream in ways we do not follow.
+    fn check_capabilities(&self) -> Result<(), Error> {
+        for (name, advice) in [
+            (
+                "mapped-ram",
+                "migrate to a file, or switch the mapped-ram capability off",
+            ),
+            ("x-ignore-shared", "switch the x-ignore-shared capability off"),
+        ] {
+            if self.configuration.capabilities().iter().any(|c| c == name) {
+                return Err(Error::Refused {
+                    offset: self.input.offset(),
+                    what: format!("with the capability {name:?}"),
+                    advice: advice.into(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the body and the footer of a part of the RAM section.
+    fn section(&mut self, id: Option<u32>) -> Result<(), Error> {
+        let mut flushed = false;
+        loop {
+            let offset = self.input.offset();
+            match ram::read_record(&mut self.input)? {
+                Record::Blocks { total } if self.receiver.is_none() => self.set_up(total)?,
+                Record::Blocks { .. } => return Err(unexpected(offset, "a second block list".into())),
+                Record::Page {
+                    address,
+                    zero,
+                    same_block,
+                } => {
+                    let record = (address, zero, same_block);
+                    ram::read_page(&mut self.input, &self.ram, record, &mut self.last_block)?;
+                }
+                Record::Flush if self.receiver.is_none() => {
+                    return Err(unexpected(offset, "a flush before the block list".into()));
+                }
+                Record::Flush => {
+                    self.join_round()?;
+                    flushed = true;
+                }
+                Record::End => break,
+            }
+        }
+        if self.receiver.is_none() {
+            return Err(unexpected(
+                self.input.offset(),
+                "a RAM section without a block list".into(),
+            ));
+        }
+        // A modern source flushes in its setup already.
+        let style = if flushed {
+            SyncStyle::EachRound
+        } else {
+            SyncStyle::EachSection
+        };
+        if *self.sync.get_or_insert(style) == SyncStyle::EachSection {
+            self.join_round()?;
+        }
+        read_footer(&mut self.input, id.unwrap_or(0))
+    }
+
+    fn set_up(&mut self, total: u64) -> Result<(), Error> {
+        let limits = self.options.limits;
+        let blocks = ram::read_blocks(&mut self.input, total, &self.configuration, &limits)?;
+        for BlockInfo { name, used_length } in &blocks {
+            let block = RamBlock::anonymous(name, *used_length, self.configuration.page_size())?;
+            self.ram.add(block)?;
+        }
+        let config = ReceiverConfig {
+            methods: self.options.methods.clone(),
+            uuid: self.options.uuid.or(self.configuration.uuid()),
+            max_channels: self.options.channels.map_or(255, usize::from),
+            progress: Arc::clone(&self.options.progress),
+            cancel: self.options.cancel.clone(),
+            ..ReceiverConfig::default()
+        };
+        let receiver = self.receiver.insert(Receiver::new(self.ram.clone(), config)?);
+        if let Some(on_start) = self.options.on_start.take() {
+            on_start(Started {
+                stats: receiver.stats_handle(),
+                blocks,
+            });
+        }
+        Ok(())
+    }
+
+    /// Takes in every channel there is. All have connected before the source speaks of a first round.
+    fn gather(&mut self) -> Result<(), Error> {
+        let expected = self.options.channels.map(usize::from);
+        let Some(receiver) = &mut self.receiver else {
+            return Ok(());
+        };
+        let failed = |channel: usize, source: ChannelError| {
+            Error::Engine(EngineError::Channel {
+                channel: u8::try_from(channel).unwrap_or(u8::MAX),
+                doing: "accepting",
+                source,
+            })
+        };
+        loop {
+            let have = receiver.channels();
+            let wait = expected.is_some_and(|expected| have < expected);
+            match self.source.next_channel(wait).map_err(|e| failed(have, e))? {
+                Some(channel) => receiver.attach(channel)?,
+                None if wait => {
+                    return Err(Error::Engine(EngineError::ChannelCount {
+                        found: have,
+                        expected: expected.unwrap_or(have),
+                    }));
+                }
+                None => break,
+            }
+        }
+        if receiver.channels() == 0 {
+            return Err(Error::Refused {
+                offset: self.input.offset(),
+                what: "no multifd connections".into(),
+                advice: "switch the multifd capability on, on the source".into(),
+            });
+        }
+        receiver.wait_identified()?;
+        Ok(())
+    }
+
+    fn join_round(&mut self) -> Result<(), Error> {
+        if !self.gathered {
+            self.gather()?;
+            self.gathered = true;
+        }
+        if let Some(receiver) = &self.receiver {
+            receiver.wait_sync()?;
+            self.rounds += 1;
+        }
+        Ok(())
+    }
+
+    /// Reads everything after the RAM, and makes sure that nobody came late.
+    fn tail(&mut self, first: u8) -> Result<Tail, Error> {
+        let offset = self.input.offset().saturating_sub(1);
+        let rest = self
+            .input
+            .rest(self.options.limits.tail_bytes, "the device sections")?;
+        let mut bytes = Vec::with_capacity(rest.len() + 1);
+        bytes.push(first);
+        bytes.extend(rest);
+        let tail = Tail::new(bytes, offset, self.options.need_vmdesc)?;
+        let have = self.receiver.as_ref().map_or(0, Receiver::channels);
+        let late = self.source.next_channel(false).map_err(|source| {
+            Error::Engine(EngineError::Channel {
+                channel: u8::try_from(have).unwrap_or(u8::MAX),
+                doing: "accepting",
+                source,
+            })
+        })?;
+        if late.is_some() {
+            return Err(Error::Engine(EngineError::ChannelCount {
+                found: have + 1,
+                expected: have,
+            }));
+        }
+        Ok(tail)
+    }
+}
+
+fn unexpected(offset: u64, found: String) -> Error {
+    Error::Malformed {
+        offset,
+        what: "what comes next",
+        found,
+        expected: "the RAM section, then device sections".into(),
+    }
+}

@@ -1,0 +1,162 @@
+//! The source of a migration: a VM at rest, sent as QEMU would send it.
+
+use crate::sections::{
+    END, PART, push_footer, push_header, push_ram_more, push_ram_start, push_switchover_start,
+};
+use crate::{Error, Snapshot, Started, SyncStyle, ram};
+use multifd_core::{Method, Sender, SenderConfig, Stats, SyncScope, Transport};
+use std::io::Write;
+
+/// How to send.
+#[derive(Default)]
+pub struct SendOptions {
+    /// Channels, zero pages, write flags, and the handle that ends the migration from elsewhere. Register the main
+    /// connection with that handle, so that a channel's failure ends a wait on it. The UUID is the snapshot's.
+    pub sender: SenderConfig,
+    /// When to sync; without it, as the machine type does.
+    pub sync: Option<SyncStyle>,
+    /// Called once, when the channels are open.
+    pub on_start: Option<Box<dyn FnOnce(Started) + Send>>,
+}
+
+impl std::fmt::Debug for SendOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SendOptions")
+            .field("sender", &self.sender)
+            .field("sync", &self.sync)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A migration that has been sent.
+#[derive(Debug, Clone)]
+pub struct Sent {
+    /// What went over the channels, each and all.
+    pub stats: Stats,
+    /// Bytes of the main channel.
+    pub main_bytes: u64,
+    /// How rounds were told to the destination.
+    pub sync: SyncStyle,
+}
+
+/// Sends a VM: everything of it over `main` and the channels of `transport`. When this returns, all of it is on its way;
+/// whether it has arrived, nobody says in this protocol: that the destination closes the main connection in an orderly way
+/// is the best sign there is.
+///
+/// # Errors
+/// [`Error`]: the first thing that went wrong, on any channel. All threads are gone then.
+pub fn send(
+    snapshot: &Snapshot,
+    main: impl Write,
+    method: &dyn Method,
+    transport: &dyn Transport,
+    options: SendOptions,
+) -> Result<Sent, Error> {
+    let cancel = options.sender.cancel.clone();
+    transmit(snapshot, main, method, transport, options).map_err(|error| match (error, cancel.error()) {
+        // A channel that failed has ended the wait on the main channel.
+        (Error::Io { .. }, Some(first)) => first.into(),
+        (error, _) => error,
+    })
+}
+
+/// The main channel being written.
+struct Output<W> {
+    main: W,
+    room: Vec<u8>,
+    written: u64,
+    /// The RAM section's number.
+    id: u32,
+}
+
+impl<W: Write> Output<W> {
+    /// Writes what has been put into the room.
+    fn flush(&mut self, what: &'static str) -> Result<(), Error> {
+        let result = self.main.write_all(&self.room).and_then(|()| self.main.flush());
+        result.map_err(|source| Error::Io {
+            offset: self.written,
+            what,
+            source,
+        })?;
+        self.written += self.room.len() as u64;
+        self.room.clear();
+        Ok(())
+    }
+
+    /// Ends a part of the RAM section, and the round if it ends here.
+    fn end_section(&mut self, sender: &mut Sender, sync: SyncStyle, round: bool) -> Result<(), Error> {
+        if round || sync == SyncStyle::EachSection {
+            sender.sync(SyncScope::Peer)?;
+            if sync == SyncStyle::EachRound {
+                ram::push_flush(&mut self.room);
+            }
+        }
+        ram::push_end(&mut self.room);
+        push_footer(&mut self.room, self.id);
+        self.flush("the RAM section")
+    }
+}
+
+fn transmit(
+    snapshot: &Snapshot,
+    main: impl Write,
+    method: &dyn Method,
+    transport: &dyn Transport,
+    options: SendOptions,
+) -> Result<Sent, Error> {
+    let configuration = snapshot.configuration.with_mapped_ram(false);
+    let by_machine = if configuration.syncs_each_section() {
+        SyncStyle::EachSection
+    } else {
+        SyncStyle::EachRound
+    };
+    let sync = options.sync.unwrap_or(by_machine);
+    let id = snapshot.ram_section;
+    let mut out = Output {
+        main,
+        room: Vec::new(),
+        written: 0,
+        id,
+    };
+    push_header(&mut out.room);
+    configuration.write(&mut out.room);
+    // The main connection says what it is before any channel does.
+    out.flush("the configuration")?;
+
+    let config = SenderConfig {
+        uuid: snapshot.uuid,
+        ..options.sender
+    };
+    let mut sender = Sender::start(snapshot.ram.clone(), method, transport, &config)?;
+    let blocks = snapshot.blocks();
+    push_ram_start(&mut out.room, id);
+    ram::push_total(&mut out.room, snapshot.ram.total_len());
+    for block in &blocks {
+        ram::push_block(&mut out.room, &block.name, block.used_length);
+    }
+    if let Some(on_start) = options.on_start {
+        let stats = sender.stats_handle();
+        on_start(Started { stats, blocks });
+    }
+    out.end_section(&mut sender, sync, true)?;
+
+    push_ram_more(&mut out.room, PART, id);
+    for (index, block) in snapshot.ram.blocks().iter().enumerate() {
+        sender.queue_range(index, 0, block.len())?;
+    }
+    out.end_section(&mut sender, sync, false)?;
+
+    if snapshot.switchover_start {
+        push_switchover_start(&mut out.room);
+    }
+    push_ram_more(&mut out.room, END, id);
+    out.end_section(&mut sender, sync, true)?;
+
+    out.room.extend(snapshot.tail.bytes());
+    out.flush("the device sections")?;
+    Ok(Sent {
+        stats: sender.finish()?,
+        main_bytes: out.written,
+        sync,
+    })
+}

@@ -1,0 +1,103 @@
+//! Files that appear under their name whole or not at all.
+
+use crate::FileError;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// A file being written beside its target under a temporary name (`.NAME.PID.N.partial`), which
+/// [`commit`](AtomicFile::commit) renames into place. Dropped before that, it removes itself.
+#[derive(Debug)]
+pub struct AtomicFile {
+    file: File,
+    partial: PathBuf,
+    target: PathBuf,
+    committed: bool,
+}
+
+impl AtomicFile {
+    /// Creates the temporary file in the target's folder. Mode 0600: guest memory is nobody else's business.
+    ///
+    /// # Errors
+    /// [`FileError::Path`], as when the folder does not exist or may not be written to.
+    pub fn create(target: &Path) -> Result<Self, FileError> {
+        use std::os::unix::fs::OpenOptionsExt;
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let failed = |source| FileError::Path {
+            path: target.into(),
+            doing: "creating",
+            source,
+        };
+        let name = target
+            .file_name()
+            .ok_or_else(|| failed(io::Error::other("the path does not end in a file name")))?;
+        if target.is_dir() {
+            return Err(failed(io::ErrorKind::IsADirectory.into()));
+        }
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let mut partial = std::ffi::OsString::from(".");
+        partial.push(name);
+        partial.push(format!(".{}.{number}.partial", std::process::id()));
+        let partial = target.with_file_name(partial);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&partial)
+            .map_err(failed)?;
+        Ok(Self {
+            file,
+            partial,
+            target: target.into(),
+            committed: false,
+        })
+    }
+
+    /// The file, to be written to.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Where the file is until it is committed.
+    pub fn partial_path(&self) -> &Path {
+        &self.partial
+    }
+
+    /// Brings the contents to the disk, gives the file its name, and brings that to the disk. A file that had the name
+    /// is replaced.
+    ///
+    /// # Errors
+    /// [`FileError::Path`]; then there is no new file under the target's name.
+    pub fn commit(mut self) -> Result<(), FileError> {
+        let failed = |doing, source| FileError::Path {
+            path: self.target.clone(),
+            doing,
+            source,
+        };
+        self.file.sync_all().map_err(|e| failed("syncing", e))?;
+        std::fs::rename(&self.partial, &self.target).map_err(|e| failed("renaming into place", e))?;
+        self.committed = true;
+        let folder = match self.target.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        File::open(folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(|e| FileError::Path {
+                path: folder.into(),
+                doing: "syncing the folder",
+                source: e,
+            })
+    }
+}
+
+impl Drop for AtomicFile {
+    fn drop(&mut self) {
+        if !self.committed {
+            // Nothing more can be done about a file that can not be removed; its name says what it is.
+            let _ = std::fs::remove_file(&self.partial);
+        }
+    }
+}

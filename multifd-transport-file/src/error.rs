@@ -1,0 +1,56 @@
+//! What can go wrong with a file.
+
+use multifd_core::BlockError;
+use std::io;
+use std::path::PathBuf;
+
+/// Why a file could not be written or read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FileError {
+    /// The operating system refused, at a path.
+    #[error("{path}: {doing}: {source}", path = .path.display())]
+    Path {
+        /// The path.
+        path: PathBuf,
+        /// What was being done.
+        doing: &'static str,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The operating system refused, at a place in the file.
+    #[error("{doing} {len} bytes at offset {offset:#x} of the file: {source}")]
+    At {
+        /// What was being done.
+        doing: &'static str,
+        /// Offset in bytes.
+        offset: u64,
+        /// Length in bytes.
+        len: usize,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The file ends before what it says it holds.
+    #[error("the file ends at {end:#x}, within {what} at {offset:#x} (+{len:#x} bytes): it is not whole")]
+    Short {
+        /// What is cut.
+        what: &'static str,
+        /// Where that begins, in bytes.
+        offset: u64,
+        /// Its length in bytes.
+        len: u64,
+        /// Where the file ends.
+        end: u64,
+    },
+    /// A block of the file and the memory it is to be loaded into do not fit.
+    #[error(transparent)]
+    Block(#[from] BlockError),
+    /// There is no RAM block for a block of the file.
+    #[error("there is no RAM block {block:?} of {len:#x} bytes to load into")]
+    NoBlock {
+        /// The name.
+        block: String,
+        /// Its length in bytes.
+        len: u64,
+    },
+}

@@ -1,0 +1,258 @@
+//! Recorded migrations arrive through our crates as they did at QEMU's own destination.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use multifd_compress::{Zlib, Zstd};
+use multifd_core::{Method, Plain, RamBlock, RamMap, Sender, SenderConfig, SyncScope};
+use multifd_qemu::{
+    Limits, MappedBlock, MappedFile, MappedWriter, ReceiveOptions, Received, SendOptions, Snapshot,
+    SyncStyle, receive, send,
+};
+use multifd_tests::golden::{Golden, STREAMS};
+use multifd_tests::guest::{contents, sha256};
+use multifd_transport_file::{FileTransport, PlacedBlock, load};
+use multifd_transport_socket::{SocketListener, SocketOptions, SocketTransport};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::sync::Arc;
+
+fn methods() -> Vec<Arc<dyn Method>> {
+    vec![
+        Arc::new(Plain),
+        Arc::new(Zlib::default()),
+        Arc::new(Zstd::default()),
+    ]
+}
+
+fn listener() -> (SocketListener, SocketTransport) {
+    let options = SocketOptions::default();
+    let listener = SocketListener::bind(&"tcp:127.0.0.1:0".parse().unwrap(), options).unwrap();
+    let transport = SocketTransport::new(listener.address().unwrap(), options);
+    (listener, transport)
+}
+
+fn options() -> ReceiveOptions {
+    ReceiveOptions {
+        methods: methods(),
+        ..ReceiveOptions::default()
+    }
+}
+
+fn replayed(golden: &Golden) -> Received {
+    let (mut listener, transport) = listener();
+    std::thread::scope(|scope| {
+        scope.spawn(|| golden.replay(&transport));
+        let main = listener.accept_main().unwrap();
+        receive(main, &mut listener, options()).unwrap()
+    })
+}
+
+#[test]
+fn every_recording_gives_the_right_ram() {
+    for name in STREAMS {
+        let golden = Golden::load(name);
+        let received = replayed(&golden);
+        let ram = &received.snapshot.ram;
+        assert_eq!(
+            sha256(&contents(ram.find("pc.ram").unwrap())),
+            golden.ram_sha256(),
+            "{name}"
+        );
+        assert_eq!(
+            received.method.name(),
+            golden.meta["compression"].as_str().unwrap()
+        );
+        let channels = golden.meta["channels"].as_u64().unwrap();
+        assert_eq!(received.stats.channels.len() as u64, channels);
+        let expected = if name.ends_with("persection") {
+            SyncStyle::EachSection
+        } else {
+            SyncStyle::EachRound
+        };
+        assert_eq!(received.sync, expected, "{name}");
+        assert!(received.rounds >= 3, "{name}: {}", received.rounds);
+        assert_eq!(received.main_bytes, golden.main().len() as u64);
+        let channel_bytes: usize = golden.channels().iter().map(Vec::len).sum();
+        assert_eq!(received.stats.total().wire_bytes, channel_bytes as u64, "{name}");
+        let machine = &received.snapshot.configuration.machine;
+        assert!(machine.starts_with("pc-i440fx-"), "{machine}");
+        assert_eq!(received.snapshot.uuid[..4], [0x5e, 0xed, 0x5e, 0xed]);
+        assert!(received.snapshot.tail.vmdesc().unwrap().contains("\"devices\""));
+        assert!(golden.main().ends_with(received.snapshot.tail.bytes()));
+    }
+}
+
+fn same(a: &Snapshot, b: &Snapshot) {
+    assert_eq!(a.configuration, b.configuration);
+    assert_eq!(a.tail, b.tail);
+    assert_eq!((a.uuid, a.ram_section), (b.uuid, b.ram_section));
+    assert_eq!(a.switchover_start, b.switchover_start);
+    assert_eq!(a.blocks(), b.blocks());
+    for (one, other) in a.ram.blocks().iter().zip(b.ram.blocks()) {
+        assert!(contents(one) == contents(other), "{}", one.name());
+    }
+}
+
+#[test]
+fn what_arrived_goes_on_by_every_method_and_arrives_again() {
+    for name in ["none-2ch", "none-2ch-persection"] {
+        let first = replayed(&Golden::load(name)).snapshot;
+        for method in methods() {
+            for channels in [1, 4] {
+                let (mut listener, transport) = listener();
+                let sender = SenderConfig {
+                    channels,
+                    ..SenderConfig::default()
+                };
+                let second = std::thread::scope(|scope| {
+                    scope.spawn(|| {
+                        let mut main = transport.connect().unwrap();
+                        let options = SendOptions {
+                            sender,
+                            ..SendOptions::default()
+                        };
+                        send(&first, &mut main, method.as_ref(), &transport, options).unwrap();
+                        main.end_writing().unwrap();
+                        main.wait_closed().unwrap();
+                    });
+                    let main = listener.accept_main().unwrap();
+                    receive(main, &mut listener, options()).unwrap()
+                });
+                assert_eq!(second.method, method.kind());
+                assert_eq!(second.stats.channels.len(), usize::from(channels));
+                same(&first, &second.snapshot);
+            }
+        }
+    }
+}
+
+#[test]
+fn our_main_channel_begins_as_qemus_does() {
+    let golden = Golden::load("none-2ch");
+    let snapshot = replayed(&golden).snapshot;
+    let (mut listener, transport) = listener();
+    let wire = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let main = transport.connect().unwrap();
+            send(&snapshot, main, &Plain, &transport, SendOptions::default()).unwrap();
+        });
+        let mut main = listener.accept_main().unwrap();
+        let drain = |mut from: Box<dyn Read + Send>| {
+            let mut all = Vec::new();
+            from.read_to_end(&mut all).unwrap();
+            all
+        };
+        let mut main_bytes = Vec::new();
+        let channels = [0, 1].map(|_| {
+            scope.spawn({
+                let channel = multifd_core::ChannelSource::next_channel(&mut listener, true);
+                let channel = channel.unwrap().unwrap();
+                move || drain(Box::new(Reader(channel)))
+            })
+        });
+        main.read_to_end(&mut main_bytes).unwrap();
+        assert!(
+            channels
+                .map(|thread| thread.join().unwrap())
+                .iter()
+                .all(|bytes| bytes.len() > 64)
+        );
+        main_bytes
+    });
+    // Header, configuration, the whole first section: byte for byte. Then the sections' number may differ, not the end.
+    let footer = [0x7e, 0, 0, 0, snapshot.ram_section as u8];
+    let setup = wire.windows(5).position(|w| w == footer).unwrap();
+    assert!(setup > 100);
+    assert_eq!(wire[..setup + 5], golden.main()[..setup + 5]);
+    let tail = snapshot.tail.bytes();
+    assert!(wire.ends_with(tail) && golden.main().ends_with(tail));
+}
+
+/// A channel as a plain reader.
+struct Reader(Box<dyn multifd_core::RecvChannel>);
+
+impl Read for Reader {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let one = &mut buffer[..1];
+        match self.0.recv_start(one) {
+            Ok(multifd_core::Arrival::Message) => Ok(1),
+            Ok(_) => Ok(0),
+            Err(error) => Err(std::io::Error::other(error)),
+        }
+    }
+}
+
+fn placed(blocks: &[MappedBlock]) -> Vec<PlacedBlock> {
+    let place = |block: &MappedBlock| PlacedBlock {
+        name: block.name.clone(),
+        layout: block.layout,
+    };
+    blocks.iter().map(place).collect()
+}
+
+fn load_mapped(file: &File) -> Snapshot {
+    let mapped = MappedFile::read(file, 0, &Limits::default(), true).unwrap();
+    let mut ram = RamMap::new();
+    for block in &mapped.blocks {
+        let len = block.layout.used_length();
+        ram.add(RamBlock::anonymous(&block.name, len, 4096).unwrap())
+            .unwrap();
+    }
+    load(file, &placed(&mapped.blocks), &ram, 2).unwrap();
+    Snapshot {
+        uuid: [0; 16],
+        ram_section: mapped.ram_section,
+        configuration: mapped.configuration.with_mapped_ram(false),
+        ram,
+        switchover_start: mapped.switchover_start,
+        tail: mapped.tail,
+    }
+}
+
+#[test]
+fn a_mapped_ram_file_qemu_wrote_loads_and_one_we_write_reads_the_same() {
+    let golden = Golden::load("mapped-2ch");
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&golden.files["snapshot.mapped"]).unwrap();
+    let snapshot = load_mapped(&file);
+    let ram = snapshot.ram.find("pc.ram").unwrap();
+    assert_eq!(sha256(&contents(ram)), golden.ram_sha256());
+
+    let ours = tempfile::tempfile().unwrap();
+    let (writer, blocks) = MappedWriter::start(
+        &ours,
+        0,
+        &snapshot.configuration,
+        snapshot.ram_section,
+        &snapshot.blocks(),
+    )
+    .unwrap();
+    let transport = FileTransport::new(ours.try_clone().unwrap(), placed(&blocks));
+    let mut sender =
+        Sender::start(snapshot.ram.clone(), &Plain, &transport, &SenderConfig::default()).unwrap();
+    for (index, block) in snapshot.ram.blocks().iter().enumerate() {
+        sender.queue_range(index, 0, block.len()).unwrap();
+    }
+    sender.sync(SyncScope::Local).unwrap();
+    sender.finish().unwrap();
+    let written = transport.finish().unwrap();
+    writer.finish(snapshot.switchover_start, &snapshot.tail).unwrap();
+    same(&snapshot, &load_mapped(&ours));
+
+    // The head QEMU wrote is the head we write: configuration, block list, and where everything goes.
+    let theirs = MappedFile::read(&file, 0, &Limits::default(), true).unwrap();
+    assert_eq!(blocks, theirs.blocks);
+    let mut bytes = vec![0; 23_185_500];
+    std::os::unix::fs::FileExt::read_at(&ours, &mut bytes, 0).unwrap();
+    let qemus = &golden.files["snapshot.mapped"];
+    let head = blocks[0].layout.header().bitmap_offset as usize;
+    assert_eq!(bytes[..head], qemus[..head]);
+    let stored: u64 = blocks
+        .iter()
+        .map(|block| {
+            let at = block.layout.header().bitmap_offset as usize;
+            let bitmap = &qemus[at..at + block.layout.bitmap_len() as usize];
+            multifd_packet::Bitmap::new(bitmap).count()
+        })
+        .sum();
+    assert_eq!(written.pages, stored, "the same pages are zero");
+}
