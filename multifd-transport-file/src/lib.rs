@@ -5,6 +5,7 @@ mod atomic;
 mod bitmap;
 mod channel;
 mod error;
+mod extract;
 mod load;
 // All of this crate's unsafe code: raw IOVs handed to the kernel.
 #[allow(unsafe_code)]
@@ -13,4 +14,5 @@ mod sys;
 pub use atomic::AtomicFile;
 pub use channel::{FileTransport, PlacedBlock, Written};
 pub use error::FileError;
-pub use load::{Loaded, load, read_bitmap};
+pub use extract::extract;
+pub use load::{Loaded, load, load_raw, read_bitmap};

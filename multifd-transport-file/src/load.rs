@@ -52,21 +52,25 @@ pub fn read_bitmap(file: &File, layout: &MappedRamLayout) -> Result<Vec<u8>, Fil
 /// One thread's piece of a block.
 struct Piece<'a> {
     block: &'a RamBlock,
-    layout: &'a MappedRamLayout,
-    bitmap: Bitmap<'a>,
+    /// Where page 0 lies in the file.
+    pages_offset: u64,
+    /// Which pages are stored; all of them without it.
+    bitmap: Option<Bitmap<'a>>,
     start: u64,
     end: u64,
 }
 
 impl Piece<'_> {
     fn load(&self, file: &File) -> Result<Loaded, FileError> {
-        let header = self.layout.header();
-        let page_size = header.page_size;
-        let offsets = || (self.start..self.end).step_by(usize::try_from(page_size).unwrap_or(usize::MAX));
-        let stored = |offset: &u64| self.bitmap.contains(offset / page_size);
+        let page_size = u64::from(self.block.page_size());
+        let offsets = || (self.start..self.end).step_by(self.block.page_size() as usize);
+        let stored = |offset: &u64| {
+            self.bitmap
+                .is_none_or(|bitmap| bitmap.contains(offset / page_size))
+        };
         let mut loaded = Loaded::default();
         for run in runs(offsets().filter(stored), self.block.page_size()) {
-            let at = header.pages_offset + run.offset;
+            let at = self.pages_offset + run.offset;
             let region = self.block.region(run.offset, run.len)?;
             let read = sys::read_full_at(file, region, at).map_err(|source| FileError::At {
                 doing: "reading",
@@ -113,20 +117,39 @@ pub fn load(file: &File, blocks: &[PlacedBlock], ram: &RamMap, threads: usize) -
             block: placed.name.clone(),
             len,
         })?;
-        let mut start = 0;
-        while start < len {
-            let end = (start + STRIDE).min(len);
-            pieces.push(Piece {
-                block,
-                layout,
-                bitmap: Bitmap::new(bitmap),
-                start,
-                end,
-            });
-            start = end;
-        }
+        cut(
+            block,
+            layout.header().pages_offset,
+            Some(Bitmap::new(bitmap)),
+            &mut pieces,
+        );
     }
     run_pieces(file, &pieces, threads.max(1))
+}
+
+/// Loads a file that is the block's memory and nothing else, with `threads` threads reading at once.
+///
+/// # Errors
+/// [`FileError`], as when the file is shorter than the block; what the block holds then is unspecified.
+pub fn load_raw(file: &File, block: &RamBlock, threads: usize) -> Result<Loaded, FileError> {
+    let mut pieces = Vec::new();
+    cut(block, 0, None, &mut pieces);
+    run_pieces(file, &pieces, threads.max(1))
+}
+
+fn cut<'a>(block: &'a RamBlock, pages_offset: u64, bitmap: Option<Bitmap<'a>>, pieces: &mut Vec<Piece<'a>>) {
+    let mut start = 0;
+    while start < block.len() {
+        let end = (start + STRIDE).min(block.len());
+        pieces.push(Piece {
+            block,
+            pages_offset,
+            bitmap,
+            start,
+            end,
+        });
+        start = end;
+    }
 }
 
 fn run_pieces(file: &File, pieces: &[Piece<'_>], threads: usize) -> Result<Loaded, FileError> {

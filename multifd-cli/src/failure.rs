@@ -1,0 +1,60 @@
+//! Why a command failed.
+
+use multifd_core::{BlockError, ChannelError, MethodError};
+use multifd_transport_file::FileError;
+use std::io;
+use std::path::PathBuf;
+
+/// The error of a command.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    #[error(transparent)]
+    Engine(#[from] multifd_core::Error),
+    #[error(transparent)]
+    Migration(#[from] multifd_qemu::Error),
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error(transparent)]
+    Method(#[from] MethodError),
+    #[error(transparent)]
+    Block(#[from] BlockError),
+    #[error("{doing}: {source}")]
+    Connection {
+        doing: &'static str,
+        source: ChannelError,
+    },
+    #[error("{path}: {source}", path = .path.display())]
+    Open { path: PathBuf, source: io::Error },
+    #[error("{}: {source}", .path.display())]
+    NotASnapshot {
+        path: PathBuf,
+        source: multifd_qemu::Error,
+    },
+    #[error("{doing}: {source}")]
+    System { doing: &'static str, source: io::Error },
+    #[error("{path} exists already; --force replaces it", path = .path.display())]
+    Exists { path: PathBuf },
+    #[error("{path} has no RAM block {block:?}; it has {known}", path = .path.display())]
+    NoBlock {
+        path: PathBuf,
+        block: String,
+        known: String,
+    },
+    #[error("{path} has {len} bytes, not a positive multiple of the page size {page_size}", path = .path.display())]
+    RawLength { path: PathBuf, len: u64, page_size: u32 },
+    #[error("{0}")]
+    Other(String),
+}
+
+/// Says what was being done when a connection failed.
+pub(crate) fn doing(doing: &'static str) -> impl Fn(ChannelError) -> Failure {
+    move |source| Failure::Connection { doing, source }
+}
+
+/// Opens a file for reading.
+pub(crate) fn open(path: &std::path::Path) -> Result<std::fs::File, Failure> {
+    std::fs::File::open(path).map_err(|source| Failure::Open {
+        path: path.into(),
+        source,
+    })
+}

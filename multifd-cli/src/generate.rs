@@ -1,0 +1,16 @@
+//! `multifd completions` and `multifd man`: made from the command line's own definitions.
+
+use crate::args::{Cli, Completions, Man};
+use crate::failure::Failure;
+use clap::CommandFactory;
+
+pub(crate) fn completions(args: &Completions) {
+    clap_complete::generate(args.shell, &mut Cli::command(), "multifd", &mut std::io::stdout());
+}
+
+pub(crate) fn man(args: &Man) -> Result<(), Failure> {
+    clap_mangen::generate_to(Cli::command(), &args.folder).map_err(|source| Failure::Open {
+        path: args.folder.clone(),
+        source,
+    })
+}

@@ -1,0 +1,23 @@
+//! The methods by their names on the command line.
+
+use crate::args::Compression;
+use crate::failure::Failure;
+use multifd_compress::{Zlib, Zstd};
+use multifd_core::{Method, Plain};
+use std::sync::Arc;
+
+/// The method at a level.
+pub(crate) fn method(compression: Compression, level: u8) -> Result<Arc<dyn Method>, Failure> {
+    Ok(match compression {
+        Compression::None => Arc::new(Plain),
+        Compression::Zlib => Arc::new(Zlib::new(level)?),
+        Compression::Zstd => Arc::new(Zstd::new(level)?),
+    })
+}
+
+/// What may be received: the one asked for, or all there are.
+pub(crate) fn decoders(only: Option<Compression>) -> Result<Vec<Arc<dyn Method>>, Failure> {
+    let all = [Compression::None, Compression::Zlib, Compression::Zstd];
+    let wanted = all.into_iter().filter(|one| only.is_none_or(|only| only == *one));
+    wanted.map(|one| method(one, 1)).collect()
+}

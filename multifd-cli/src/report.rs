@@ -1,0 +1,123 @@
+//! What a command has done, for people and for programs.
+
+use indicatif::HumanBytes;
+use multifd_core::{ChannelStats, Stats};
+use multifd_qemu::{BlockInfo, SyncStyle};
+use serde::Serialize;
+
+/// Prints a result: as one JSON object, or as the text.
+pub(crate) fn print(json: bool, result: &impl Serialize, text: &str) {
+    if json {
+        match serde_json::to_string(result) {
+            Ok(line) => println!("{line}"),
+            Err(error) => println!("{{\"ok\":true,\"error\":\"{error}\"}}"),
+        }
+    } else {
+        println!("{text}");
+    }
+}
+
+/// Counts of one channel, or of all.
+#[derive(Debug, Serialize)]
+pub(crate) struct Counts {
+    wire_bytes: u64,
+    guest_bytes: u64,
+    normal_pages: u64,
+    zero_pages: u64,
+    packets: u64,
+    syncs: u64,
+}
+
+impl From<ChannelStats> for Counts {
+    fn from(stats: ChannelStats) -> Self {
+        Self {
+            wire_bytes: stats.wire_bytes,
+            guest_bytes: stats.guest_bytes,
+            normal_pages: stats.normal_pages,
+            zero_pages: stats.zero_pages,
+            packets: stats.packets,
+            syncs: stats.syncs,
+        }
+    }
+}
+
+/// A RAM block.
+#[derive(Debug, Serialize)]
+pub(crate) struct Block {
+    name: String,
+    bytes: u64,
+}
+
+/// A transfer over channels.
+#[derive(Debug, Serialize)]
+pub(crate) struct Transfer {
+    pub(crate) ok: bool,
+    pub(crate) machine: String,
+    pub(crate) uuid: String,
+    pub(crate) compression: &'static str,
+    pub(crate) sync: &'static str,
+    pub(crate) rounds: Option<u64>,
+    pub(crate) seconds: f64,
+    pub(crate) main_bytes: u64,
+    pub(crate) total: Counts,
+    pub(crate) channels: Vec<Counts>,
+    pub(crate) blocks: Vec<Block>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) file: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) stored_pages: Option<u64>,
+}
+
+impl Transfer {
+    /// The counts as a line for people.
+    pub(crate) fn line(&self, verb: &str) -> String {
+        let Counts {
+            wire_bytes,
+            guest_bytes,
+            normal_pages,
+            zero_pages,
+            ..
+        } = self.total;
+        let rounds = self
+            .rounds
+            .map_or(String::new(), |rounds| format!(", {rounds} rounds"));
+        #[allow(clippy::cast_precision_loss, clippy::cast_sign_loss)] // A rate for people to read.
+        let rate = HumanBytes((guest_bytes as f64 / self.seconds.max(0.001)) as u64);
+        format!(
+            "{verb} {} of guest memory ({normal_pages} pages, {zero_pages} zero pages) in {:.2} s ({rate}/s): {} on the \
+             wire over {} channels, compression {}{rounds}",
+            HumanBytes(guest_bytes),
+            self.seconds,
+            HumanBytes(wire_bytes + self.main_bytes),
+            self.channels.len(),
+            self.compression,
+        )
+    }
+}
+
+pub(crate) fn channels(stats: &Stats) -> Vec<Counts> {
+    stats.channels.iter().map(|&one| one.into()).collect()
+}
+
+pub(crate) fn blocks(blocks: Vec<BlockInfo>) -> Vec<Block> {
+    let block = |info: BlockInfo| Block {
+        name: info.name,
+        bytes: info.used_length,
+    };
+    blocks.into_iter().map(block).collect()
+}
+
+pub(crate) fn sync_name(sync: SyncStyle) -> &'static str {
+    match sync {
+        SyncStyle::EachRound => "round",
+        SyncStyle::EachSection => "section",
+    }
+}
+
+/// A UUID in its usual form.
+pub(crate) fn uuid(bytes: [u8; 16]) -> String {
+    let hex = format!("{:032x}", u128::from_be_bytes(bytes));
+    let parts =
+        [0..8, 8..12, 12..16, 16..20, 20..32].map(|range| hex.get(range).unwrap_or_default().to_owned());
+    parts.join("-")
+}
