@@ -4,3 +4,5 @@
 
 pub mod golden;
 pub mod guest;
+pub mod program;
+pub mod qemu;

@@ -1,0 +1,148 @@
+//! The program `multifd`, as a user runs it.
+
+use serde_json::Value;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::sync::OnceLock;
+
+/// The program's path; it is built first, once a process.
+pub fn path() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| {
+        let output = Command::new(env!("CARGO"))
+            .args([
+                "build",
+                "-p",
+                "multifd-cli",
+                "--bin",
+                "multifd",
+                "--locked",
+                "--message-format=json",
+            ])
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .stderr(Stdio::inherit())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "multifd-cli does not build");
+        let messages = String::from_utf8(output.stdout).unwrap();
+        let executable = messages.lines().find_map(|line| {
+            let message: Value = serde_json::from_str(line).ok()?;
+            message["executable"].as_str().map(PathBuf::from)
+        });
+        executable.expect("cargo names the executable it built")
+    })
+}
+
+/// Runs the program to its end.
+pub fn run(args: &[&str]) -> Output {
+    Command::new(path())
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+/// The JSON object a command printed.
+pub fn json(output: &Output) -> Value {
+    let text = String::from_utf8_lossy(&output.stdout);
+    serde_json::from_str(&text)
+        .unwrap_or_else(|e| panic!("{e}: {text:?}, {}", String::from_utf8_lossy(&output.stderr)))
+}
+
+/// A `multifd recv --json` that listens. It is killed when dropped.
+pub struct Recv {
+    child: Option<Child>,
+    stderr: BufReader<ChildStderr>,
+    /// Where it listens.
+    pub address: String,
+}
+
+impl std::fmt::Debug for Recv {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Recv")
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Recv {
+    /// Starts it, and waits until it listens.
+    pub fn start(listen: &str, out: &Path, more: &[&str]) -> Self {
+        let mut child = Command::new(path())
+            .args(["recv", "--json", "--listen", listen, "--out"])
+            .arg(out)
+            .args(more)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        stderr.read_line(&mut line).unwrap();
+        let address = line
+            .trim()
+            .strip_prefix("listening on ")
+            .unwrap_or_else(|| panic!("{line:?}"));
+        Self {
+            child: Some(child),
+            stderr,
+            address: address.into(),
+        }
+    }
+
+    /// The process's id.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().map_or(0, Child::id)
+    }
+
+    /// Waits for its end.
+    pub fn finish(mut self) -> Output {
+        let child = self.child.take().unwrap();
+        let mut output = child.wait_with_output().unwrap();
+        self.stderr.read_to_end(&mut output.stderr).unwrap();
+        output
+    }
+
+    /// Waits for its end, which must be a success, and returns what it printed.
+    pub fn succeed(self) -> Value {
+        let output = self.finish();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        json(&output)
+    }
+}
+
+impl Drop for Recv {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Extracts a block with the program, and returns its bytes.
+pub fn extract(file: &Path, block: &str) -> Vec<u8> {
+    let out = file.with_extension(format!("{}.bin", block.replace('/', "_")));
+    let output = run(&[
+        "extract",
+        file.to_str().unwrap(),
+        "--block",
+        block,
+        "--out",
+        out.to_str().unwrap(),
+    ]);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let bytes = std::fs::read(&out).unwrap();
+    std::fs::remove_file(&out).unwrap();
+    bytes
+}

@@ -1,0 +1,343 @@
+//! A real QEMU, driven over QMP.
+
+use crate::guest::sha256;
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long QEMU may take for anything a test asks of it. A deadline for a hang, not a measure.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// The UUID of every guest that has one.
+pub const UUID: &str = "5eed5eed-0000-4000-8000-00000000c0de";
+
+/// QEMU's program, if this machine has one that is new enough. A test that needs it returns when there is none, having
+/// said so; with `CI` set that is a failure.
+pub fn program() -> Option<&'static str> {
+    static PROGRAM: OnceLock<Option<String>> = OnceLock::new();
+    PROGRAM
+        .get_or_init(|| {
+            let name = std::env::var("MULTIFD_QEMU").unwrap_or_else(|_| "qemu-system-x86_64".into());
+            let version = Command::new(&name).arg("--version").output().ok();
+            let text = version.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+            let text = text.unwrap_or_default();
+            let major = text
+                .split_whitespace()
+                .find_map(|word| word.split_once('.')?.0.parse::<u32>().ok());
+            let why = match major {
+                Some(9..) => return Some(name),
+                Some(major) => format!("{name} is version {major}, and 9 or newer is needed"),
+                None => format!("there is no {name}"),
+            };
+            assert!(
+                std::env::var_os("CI").is_none(),
+                "no interop test can run in CI: {why}"
+            );
+            eprintln!("SKIPPED: {why}; set MULTIFD_QEMU to name one");
+            None
+        })
+        .as_deref()
+}
+
+/// How many QEMUs may run at once: the tests' threads are more than the machine can serve.
+static RUNNING: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
+const AT_ONCE: usize = 4;
+
+struct Turn;
+
+impl Turn {
+    fn wait() -> Self {
+        let free = |running: &mut usize| *running >= AT_ONCE;
+        let lock = RUNNING.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut running = RUNNING
+            .1
+            .wait_while(lock, free)
+            .unwrap_or_else(PoisonError::into_inner);
+        *running += 1;
+        Self
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *RUNNING.0.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        RUNNING.1.notify_one();
+    }
+}
+
+/// What a QEMU is started with.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    /// The machine type.
+    pub machine: &'static str,
+    /// Guest RAM in MiB.
+    pub ram_mib: usize,
+    /// Whether the boot sector of `tests/guest` is there to run; otherwise the guest stays paused.
+    pub boot: bool,
+    /// What RAM holds at the start of a paused guest.
+    pub seed: u64,
+    /// `-incoming`, for a destination.
+    pub incoming: Option<String>,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self {
+            machine: "pc",
+            ram_mib: 16,
+            boot: false,
+            seed: 1,
+            incoming: None,
+        }
+    }
+}
+
+/// A QEMU that runs. It is killed when dropped.
+pub struct Qemu {
+    child: Child,
+    qmp: BufReader<UnixStream>,
+    events: Vec<Value>,
+    ram: PathBuf,
+    serial: PathBuf,
+    stderr: PathBuf,
+    _folder: tempfile::TempDir,
+    _turn: Turn,
+}
+
+impl std::fmt::Debug for Qemu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Qemu")
+            .field("pid", &self.child.id())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Qemu {
+    /// Starts a QEMU, paused.
+    pub fn start(machine: &Machine) -> Self {
+        let turn = Turn::wait();
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let (ram, serial, stderr) = (path("ram"), path("serial"), path("stderr"));
+        let len = machine.ram_mib << 20;
+        if machine.boot || machine.incoming.is_some() {
+            std::fs::File::create(&ram).unwrap().set_len(len as u64).unwrap();
+        } else {
+            std::fs::write(&ram, seeded(len, machine.seed)).unwrap();
+        }
+        // QEMU connects to us: there is nothing to wait for but the connection.
+        let listener = UnixListener::bind(path("qmp")).unwrap();
+        let mut command = Command::new(program().expect("a QEMU"));
+        command
+            .args([
+                "-nodefaults",
+                "-display",
+                "none",
+                "-accel",
+                "tcg",
+                "-S",
+                "-uuid",
+                UUID,
+            ])
+            .args(["-M", &format!("{},memory-backend=pc.ram", machine.machine)])
+            .args(["-m", &machine.ram_mib.to_string()])
+            .arg("-object")
+            .arg(format!(
+                "memory-backend-file,id=pc.ram,size={}M,share=on,mem-path={}",
+                machine.ram_mib,
+                ram.display()
+            ))
+            .args(["-serial", &format!("file:{}", serial.display())])
+            .args(["-qmp", &format!("unix:{}", path("qmp").display())])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(&stderr).unwrap());
+        if machine.boot {
+            let boot = Path::new(env!("CARGO_MANIFEST_DIR")).join("guest/boot.bin");
+            let drive = format!("if=floppy,format=raw,readonly=on,file={}", boot.display());
+            command.args(["-drive", &drive]);
+        }
+        if let Some(incoming) = &machine.incoming {
+            command.args(["-incoming", incoming]);
+        }
+        let child = command.spawn().unwrap();
+        let (stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut qemu = Self {
+            child,
+            qmp: BufReader::new(stream),
+            events: Vec::new(),
+            ram,
+            serial,
+            stderr,
+            _folder: folder,
+            _turn: turn,
+        };
+        assert!(qemu.message()["QMP"].is_object());
+        qemu.execute("qmp_capabilities", &json!({}));
+        qemu.capability("events");
+        qemu
+    }
+
+    fn message(&mut self) -> Value {
+        let mut line = String::new();
+        match self.qmp.read_line(&mut line) {
+            Ok(n) if n > 0 => serde_json::from_str(&line).unwrap(),
+            other => panic!("QEMU says no more ({other:?}): {}", self.said()),
+        }
+    }
+
+    /// What QEMU printed on standard error.
+    pub fn said(&self) -> String {
+        std::fs::read_to_string(&self.stderr).unwrap_or_default()
+    }
+
+    /// Executes a QMP command and returns its result, or QEMU's error.
+    ///
+    /// # Errors
+    /// QEMU's own words.
+    pub fn try_execute(&mut self, command: &str, arguments: &Value) -> Result<Value, String> {
+        let line = json!({ "execute": command, "arguments": arguments }).to_string();
+        self.qmp.get_mut().write_all(line.as_bytes()).unwrap();
+        loop {
+            let message = self.message();
+            if message.get("event").is_some() {
+                self.events.push(message);
+            } else if let Some(error) = message.get("error") {
+                return Err(error["desc"].as_str().unwrap_or_default().into());
+            } else {
+                return Ok(message["return"].clone());
+            }
+        }
+    }
+
+    /// Executes a QMP command that must succeed.
+    pub fn execute(&mut self, command: &str, arguments: &Value) -> Value {
+        self.try_execute(command, arguments)
+            .unwrap_or_else(|error| panic!("{command}: {error}"))
+    }
+
+    /// Switches a migration capability on.
+    pub fn capability(&mut self, name: &str) {
+        let list = json!({ "capabilities": [{ "capability": name, "state": true }] });
+        self.execute("migrate-set-capabilities", &list);
+    }
+
+    /// Sets up multifd.
+    pub fn multifd(&mut self, channels: u8, compression: &str, zero_pages: &str) {
+        self.capability("multifd");
+        let parameters = json!({
+            "multifd-channels": channels,
+            "multifd-compression": compression,
+            "zero-page-detection": zero_pages,
+        });
+        self.execute("migrate-set-parameters", &parameters);
+    }
+
+    /// Starts migrating.
+    pub fn migrate(&mut self, uri: &str) {
+        self.execute("migrate", &json!({ "uri": uri }));
+    }
+
+    /// Waits until the migration has one of these states, and returns it.
+    pub fn wait_migration(&mut self, states: &[&str]) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let found = self.events.iter().find_map(|event| {
+                let status = event["data"]["status"].as_str()?;
+                (event["event"] == "MIGRATION" && states.contains(&status)).then(|| status.to_owned())
+            });
+            if let Some(status) = found {
+                return status;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "no state of {states:?}: {:?}",
+                self.events
+            );
+            let message = self.message();
+            self.events.push(message);
+        }
+    }
+
+    /// Waits until the migration is over and must have succeeded.
+    pub fn wait_completed(&mut self) {
+        let status = self.wait_migration(&["completed", "failed", "cancelled"]);
+        let info = || self.said();
+        assert_eq!(status, "completed", "{}", info());
+    }
+
+    /// Waits until the migration has begun its round `n`.
+    pub fn wait_round(&mut self, n: u64) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let info = self.execute("query-migrate", &json!({}));
+            if info["ram"]["dirty-sync-count"].as_u64() >= Some(n) {
+                return;
+            }
+            assert!(["setup", "active"].contains(&info["status"].as_str().unwrap()), "{info}");
+            assert!(Instant::now() < deadline, "round {n} does not come: {info}");
+        }
+    }
+
+    /// SHA-256 of guest RAM; the guest must be stopped.
+    pub fn ram_sha256(&self) -> String {
+        sha256(&self.ram_bytes())
+    }
+
+    /// Guest RAM; the guest must be stopped.
+    pub fn ram_bytes(&self) -> Vec<u8> {
+        std::fs::read(&self.ram).unwrap()
+    }
+
+    /// What the guest has sent on its serial port.
+    pub fn serial(&self) -> String {
+        std::fs::read_to_string(&self.serial).unwrap_or_default()
+    }
+
+    /// Waits until the guest has sent more than `lines` whole lines on its serial port.
+    pub fn wait_serial(&mut self, lines: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.serial().matches('\n').count() <= lines {
+            assert!(Instant::now() < deadline, "the guest is silent: {}", self.said());
+            // A question to QEMU, to give it time.
+            self.execute("query-status", &json!({}));
+        }
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// RAM of a paused guest: mostly zero, with runs of text-like and of random pages.
+pub fn seeded(len: usize, seed: u64) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    for (number, page) in bytes.chunks_mut(4096).enumerate() {
+        // 1 MiB of each 4 MiB has contents.
+        match number % 1024 {
+            0..96 => page.iter_mut().enumerate().for_each(|(i, byte)| {
+                *byte = b"all work and no play makes a dull guest; "[(i + number) % 41];
+            }),
+            96..192 => page
+                .chunks_mut(8)
+                .for_each(|word| word.copy_from_slice(&next().to_le_bytes())),
+            192..256 if number % 3 == 0 => page.fill(number as u8 | 1),
+            _ => {}
+        }
+    }
+    bytes
+}
