@@ -79,14 +79,15 @@ fn a_running_guest_over_several_rounds() {
             ..Machine::default()
         });
         qemu.multifd(channels, compression, "multifd");
-        // As far as QEMU knows, the link is too slow to ever stop the guest, until it has gone round a few times.
-        let slow = json!({ "avail-switchover-bandwidth": 1, "max-bandwidth": 32 << 20 });
+        // As far as QEMU knows the link is too slow to ever stop the guest, until it has gone round a few times. (It
+        // looks every 100 ms: the first round must take longer than that.)
+        let slow = json!({ "avail-switchover-bandwidth": 100_000, "max-bandwidth": 1 << 20 });
         qemu.execute("migrate-set-parameters", &slow);
         qemu.execute("cont", &json!({}));
         qemu.wait_serial(3);
         let (said, ram) = into_file(&mut qemu, false, |qemu| {
             qemu.wait_round(5);
-            let fast = json!({ "avail-switchover-bandwidth": 1 << 40, "max-bandwidth": 0 });
+            let fast = json!({ "avail-switchover-bandwidth": 1u64 << 40, "max-bandwidth": 0 });
             qemu.execute("migrate-set-parameters", &fast);
         });
         assert!(said["rounds"].as_u64().unwrap() >= 5, "{said}");
