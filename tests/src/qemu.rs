@@ -79,8 +79,8 @@ pub struct Machine {
     pub boot: bool,
     /// What RAM holds at the start of a paused guest.
     pub seed: u64,
-    /// `-incoming`, for a destination.
-    pub incoming: Option<String>,
+    /// Whether it is a destination (`-incoming defer`).
+    pub incoming: bool,
 }
 
 impl Default for Machine {
@@ -90,7 +90,7 @@ impl Default for Machine {
             ram_mib: 16,
             boot: false,
             seed: 1,
-            incoming: None,
+            incoming: false,
         }
     }
 }
@@ -123,7 +123,7 @@ impl Qemu {
         let path = |name: &str| folder.path().join(name);
         let (ram, serial, stderr) = (path("ram"), path("serial"), path("stderr"));
         let len = machine.ram_mib << 20;
-        if machine.boot || machine.incoming.is_some() {
+        if machine.boot || machine.incoming {
             std::fs::File::create(&ram).unwrap().set_len(len as u64).unwrap();
         } else {
             std::fs::write(&ram, seeded(len, machine.seed)).unwrap();
@@ -160,8 +160,8 @@ impl Qemu {
             let drive = format!("if=floppy,format=raw,readonly=on,file={}", boot.display());
             command.args(["-drive", &drive]);
         }
-        if let Some(incoming) = &machine.incoming {
-            command.args(["-incoming", incoming]);
+        if machine.incoming {
+            command.args(["-incoming", "defer"]);
         }
         let child = command.spawn().unwrap();
         let (stream, _) = listener.accept().unwrap();
@@ -240,6 +240,17 @@ impl Qemu {
     /// Starts migrating.
     pub fn migrate(&mut self, uri: &str) {
         self.execute("migrate", &json!({ "uri": uri }));
+    }
+
+    /// Lets a destination listen, and returns where it does.
+    pub fn listen(&mut self, uri: &str) -> String {
+        self.execute("migrate-incoming", &json!({ "uri": uri }));
+        if !uri.starts_with("tcp:") {
+            return uri.into();
+        }
+        let info = self.execute("query-migrate", &json!({}));
+        let port = info["socket-address"][0]["port"].as_str();
+        format!("tcp:127.0.0.1:{}", port.unwrap_or_else(|| panic!("{info}")))
     }
 
     /// Waits until the migration has one of these states, and returns it.

@@ -1,0 +1,118 @@
+//! A real QEMU takes what `multifd send` sends, by every method, and the guest goes on.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use multifd_tests::program::{self, Recv, json, run};
+use multifd_tests::qemu::{Machine, Qemu, UUID, program};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+
+/// Migrates `qemu` into a file.
+fn snapshot(qemu: &mut Qemu, folder: &Path) -> PathBuf {
+    let out = folder.join("vm.mapped");
+    let recv = Recv::start("tcp:127.0.0.1:0", &out, &[]);
+    qemu.migrate(&recv.address);
+    qemu.wait_completed();
+    recv.succeed();
+    out
+}
+
+/// Sends a file to a QEMU that waits for it; it must take it.
+fn into(qemu: &mut Qemu, file: &Path, uri: &str, channels: u8, compression: &str) {
+    qemu.multifd(channels, compression, "multifd");
+    let address = qemu.listen(uri);
+    let channels = channels.to_string();
+    let output = run(&[
+        "send",
+        file.to_str().unwrap(),
+        "--to",
+        &address,
+        "--channels",
+        &channels,
+        "--compression",
+        compression,
+        "--uuid",
+        UUID,
+        "--json",
+    ]);
+    assert!(
+        output.status.success(),
+        "{}; QEMU: {}",
+        String::from_utf8_lossy(&output.stderr),
+        qemu.said()
+    );
+    assert_eq!(json(&output)["compression"], compression);
+    qemu.wait_completed();
+}
+
+fn every_method(machine: &'static str) {
+    if program().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut source = Qemu::start(&Machine {
+        machine,
+        ..Machine::default()
+    });
+    source.multifd(2, "none", "multifd");
+    let file = snapshot(&mut source, folder.path());
+    let expected = source.ram_bytes();
+    drop(source);
+    for compression in ["none", "zlib", "zstd"] {
+        for (channels, unix) in [(1, true), (4, false)] {
+            let mut target = Qemu::start(&Machine {
+                machine,
+                incoming: true,
+                ..Machine::default()
+            });
+            let uri = if unix {
+                format!("unix:{}", folder.path().join("socket").display())
+            } else {
+                "tcp:127.0.0.1:0".into()
+            };
+            into(&mut target, &file, &uri, channels, compression);
+            assert!(target.ram_bytes() == expected, "{machine} {compression} x{channels}");
+        }
+    }
+}
+
+#[test]
+fn qemu_takes_every_method() {
+    every_method("pc");
+}
+
+#[test]
+fn qemu_takes_a_machine_that_syncs_each_section() {
+    every_method("pc-i440fx-8.0");
+}
+
+#[test]
+fn the_guest_goes_on_where_it_was() {
+    if program().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let machine = Machine {
+        boot: true,
+        ..Machine::default()
+    };
+    let mut source = Qemu::start(&machine);
+    source.multifd(2, "zstd", "multifd");
+    source.execute("cont", &json!({}));
+    source.wait_serial(5);
+    let file = snapshot(&mut source, folder.path());
+    let ram = program::extract(&file, "pc.ram");
+    let before = u32::from_le_bytes(ram[0x8004..0x8008].try_into().unwrap());
+    let mut target = Qemu::start(&Machine {
+        incoming: true,
+        ..machine
+    });
+    into(&mut target, &file, "tcp:127.0.0.1:0", 4, "zstd");
+    target.execute("cont", &json!({}));
+    target.wait_serial(5);
+    let serial = target.serial();
+    assert!(!serial.contains('T'), "the guest saw a torn page: {serial}");
+    let first = serial.lines().next().unwrap().strip_prefix('C').unwrap();
+    let first = u32::from_str_radix(first, 16).unwrap();
+    // It reports every 4096 rounds.
+    assert_eq!(first, (before & !0xfff) + 0x1000, "{before:x}: {serial}");
+}
