@@ -26,6 +26,15 @@ struct Row {
     verified: bool,
 }
 
+impl Row {
+    fn line(&self) -> String {
+        format!(
+            "{:<6}  {:>8}  {:>7.3}  {:>11.2}  {:>12}  {:>5.2}",
+            self.compression, self.channels, self.seconds, self.gib_per_second, self.wire_bytes, self.ratio
+        )
+    }
+}
+
 #[derive(Serialize)]
 struct Shown {
     ok: bool,
@@ -50,16 +59,13 @@ pub(crate) fn run(args: &Demo) -> Result<(), Failure> {
     let snapshot = Snapshot::of_ram(ram);
     let mut rows = Vec::new();
     if !args.show.json {
-        println!("method  channels  seconds  guest GiB/s    wire bytes  ratio");
+        report::say("method  channels  seconds  guest GiB/s    wire bytes  ratio");
     }
     for &compression in &args.compression {
         for &channels in &args.channels {
             let row = measure(args, &snapshot, compression, channels, &cancel)?;
             if !args.show.json {
-                println!(
-                    "{:<6}  {:>8}  {:>7.3}  {:>11.2}  {:>12}  {:>5.2}",
-                    row.compression, row.channels, row.seconds, row.gib_per_second, row.wire_bytes, row.ratio
-                );
+                report::say(&row.line());
             }
             rows.push(row);
         }

@@ -2,10 +2,13 @@
 
 use crate::args::{Cli, Completions, Man};
 use crate::failure::Failure;
+use crate::report;
 use clap::CommandFactory;
 
 pub(crate) fn completions(args: &Completions) {
-    clap_complete::generate(args.shell, &mut Cli::command(), "multifd", &mut std::io::stdout());
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "multifd", &mut script);
+    report::say(String::from_utf8_lossy(&script).trim_end());
 }
 
 pub(crate) fn man(args: &Man) -> Result<(), Failure> {

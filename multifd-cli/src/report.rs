@@ -4,17 +4,17 @@ use indicatif::HumanBytes;
 use multifd_core::{ChannelStats, Stats};
 use multifd_qemu::{BlockInfo, SyncStyle};
 use serde::Serialize;
+use std::io::Write;
 
 /// Prints a result: as one JSON object, or as the text.
 pub(crate) fn print(json: bool, result: &impl Serialize, text: &str) {
-    if json {
-        match serde_json::to_string(result) {
-            Ok(line) => println!("{line}"),
-            Err(error) => println!("{{\"ok\":true,\"error\":\"{error}\"}}"),
-        }
-    } else {
-        println!("{text}");
-    }
+    let line = serde_json::to_string(result).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"));
+    say(if json { &line } else { text });
+}
+
+/// Prints a line on standard output. Whoever closes that early has seen enough: it is no error.
+pub(crate) fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 /// Counts of one channel, or of all.

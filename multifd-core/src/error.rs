@@ -275,13 +275,17 @@ pub enum Error {
         /// The channel.
         channel: u8,
     },
-    /// Pages arrived after the last round, or a SYNC that nobody joined.
-    #[error("channel {channel} sent {what} after the last round")]
+    /// A channel ended although pages it sent were not followed by a SYNC.
+    #[error("channel {channel} ended within a round: it sent pages, and no SYNC after them")]
+    EndedInRound {
+        /// The channel.
+        channel: u8,
+    },
+    /// A SYNC came that nobody joins.
+    #[error("channel {channel} sent a SYNC after the last round")]
     AfterLastRound {
         /// The channel.
         channel: u8,
-        /// What came.
-        what: &'static str,
     },
     /// Device state came and nobody takes it, or its taker failed.
     #[error("channel {channel}: device state {label:?} (instance {instance}): {reason}")]

@@ -56,10 +56,7 @@ impl RecvWorker {
             }
         }
         if self.pages_since_sync {
-            return Err(Error::AfterLastRound {
-                channel: self.id,
-                what: "pages",
-            });
+            return Err(Error::EndedInRound { channel: self.id });
         }
         self.shared.rounds.end(self.slot);
         Ok(())
@@ -197,26 +194,24 @@ impl RecvWorker {
                 .map(|m| &**m as &dyn Method)
                 .chain(methods.is_empty().then_some(plain))
         };
+        let unexpected = |expected| Error::UnexpectedMethod {
+            channel: self.id,
+            found,
+            expected,
+        };
+        let Some(method) = known().find(|m| m.kind() == found) else {
+            let names: Vec<_> = known().map(|m| m.kind().name()).collect();
+            return Err(unexpected(names.join(" or ")));
+        };
+        // A method that can not be decoded is not one to agree on.
         let agreed = *self.shared.method.get_or_init(|| found);
-        match known().find(|m| m.kind() == found) {
-            Some(method) if agreed == found => method.unpacker().map_err(|source| Error::Method {
-                channel: self.id,
-                source,
-            }),
-            Some(_) => Err(Error::UnexpectedMethod {
-                channel: self.id,
-                found,
-                expected: agreed.to_string(),
-            }),
-            None => {
-                let names: Vec<_> = known().map(|m| m.kind().name()).collect();
-                Err(Error::UnexpectedMethod {
-                    channel: self.id,
-                    found,
-                    expected: names.join(" or "),
-                })
-            }
+        if agreed != found {
+            return Err(unexpected(agreed.to_string()));
         }
+        method.unpacker().map_err(|source| Error::Method {
+            channel: self.id,
+            source,
+        })
     }
 
     fn take_device_state(&mut self, buffer: &mut [u8]) -> Result<(), Error> {

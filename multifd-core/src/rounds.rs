@@ -81,10 +81,7 @@ impl Rounds {
     pub(crate) fn arrive(&self, slot: usize, id: u8) -> Result<Result<(), Error>, Stopped> {
         let mut state = lock(&self.state);
         if state.last_round {
-            return Ok(Err(Error::AfterLastRound {
-                channel: id,
-                what: "a SYNC",
-            }));
+            return Ok(Err(Error::AfterLastRound { channel: id }));
         }
         let round = state.round;
         if let Some(s) = state.slots.get_mut(slot) {
@@ -96,10 +93,7 @@ impl Rounds {
         }
         match (state.stopped, state.round == round) {
             (true, _) => Err(Stopped),
-            (false, true) => Ok(Err(Error::AfterLastRound {
-                channel: id,
-                what: "a SYNC",
-            })),
+            (false, true) => Ok(Err(Error::AfterLastRound { channel: id })),
             (false, false) => Ok(Ok(())),
         }
     }

@@ -88,7 +88,7 @@ pub fn receive(
     options: ReceiveOptions,
 ) -> Result<Received, Error> {
     let cancel = options.cancel.clone();
-    let reception = Reception {
+    let mut reception = Reception {
         input: Input::new(main, 0, Some(Arc::clone(&options.progress))),
         source,
         options,
@@ -100,6 +100,7 @@ pub fn receive(
         rounds: 0,
         last_block: None,
     };
+    // The engine still lives when its first error is looked for: it cancels itself when it is dropped.
     reception.run().map_err(|error| match (error, cancel.error()) {
         // A channel that failed has ended the wait on the main channel.
         (Error::Io { .. } | Error::Truncated { .. } | Error::Stalled { .. }, Some(first)) => first.into(),
@@ -122,7 +123,7 @@ struct Reception<'a, R> {
 }
 
 impl<R: Read> Reception<'_, R> {
-    fn run(mut self) -> Result<Received, Error> {
+    fn run(&mut self) -> Result<Received, Error> {
         read_header(&mut self.input)?;
         let mut kind = self.input.u8("the first element")?;
         if kind == CONFIGURATION {
@@ -172,7 +173,7 @@ impl<R: Read> Reception<'_, R> {
             snapshot: Snapshot {
                 configuration: self.configuration.with_mapped_ram(false),
                 uuid,
-                ram: self.ram,
+                ram: self.ram.clone(),
                 ram_section: id.unwrap_or(0),
                 switchover_start,
                 tail,

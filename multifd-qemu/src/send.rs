@@ -4,7 +4,7 @@ use crate::sections::{
     END, PART, push_footer, push_header, push_ram_more, push_ram_start, push_switchover_start,
 };
 use crate::{Error, Snapshot, Started, SyncStyle, ram};
-use multifd_core::{Method, Sender, SenderConfig, Stats, SyncScope, Transport};
+use multifd_core::{CancelHandle, Method, Sender, SenderConfig, Stats, SyncScope, Transport};
 use std::io::Write;
 
 /// How to send.
@@ -52,58 +52,6 @@ pub fn send(
     transport: &dyn Transport,
     options: SendOptions,
 ) -> Result<Sent, Error> {
-    let cancel = options.sender.cancel.clone();
-    transmit(snapshot, main, method, transport, options).map_err(|error| match (error, cancel.error()) {
-        // A channel that failed has ended the wait on the main channel.
-        (Error::Io { .. }, Some(first)) => first.into(),
-        (error, _) => error,
-    })
-}
-
-/// The main channel being written.
-struct Output<W> {
-    main: W,
-    room: Vec<u8>,
-    written: u64,
-    /// The RAM section's number.
-    id: u32,
-}
-
-impl<W: Write> Output<W> {
-    /// Writes what has been put into the room.
-    fn flush(&mut self, what: &'static str) -> Result<(), Error> {
-        let result = self.main.write_all(&self.room).and_then(|()| self.main.flush());
-        result.map_err(|source| Error::Io {
-            offset: self.written,
-            what,
-            source,
-        })?;
-        self.written += self.room.len() as u64;
-        self.room.clear();
-        Ok(())
-    }
-
-    /// Ends a part of the RAM section, and the round if it ends here.
-    fn end_section(&mut self, sender: &mut Sender, sync: SyncStyle, round: bool) -> Result<(), Error> {
-        if round || sync == SyncStyle::EachSection {
-            sender.sync(SyncScope::Peer)?;
-            if sync == SyncStyle::EachRound {
-                ram::push_flush(&mut self.room);
-            }
-        }
-        ram::push_end(&mut self.room);
-        push_footer(&mut self.room, self.id);
-        self.flush("the RAM section")
-    }
-}
-
-fn transmit(
-    snapshot: &Snapshot,
-    main: impl Write,
-    method: &dyn Method,
-    transport: &dyn Transport,
-    options: SendOptions,
-) -> Result<Sent, Error> {
     let configuration = snapshot.configuration.with_mapped_ram(false);
     let by_machine = if configuration.syncs_each_section() {
         SyncStyle::EachSection
@@ -116,6 +64,7 @@ fn transmit(
         main,
         room: Vec::new(),
         written: 0,
+        cancel: options.sender.cancel.clone(),
         id,
     };
     push_header(&mut out.room);
@@ -159,4 +108,46 @@ fn transmit(
         main_bytes: out.written,
         sync,
     })
+}
+
+/// The main channel being written.
+struct Output<W> {
+    main: W,
+    room: Vec<u8>,
+    written: u64,
+    cancel: CancelHandle,
+    /// The RAM section's number.
+    id: u32,
+}
+
+impl<W: Write> Output<W> {
+    /// Writes what has been put into the room.
+    fn flush(&mut self, what: &'static str) -> Result<(), Error> {
+        let result = self.main.write_all(&self.room).and_then(|()| self.main.flush());
+        result.map_err(|source| match self.cancel.error() {
+            // A channel that failed has ended the wait on the main channel.
+            Some(first) => first.into(),
+            None => Error::Io {
+                offset: self.written,
+                what,
+                source,
+            },
+        })?;
+        self.written += self.room.len() as u64;
+        self.room.clear();
+        Ok(())
+    }
+
+    /// Ends a part of the RAM section, and the round if it ends here.
+    fn end_section(&mut self, sender: &mut Sender, sync: SyncStyle, round: bool) -> Result<(), Error> {
+        if round || sync == SyncStyle::EachSection {
+            sender.sync(SyncScope::Peer)?;
+            if sync == SyncStyle::EachRound {
+                ram::push_flush(&mut self.room);
+            }
+        }
+        ram::push_end(&mut self.room);
+        push_footer(&mut self.room, self.id);
+        self.flush("the RAM section")
+    }
 }

@@ -254,19 +254,19 @@ impl Qemu {
     }
 
     /// Waits until the migration has one of these states, and returns it.
-    pub fn wait_migration(&mut self, states: &[&str]) -> String {
+    pub fn wait_migration(&mut self, wanted: &[&str]) -> String {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let found = self.events.iter().find_map(|event| {
                 let status = event["data"]["status"].as_str()?;
-                (event["event"] == "MIGRATION" && states.contains(&status)).then(|| status.to_owned())
+                (event["event"] == "MIGRATION" && wanted.contains(&status)).then(|| status.to_owned())
             });
             if let Some(status) = found {
                 return status;
             }
             assert!(
                 Instant::now() < deadline,
-                "no state of {states:?}: {:?}",
+                "no state of {wanted:?}: {:?}",
                 self.events
             );
             let message = self.message();
@@ -289,7 +289,10 @@ impl Qemu {
             if info["ram"]["dirty-sync-count"].as_u64() >= Some(n) {
                 return;
             }
-            assert!(["setup", "active"].contains(&info["status"].as_str().unwrap()), "{info}");
+            assert!(
+                ["setup", "active"].contains(&info["status"].as_str().unwrap()),
+                "{info}"
+            );
             assert!(Instant::now() < deadline, "round {n} does not come: {info}");
         }
     }

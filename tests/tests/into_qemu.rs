@@ -70,7 +70,10 @@ fn every_method(machine: &'static str) {
                 "tcp:127.0.0.1:0".into()
             };
             into(&mut target, &file, &uri, channels, compression);
-            assert!(target.ram_bytes() == expected, "{machine} {compression} x{channels}");
+            assert!(
+                target.ram_bytes() == expected,
+                "{machine} {compression} x{channels}"
+            );
         }
     }
 }

@@ -1,0 +1,487 @@
+//! Sources that break, stall, lie or vanish: each is a clear error within its deadline, and nothing is left behind.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use multifd_core::{CancelHandle, Progress};
+use multifd_packet::{Geometry, RamPacket};
+use multifd_qemu::{Limits, ReceiveOptions, receive};
+use multifd_tests::golden::Golden;
+use multifd_tests::program::{Recv, json};
+use multifd_transport_socket::{SocketListener, SocketOptions, SocketStream, SocketTransport};
+use std::io::Write;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Tells a source what to do.
+#[derive(Clone)]
+struct Source {
+    main: Vec<u8>,
+    channels: Vec<Vec<u8>>,
+    /// Connections are left open, and silent, when all is said.
+    hold: bool,
+}
+
+/// What is done to a recorded migration, and what the destination must say of it.
+struct Case {
+    name: String,
+    source: Source,
+    pinned: Option<u8>,
+    expected: &'static str,
+}
+
+/// Where the packets of a channel begin, with their pages and payload, after the init packet.
+fn packets(channel: &[u8]) -> Vec<(usize, usize, usize)> {
+    let geometry = Geometry::new(4096).unwrap();
+    let (mut at, mut found) = (64, Vec::new());
+    while at < channel.len() {
+        let packet = RamPacket::parse(&channel[at..], geometry).unwrap();
+        let payload = packet.fields().payload_len as usize;
+        found.push((at, packet.normal().len(), payload));
+        at += geometry.packet_len() + payload;
+    }
+    found
+}
+
+/// Bytes of the golden main channel before its device sections.
+fn tail_start(main: &[u8]) -> usize {
+    // The end section: 0x03, its id, flush, end, footer; then the first device section.
+    let end = [0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 16, 0x7e];
+    let at = main.windows(end.len()).rposition(|window| window == end).unwrap();
+    at + end.len() + 4
+}
+
+fn cases() -> Vec<Case> {
+    let golden = Golden::load("none-2ch");
+    let good = Source {
+        main: golden.main().to_vec(),
+        channels: golden.channels(),
+        hold: false,
+    };
+    let mut cases = Vec::new();
+    let mut add = |name: String, expected, pinned, change: &dyn Fn(&mut Source)| {
+        let mut source = good.clone();
+        change(&mut source);
+        cases.push(Case {
+            name,
+            source,
+            pinned,
+            expected,
+        });
+    };
+    let tail = tail_start(&good.main);
+    let whole = good.main.len();
+    for (at, expected) in [
+        (4, "within the version"),
+        (8, "within the first element"),
+        (11, "within the machine name's length"),
+        (20, "within the machine name"),
+        (30, "within a section's id"),
+        (60, "within a RAM block's"),
+        (tail - 40, "migration is not complete"),
+        (tail - 20, "migration is not complete"),
+        (tail - 1, "within a section footer's id"),
+        (tail, "within the next section"),
+        (tail + 1, "within the device sections"),
+        ((tail + whole) / 2, "within the device sections"),
+        (whole - 1, "within the device sections"),
+    ] {
+        add(format!("main cut at {at}"), expected, None, &|s| {
+            s.main.truncate(at)
+        });
+    }
+    add(
+        "main cut to nothing".into(),
+        "closed the connection after 0 of 4 bytes",
+        None,
+        &|s| s.main.clear(),
+    );
+    add(
+        "main with more at its end".into(),
+        "within the device sections",
+        None,
+        &|s| s.main.push(0),
+    );
+
+    let list = packets(&good.channels[0]);
+    let &(data, _, payload) = list.iter().find(|(_, normal, _)| *normal > 3).unwrap();
+    let &(last_sync, ..) = list.last().unwrap();
+    let &(second, ..) = list.get(1).unwrap();
+    for (at, expected) in [
+        (0, "receiving the init packet"),
+        (30, "after 30 of 64 bytes"),
+        (64, "ended before the round did"),
+        (64 + 5, "after 5 of 12 bytes"),
+        (second + 700, "closed the connection"),
+        (data + 1344 + 100, "closed the connection"),
+        (data + 1344 + payload, "ended within a round"),
+        (last_sync, "ended before the round did"),
+    ] {
+        add(format!("channel cut at {at}"), expected, None, &|s| {
+            s.channels[0].truncate(at)
+        });
+    }
+
+    add(
+        "another main magic".into(),
+        "neither a migration's main connection",
+        None,
+        &|s| s.main[0] = b'X',
+    );
+    add(
+        "another main version".into(),
+        "the version is 0x2, expected 0x3",
+        None,
+        &|s| s.main[7] = 2,
+    );
+    add(
+        "another channel magic".into(),
+        "magic is 0x11003344",
+        None,
+        &|s| s.channels[1][1] = 0,
+    );
+    add(
+        "another channel version".into(),
+        "version is 0x9, expected 0x1",
+        None,
+        &|s| s.channels[1][7] = 9,
+    );
+    add("another packet magic".into(), "magic is", None, &|s| {
+        s.channels[0][data] = 0
+    });
+    add("another UUID".into(), "the source's UUID is", None, &|s| {
+        s.channels[1][8] ^= 1
+    });
+    add("an id twice".into(), "connected a second time", None, &|s| {
+        s.channels[1][24] = s.channels[0][24]
+    });
+    add(
+        "an id out of range".into(),
+        "a channel with id 7 connected",
+        None,
+        &|s| s.channels[1][24] = 7,
+    );
+    add(
+        "an offset outside".into(),
+        "lie outside RAM block \"pc.ram\"",
+        None,
+        &|s| s.channels[0][data + 321] = 1,
+    );
+    add("an offset not aligned".into(), "offset 0x", None, &|s| {
+        s.channels[0][data + 327] = 1
+    });
+    add(
+        "an unknown block".into(),
+        "there is no RAM block \"xc.ram\"",
+        None,
+        &|s| s.channels[0][data + 64] = b'x',
+    );
+    add("a block without end".into(), "ramblock is not", None, &|s| {
+        s.channels[0][data + 64..data + 320].fill(b'x')
+    });
+    add("a huge pages_alloc".into(), "pages_alloc is", None, &|s| {
+        s.channels[0][data + 12] = 0xff
+    });
+    add("a huge normal_pages".into(), "normal_pages is", None, &|s| {
+        s.channels[0][data + 16] = 0xff
+    });
+    add("a huge payload".into(), "next_packet_size is", None, &|s| {
+        s.channels[0][data + 20] = 0xff
+    });
+    add("a huge zero_pages".into(), "zero_pages is", None, &|s| {
+        s.channels[0][data + 32] = 0xff
+    });
+    add(
+        "an unknown method".into(),
+        "unknown compression method",
+        None,
+        &|s| s.channels[0][data + 11] = 6,
+    );
+    add(
+        "a method nobody has".into(),
+        "compression zlib, expected none",
+        None,
+        &|s| s.channels[0][data + 11] = 2,
+    );
+    add("device state".into(), "nobody here takes it", None, &|s| {
+        s.channels[0].splice(data..data, {
+            let mut packet = vec![0x11, 0x22, 0x33, 0x44, 0, 0, 0, 1, 0, 0, 0, 0x40];
+            packet.extend(b"vfio");
+            packet.resize(276, 0);
+            packet[275] = 9;
+            packet.extend([0; 9]);
+            packet
+        });
+    });
+
+    add("a main channel that stalls".into(), "for 400ms", None, &|s| {
+        s.hold = true;
+        s.main.truncate(tail + 100);
+    });
+    add(
+        "a channel that stalls between packets".into(),
+        "nothing moved for",
+        None,
+        &|s| {
+            s.hold = true;
+            s.channels[0].truncate(last_sync);
+        },
+    );
+    add(
+        "a channel that stalls within a packet".into(),
+        "nothing moved for",
+        None,
+        &|s| {
+            s.hold = true;
+            s.channels[1].truncate(500);
+        },
+    );
+    add(
+        "a connection that says nothing".into(),
+        "waiting for a packet: nothing moved for",
+        None,
+        &|s| {
+            s.hold = true;
+            s.channels.push(Vec::new());
+        },
+    );
+    add(
+        "more channels than announced".into(),
+        "2 multifd channels connected, expected 1",
+        Some(1),
+        &|_| (),
+    );
+    add(
+        "fewer channels than announced".into(),
+        "2 multifd channels connected, expected 3",
+        Some(3),
+        &|_| (),
+    );
+    add(
+        "no channels".into(),
+        "switch the multifd capability on",
+        None,
+        &|s| s.channels.clear(),
+    );
+    add(
+        "pages after the last round".into(),
+        "ended within a round",
+        None,
+        &|s| {
+            let (from, to) = (data, data + 1344 + payload);
+            let again = s.channels[0][from..to].to_vec();
+            s.channels[0].extend(again);
+        },
+    );
+
+    // The setup list: "pc.ram" and its length stand right after the total.
+    let name = good
+        .main
+        .windows(6)
+        .position(|window| window == b"pc.ram")
+        .unwrap();
+    let (total, length) = (name - 9, name + 6);
+    add("too much RAM".into(), "the guest's RAM is", None, &|s| {
+        s.main[total] = 0x7f
+    });
+    add(
+        "a block longer than the total".into(),
+        "a RAM block's length is",
+        None,
+        &|s| s.main[length + 4] = 0xff,
+    );
+    add(
+        "a block of no length".into(),
+        "a RAM block's length is 0x0",
+        None,
+        &|s| s.main[length..length + 8].fill(0),
+    );
+    add(
+        "a block not of pages".into(),
+        "a RAM block's length is",
+        None,
+        &|s| s.main[length + 7] = 1,
+    );
+    add(
+        "a block twice".into(),
+        "there is a block of that name already",
+        None,
+        &|s| {
+            let bios = s.main.windows(7).position(|window| window == b"pc.bios").unwrap();
+            s.main[bios..bios + 6].copy_from_slice(b"pc.ram");
+            s.main[bios + 6..].rotate_left(1);
+            s.main[bios - 1] = 6;
+        },
+    );
+    add(
+        "a block without a name".into(),
+        "RAM block name \"\"",
+        None,
+        &|s| {
+            s.main[name - 1] = 0;
+            s.main.drain(name..length);
+        },
+    );
+    add(
+        "another iterable section".into(),
+        "the iterable section \"rbm\"",
+        None,
+        &|s| {
+            let at = s.main.windows(4).position(|window| window == b"\x03ram").unwrap();
+            s.main[at + 2] = b'b';
+        },
+    );
+    add(
+        "a huge machine name".into(),
+        "the machine name's length is",
+        None,
+        &|s| s.main[9] = 0xff,
+    );
+    cases
+}
+
+/// Connects as QEMU would, says it all, and leaves the connections open or not.
+fn play(transport: &SocketTransport, source: &Source) -> Vec<SocketStream> {
+    let count = source.channels.len() + 1;
+    let mut streams: Vec<_> = (0..count).map(|_| transport.connect().unwrap()).collect();
+    std::thread::scope(|scope| {
+        let all = std::iter::once(&source.main).chain(&source.channels);
+        for (stream, bytes) in streams.iter_mut().zip(all) {
+            scope.spawn(move || {
+                // A destination that hangs up early is what is tested here.
+                let _ = stream.write_all(bytes);
+                if !source.hold {
+                    let _ = stream.end_writing();
+                }
+            });
+        }
+    });
+    streams
+}
+
+fn socket_options() -> SocketOptions {
+    SocketOptions {
+        connect: Duration::from_millis(400),
+        stall: Duration::from_millis(400),
+    }
+}
+
+fn entries(folder: &str) -> usize {
+    std::fs::read_dir(folder).unwrap().count()
+}
+
+/// Receives with the library, and returns the error.
+fn refused(case: &Case) -> String {
+    let mut listener = SocketListener::bind(&"tcp:127.0.0.1:0".parse().unwrap(), socket_options()).unwrap();
+    let transport = SocketTransport::new(listener.address().unwrap(), SocketOptions::default());
+    std::thread::scope(|scope| {
+        let player = scope.spawn(|| play(&transport, &case.source));
+        let cancel = CancelHandle::default();
+        let outcome = listener
+            .accept_main()
+            .map_err(|e| e.to_string())
+            .and_then(|mut main| {
+                let _guard = cancel.also_unblock(main.unblocker());
+                let options = ReceiveOptions {
+                    channels: case.pinned,
+                    progress: Arc::new(Progress::new(socket_options().stall)),
+                    cancel: cancel.clone(),
+                    limits: Limits {
+                        ram_bytes: 1 << 30,
+                        ..Limits::default()
+                    },
+                    ..ReceiveOptions::default()
+                };
+                receive(&mut main, &mut listener, options).map_err(|e| e.to_string())
+            });
+        // The source's connections end only now, if it holds them.
+        drop(listener);
+        let error = match outcome {
+            Ok(_) => panic!("{}: was taken", case.name),
+            Err(error) => error,
+        };
+        drop(player.join().unwrap());
+        error
+    })
+}
+
+#[test]
+fn every_fault_is_a_clear_error_and_leaves_nothing() {
+    let cases = cases();
+    assert!(cases.len() > 50);
+    let count = || (entries("/proc/self/task"), entries("/proc/self/fd"));
+    let before = count();
+    let mut wrong = Vec::new();
+    for case in &cases {
+        let begun = Instant::now();
+        let error = refused(case);
+        if case.expected.is_empty() || !error.contains(case.expected) {
+            wrong.push(format!("{}: {error} (expected {:?})", case.name, case.expected));
+        }
+        // A thread that has been joined is listed for a moment longer.
+        while count() != before && begun.elapsed() < Duration::from_secs(30) {
+            std::thread::yield_now();
+        }
+        assert_eq!(count(), before, "{}: threads or descriptors are left", case.name);
+        // Twice the deadline, and time for a busy machine: a hang would be for ever.
+        assert!(begun.elapsed() < Duration::from_secs(60), "{}: hung", case.name);
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    program_leaves_no_file(&cases);
+    interrupted_program_leaves_no_file();
+}
+
+/// The same with the program: it fails, says why, and leaves no file. (One test: the counts above are the process's.)
+fn program_leaves_no_file(cases: &[Case]) {
+    for case in cases.iter().step_by(6) {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("vm.mapped");
+        let pinned = case.pinned.map(|n| n.to_string());
+        let mut more = vec!["--timeout", "1", "--connect-timeout", "1"];
+        more.extend(pinned.iter().flat_map(|n| ["--channels", n.as_str()]));
+        let recv = Recv::start("tcp:127.0.0.1:0", &out, &more);
+        let transport = SocketTransport::new(recv.address.parse().unwrap(), SocketOptions::default());
+        let streams = play(&transport, &case.source);
+        let output = recv.finish();
+        drop(streams);
+        assert_eq!(output.status.code(), Some(1), "{}", case.name);
+        let said = json(&output);
+        assert_eq!(said["ok"], false, "{}", case.name);
+        assert!(!said["error"].as_str().unwrap().is_empty());
+        assert_eq!(
+            entries(folder.path().to_str().unwrap()),
+            0,
+            "{}: a file is left",
+            case.name
+        );
+    }
+}
+
+fn interrupted_program_leaves_no_file() {
+    let golden = Golden::load("none-2ch");
+    for connected in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let recv = Recv::start("tcp:127.0.0.1:0", &folder.path().join("vm.mapped"), &[]);
+        let transport = SocketTransport::new(recv.address.parse().unwrap(), SocketOptions::default());
+        let source = Source {
+            main: golden.main()[..2000].to_vec(),
+            channels: golden.channels(),
+            hold: true,
+        };
+        let streams = connected.then(|| play(&transport, &source));
+        let killed = Command::new("kill")
+            .args(["-INT", &recv.pid().to_string()])
+            .status()
+            .unwrap();
+        assert!(killed.success());
+        let output = recv.finish();
+        drop(streams);
+        assert_eq!(
+            output.status.code(),
+            Some(130),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        assert_eq!(json(&output)["error"], "the transfer was cancelled");
+        assert_eq!(entries(folder.path().to_str().unwrap()), 0, "a file is left");
+    }
+}
