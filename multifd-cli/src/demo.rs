@@ -144,7 +144,7 @@ fn arrive(
     let mut main = listener
         .accept_main()
         .map_err(doing("waiting for the migration"))?;
-    let _guard = cancel.also_unblock(main.unblocker());
+    let _guard = cancel.also_unblock(main.read_unblocker());
     let options = ReceiveOptions {
         methods: vec![Arc::clone(method)],
         cancel: cancel.clone(),

@@ -27,20 +27,18 @@ pub(crate) fn run(args: &Recv) -> Result<(), Failure> {
         Some(cancelled) => Failure::Engine(cancelled),
         None => doing("waiting for a migration")(error),
     })?;
-    let _main_guard = cancel.also_unblock(main.unblocker());
+    // The source may take an orderly end for our word that all is well: it gets one then, and not before.
+    main.abort_on_close(true)
+        .map_err(doing("setting up the main connection"))?;
+    let main_guard = cancel.also_unblock(main.read_unblocker());
     let begun = Instant::now();
-    match take(args, &mut main, &mut listener, &cancel, file) {
-        Ok((received, written)) => {
-            // Closed in an orderly way now, and not before: the source may take it for our word that all is well.
-            drop(main);
-            finish(args, &received, written, begun);
-            Ok(())
-        }
-        Err(error) => {
-            main.abort();
-            Err(error)
-        }
-    }
+    let (received, written) = take(args, &mut main, &mut listener, &cancel, file)?;
+    drop(main_guard);
+    main.abort_on_close(false)
+        .map_err(doing("ending the main connection"))?;
+    drop(main);
+    finish(args, &received, written, begun);
+    Ok(())
 }
 
 fn take(

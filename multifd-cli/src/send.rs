@@ -25,13 +25,11 @@ pub(crate) fn run(args: &Send) -> Result<(), Failure> {
     let mut main = transport.connect().map_err(doing("connecting"))?;
     let _guard = cancel.also_unblock(main.unblocker());
     let begun = Instant::now();
-    let sent = match go(args, &snapshot, &mut main, method.as_ref(), &transport, &cancel) {
-        Ok(sent) => sent,
-        Err(error) => {
-            main.abort();
-            return Err(error);
-        }
-    };
+    main.abort_on_close(true)
+        .map_err(doing("setting up the main connection"))?;
+    let sent = go(args, &snapshot, &mut main, method.as_ref(), &transport, &cancel)?;
+    main.abort_on_close(false)
+        .map_err(doing("ending the migration"))?;
     let seconds = begun.elapsed().as_secs_f64();
     main.end_writing().map_err(doing("ending the migration"))?;
     wait_closed(&mut main, Duration::from_secs(args.finish_timeout)).map_err(|source| {

@@ -30,13 +30,16 @@ struct Shared {
     deadline: Duration,
 }
 
-struct Handle(Arc<Shared>);
+struct Handle {
+    shared: Arc<Shared>,
+    how: Shutdown,
+}
 
 impl Unblock for Handle {
     fn unblock(&self) {
-        self.0.stopped.store(true, Ordering::Release);
+        self.shared.stopped.store(true, Ordering::Release);
         // A socket that is not connected any more has nothing to wake.
-        let _ = self.0.socket.shutdown(Shutdown::Both);
+        let _ = self.shared.socket.shutdown(self.how);
     }
 }
 
@@ -76,9 +79,23 @@ impl SocketStream {
         self
     }
 
-    /// A handle that makes every blocked and later call on this connection fail, from another thread.
+    /// A handle that makes every blocked and later call on this connection fail, from another thread. The peer may see
+    /// the end of the stream.
     pub fn unblocker(&self) -> Box<dyn Unblock> {
-        Box::new(Handle(Arc::clone(&self.shared)))
+        self.handle(Shutdown::Both)
+    }
+
+    /// A handle that makes every blocked read, and every later call, on this connection fail, from another thread. The
+    /// peer sees nothing of it, so that it can not take a failure for an orderly end.
+    pub fn read_unblocker(&self) -> Box<dyn Unblock> {
+        self.handle(Shutdown::Read)
+    }
+
+    fn handle(&self, how: Shutdown) -> Box<dyn Unblock> {
+        Box::new(Handle {
+            shared: Arc::clone(&self.shared),
+            how,
+        })
     }
 
     /// Says that nothing more will be written; the peer sees the end of the stream once it has read the rest.
@@ -104,10 +121,13 @@ impl SocketStream {
         }
     }
 
-    /// Drops a TCP connection so that the peer gets an error, not an orderly end. A Unix socket has no such way: its
-    /// peer gets an error only if bytes were left unread.
-    pub fn abort(self) {
-        let _ = self.shared.socket.set_linger(Some(Duration::ZERO));
+    /// Whether the peer of a TCP connection is to get an error, not an orderly end, when this one is closed, even by the
+    /// death of the process. A Unix socket has no such way: its peer gets an error only if bytes were left unread.
+    ///
+    /// # Errors
+    /// [`ChannelError::Io`], the system's.
+    pub fn abort_on_close(&self, abort: bool) -> Result<(), ChannelError> {
+        Ok(self.shared.socket.set_linger(abort.then_some(Duration::ZERO))?)
     }
 
     /// Sorts out what a system call returned: what to do again, what is a stall, what is an error.
@@ -283,7 +303,7 @@ impl RecvChannel for SocketStream {
     }
 
     fn unblock_handle(&self) -> Result<Box<dyn Unblock>, ChannelError> {
-        Ok(self.unblocker())
+        Ok(self.read_unblocker())
     }
 }
 

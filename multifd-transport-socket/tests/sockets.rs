@@ -208,15 +208,23 @@ fn a_peer_that_leaves_bytes_unread_or_aborts_is_no_orderly_end() {
             "{error}"
         );
     }
+    // Not even unblocking a reader tells a TCP peer that all is well.
     let (mut sender, receiver) = pairs(patient()).pop().unwrap();
-    receiver.abort();
+    receiver.abort_on_close(true).unwrap();
+    receiver.read_unblocker().unblock();
+    drop(receiver);
     assert!(sender.wait_closed().is_err());
+    let (mut sender, receiver) = pairs(patient()).pop().unwrap();
+    receiver.abort_on_close(true).unwrap();
+    receiver.abort_on_close(false).unwrap();
+    drop(receiver);
+    sender.wait_closed().unwrap();
 }
 
 #[test]
 fn unblocking_wakes_a_blocked_reader_and_writer() {
     for (mut sender, mut receiver) in pairs(patient()) {
-        let (wake_sender, wake_receiver) = (sender.unblocker(), receiver.unblocker());
+        let (wake_sender, wake_receiver) = (sender.unblocker(), receiver.read_unblocker());
         let reading = std::thread::spawn(move || {
             loop {
                 if let Err(error) = receiver.recv(&mut [0; 100]) {

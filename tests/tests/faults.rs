@@ -50,6 +50,7 @@ fn tail_start(main: &[u8]) -> usize {
     at + end.len() + 4
 }
 
+#[allow(clippy::too_many_lines)] // A table.
 fn cases() -> Vec<Case> {
     let golden = Golden::load("none-2ch");
     let good = Source {
@@ -82,11 +83,11 @@ fn cases() -> Vec<Case> {
         (tail - 1, "within a section footer's id"),
         (tail, "within the next section"),
         (tail + 1, "within the device sections"),
-        ((tail + whole) / 2, "within the device sections"),
+        (tail.midpoint(whole), "within the device sections"),
         (whole - 1, "within the device sections"),
     ] {
         add(format!("main cut at {at}"), expected, None, &|s| {
-            s.main.truncate(at)
+            s.main.truncate(at);
         });
     }
     add(
@@ -117,7 +118,7 @@ fn cases() -> Vec<Case> {
         (last_sync, "ended before the round did"),
     ] {
         add(format!("channel cut at {at}"), expected, None, &|s| {
-            s.channels[0].truncate(at)
+            s.channels[0].truncate(at);
         });
     }
 
@@ -146,13 +147,13 @@ fn cases() -> Vec<Case> {
         &|s| s.channels[1][7] = 9,
     );
     add("another packet magic".into(), "magic is", None, &|s| {
-        s.channels[0][data] = 0
+        s.channels[0][data] = 0;
     });
     add("another UUID".into(), "the source's UUID is", None, &|s| {
-        s.channels[1][8] ^= 1
+        s.channels[1][8] ^= 1;
     });
     add("an id twice".into(), "connected a second time", None, &|s| {
-        s.channels[1][24] = s.channels[0][24]
+        s.channels[1][24] = s.channels[0][24];
     });
     add(
         "an id out of range".into(),
@@ -167,7 +168,7 @@ fn cases() -> Vec<Case> {
         &|s| s.channels[0][data + 321] = 1,
     );
     add("an offset not aligned".into(), "offset 0x", None, &|s| {
-        s.channels[0][data + 327] = 1
+        s.channels[0][data + 327] = 1;
     });
     add(
         "an unknown block".into(),
@@ -176,19 +177,19 @@ fn cases() -> Vec<Case> {
         &|s| s.channels[0][data + 64] = b'x',
     );
     add("a block without end".into(), "ramblock is not", None, &|s| {
-        s.channels[0][data + 64..data + 320].fill(b'x')
+        s.channels[0][data + 64..data + 320].fill(b'x');
     });
     add("a huge pages_alloc".into(), "pages_alloc is", None, &|s| {
-        s.channels[0][data + 12] = 0xff
+        s.channels[0][data + 12] = 0xff;
     });
     add("a huge normal_pages".into(), "normal_pages is", None, &|s| {
-        s.channels[0][data + 16] = 0xff
+        s.channels[0][data + 16] = 0xff;
     });
     add("a huge payload".into(), "next_packet_size is", None, &|s| {
-        s.channels[0][data + 20] = 0xff
+        s.channels[0][data + 20] = 0xff;
     });
     add("a huge zero_pages".into(), "zero_pages is", None, &|s| {
-        s.channels[0][data + 32] = 0xff
+        s.channels[0][data + 32] = 0xff;
     });
     add(
         "an unknown method".into(),
@@ -281,7 +282,7 @@ fn cases() -> Vec<Case> {
         .unwrap();
     let (total, length) = (name - 9, name + 6);
     add("too much RAM".into(), "the guest's RAM is", None, &|s| {
-        s.main[total] = 0x7f
+        s.main[total] = 0x7f;
     });
     add(
         "a block longer than the total".into(),
@@ -380,7 +381,7 @@ fn refused(case: &Case) -> String {
             .accept_main()
             .map_err(|e| e.to_string())
             .and_then(|mut main| {
-                let _guard = cancel.also_unblock(main.unblocker());
+                let _guard = cancel.also_unblock(main.read_unblocker());
                 let options = ReceiveOptions {
                     channels: case.pinned,
                     progress: Arc::new(Progress::new(socket_options().stall)),
@@ -395,9 +396,8 @@ fn refused(case: &Case) -> String {
             });
         // The source's connections end only now, if it holds them.
         drop(listener);
-        let error = match outcome {
-            Ok(_) => panic!("{}: was taken", case.name),
-            Err(error) => error,
+        let Err(error) = outcome else {
+            panic!("{}: was taken", case.name)
         };
         drop(player.join().unwrap());
         error
