@@ -291,7 +291,7 @@ impl Qemu {
             }
             match info["status"].as_str() {
                 Some("setup" | "active") => {
-                    assert!(Instant::now() < deadline, "round {n} does not come: {info}")
+                    assert!(Instant::now() < deadline, "round {n} does not come: {info}");
                 }
                 Some("device" | "completed") => return false,
                 _ => panic!("{info}"),
