@@ -2,6 +2,7 @@
 
 use crate::size::parse_size;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use multifd_transport_file::DirectIo;
 use multifd_transport_socket::{Address, SocketOptions};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -23,7 +24,12 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     Recv(Recv),
     Send(Send),
+    Snapshot(Snapshot),
+    Restore(Restore),
+    Inspect(Inspect),
     Extract(Extract),
+    Verify(Verify),
+    Diff(Diff),
     Demo(Demo),
     Completions(Completions),
     Man(Man),
@@ -58,6 +64,69 @@ impl Deadlines {
             stall: Duration::from_secs(self.timeout),
         }
     }
+}
+
+/// Whether page data goes past the page cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Direct {
+    /// Through the page cache
+    Off,
+    /// Past the page cache, or fail
+    On,
+    /// Past the page cache where the file system can
+    Auto,
+}
+
+impl From<Direct> for DirectIo {
+    fn from(direct: Direct) -> Self {
+        match direct {
+            Direct::Off => Self::Off,
+            Direct::On => Self::On,
+            Direct::Auto => Self::IfPossible,
+        }
+    }
+}
+
+/// How a snapshot's file is written.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Writing {
+    /// Whether page data goes past the page cache
+    #[arg(long, value_name = "WHEN", default_value = "off")]
+    pub(crate) direct_io: Direct,
+    /// Set room for all pages aside on the disk first; zero pages take room then
+    #[arg(long)]
+    pub(crate) preallocate: bool,
+    /// Write no companion (FILE.crc) with checksums of the memory
+    #[arg(long)]
+    pub(crate) no_digest: bool,
+    /// Replace the file if there is one
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// How to reach a QEMU on this machine.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Control {
+    /// QEMU's QMP socket: a path, unix:PATH or tcp:HOST:PORT
+    #[arg(long, value_name = "SOCKET", value_parser = parse_qmp)]
+    pub(crate) qmp: Address,
+    /// Where QEMU and this program meet [default: a Unix socket in a private folder]
+    ///
+    /// A QEMU that runs as another user can not reach a private folder: say tcp:127.0.0.1:0 then.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) via: Option<Address>,
+    /// How many channels
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..))]
+    pub(crate) channels: u8,
+    /// The compression
+    #[arg(long, value_name = "METHOD", default_value = "none")]
+    pub(crate) compression: Compression,
+    /// Start the guest afterwards
+    #[arg(long, conflicts_with = "stop")]
+    pub(crate) resume: bool,
+    /// Leave the guest stopped afterwards
+    #[arg(long)]
+    pub(crate) stop: bool,
 }
 
 /// A compression method.
@@ -102,9 +171,8 @@ pub(crate) struct Recv {
     /// Take a stream without QEMU's description at its end (a machine with suppress-vmdesc=on)
     #[arg(long)]
     pub(crate) allow_no_vmdesc: bool,
-    /// Replace the file if there is one
-    #[arg(long)]
-    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) writing: Writing,
     #[command(flatten)]
     pub(crate) deadlines: Deadlines,
     #[command(flatten)]
@@ -138,7 +206,10 @@ pub(crate) struct Send {
     /// The compression's level: zlib 0 to 9, zstd 0 to 20
     #[arg(long, value_name = "L", default_value_t = 1)]
     pub(crate) level: u8,
-    /// The VM's UUID, for a destination that was given one (a mapped-ram file does not keep it)
+    /// Whether page data is read past the page cache
+    #[arg(long, value_name = "WHEN", default_value = "off")]
+    pub(crate) direct_io: Direct,
+    /// The VM's UUID, for a destination that was given one [default: the one in the companion, if there is one]
     #[arg(long, value_name = "UUID", value_parser = parse_uuid)]
     pub(crate) uuid: Option<Uuid>,
     /// Seconds to wait, when all is sent, for the destination to be done with it
@@ -150,23 +221,131 @@ pub(crate) struct Send {
     pub(crate) show: Show,
 }
 
-/// Write the exact bytes of one RAM block
+/// Take a snapshot of a running QEMU into a mapped-ram file
+///
+/// The guest runs on while its memory is copied, stands still for the last of it, and goes on as it was found, unless told otherwise.
+/// Migration capabilities and parameters that had to be changed are changed back.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  multifd extract vm.mapped --block pc.ram --out RAM.bin")]
+  multifd snapshot --qmp /run/vm.qmp --out vm.mapped
+  multifd snapshot --qmp unix:/run/vm.qmp --out vm.mapped --channels 8 --compression zstd --stop")]
+pub(crate) struct Snapshot {
+    #[command(flatten)]
+    pub(crate) control: Control,
+    /// The file to write
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// Rounds after which a guest that dirties its memory too fast is stopped early
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub(crate) max_rounds: u64,
+    #[command(flatten)]
+    pub(crate) writing: Writing,
+    #[command(flatten)]
+    pub(crate) deadlines: Deadlines,
+    #[command(flatten)]
+    pub(crate) show: Show,
+}
+
+/// Restore a snapshot into a QEMU that was started with -incoming defer
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  qemu-system-x86_64 ... -incoming defer -qmp unix:/run/vm.qmp,server=on,wait=off
+  multifd restore --qmp /run/vm.qmp vm.mapped")]
+pub(crate) struct Restore {
+    /// The mapped-ram file
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) control: Control,
+    /// Whether page data is read past the page cache
+    #[arg(long, value_name = "WHEN", default_value = "off")]
+    pub(crate) direct_io: Direct,
+    #[command(flatten)]
+    pub(crate) deadlines: Deadlines,
+    #[command(flatten)]
+    pub(crate) show: Show,
+}
+
+/// Show what is in a mapped-ram file
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  multifd inspect vm.mapped
+  multifd inspect vm.mapped --svg memory.svg --json")]
+pub(crate) struct Inspect {
+    /// The mapped-ram file
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Draw the map of memory into an SVG file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) show: Show,
+}
+
+/// Write the exact bytes of one RAM block, or an ELF core of all guest memory
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  multifd extract vm.mapped --block pc.ram --out RAM.bin
+  multifd extract vm.mapped --elf core.elf && gdb -ex 'x/4x 0x8000' -c core.elf")]
 pub(crate) struct Extract {
     /// The mapped-ram file
     #[arg(value_name = "FILE")]
     pub(crate) file: PathBuf,
     /// The RAM block
-    #[arg(long, value_name = "NAME")]
-    pub(crate) block: String,
-    /// The file to write
-    #[arg(long, short, value_name = "FILE")]
-    pub(crate) out: PathBuf,
+    #[arg(
+        long,
+        value_name = "NAME",
+        requires = "out",
+        required_unless_present = "elf",
+        conflicts_with = "elf"
+    )]
+    pub(crate) block: Option<String>,
+    /// The file to write the block to
+    #[arg(long, short, value_name = "FILE", requires = "block")]
+    pub(crate) out: Option<PathBuf>,
+    /// The ELF core to write: guest physical memory, at its addresses
+    #[arg(long, value_name = "FILE")]
+    pub(crate) elf: Option<PathBuf>,
     /// Replace the file if there is one
     #[arg(long)]
     pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) show: Show,
+}
+
+/// Check that a mapped-ram file is whole, and holds the memory it was written with
+///
+/// Its structure is checked, and every page against the checksums in its companion (FILE.crc), if there is one.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  multifd verify vm.mapped --json")]
+pub(crate) struct Verify {
+    /// The mapped-ram file
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Fail if there is no companion
+    #[arg(long)]
+    pub(crate) require_digest: bool,
+    #[command(flatten)]
+    pub(crate) show: Show,
+}
+
+/// Count and list the pages in which two mapped-ram files differ
+///
+/// The exit status is 0 if they hold the same memory, 1 if not.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  multifd diff before.mapped after.mapped --list")]
+pub(crate) struct Diff {
+    /// One mapped-ram file
+    #[arg(value_name = "A")]
+    pub(crate) one: PathBuf,
+    /// Another of the same machine
+    #[arg(value_name = "B")]
+    pub(crate) other: PathBuf,
+    /// List the ranges that differ, too
+    #[arg(long)]
+    pub(crate) list: bool,
     #[command(flatten)]
     pub(crate) show: Show,
 }
@@ -223,6 +402,18 @@ pub(crate) struct Man {
 /// A UUID as its 16 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Uuid(pub(crate) [u8; 16]);
+
+/// A QMP socket: an address, or the path of a Unix socket.
+fn parse_qmp(text: &str) -> Result<Address, String> {
+    if text.starts_with("tcp:") || text.starts_with("unix:") {
+        text.parse()
+            .map_err(|e: multifd_transport_socket::AddressError| e.to_string())
+    } else if text.is_empty() {
+        Err("the path is missing".into())
+    } else {
+        Ok(Address::Unix(text.into()))
+    }
+}
 
 fn parse_uuid(text: &str) -> Result<Uuid, String> {
     let groups: Vec<usize> = text.split('-').map(str::len).collect();

@@ -30,6 +30,8 @@ pub(crate) enum Failure {
         path: PathBuf,
         source: multifd_qemu::Error,
     },
+    #[error("QEMU's monitor at {address}: {why}")]
+    Qmp { address: String, why: String },
     #[error("{doing}: {source}")]
     System { doing: &'static str, source: io::Error },
     #[error("{path} exists already; --force replaces it", path = .path.display())]
@@ -44,17 +46,12 @@ pub(crate) enum Failure {
     RawLength { path: PathBuf, len: u64, page_size: u32 },
     #[error("{0}")]
     Other(String),
+    /// The result itself has said it.
+    #[error("the result says no")]
+    Reported,
 }
 
 /// Says what was being done when a connection failed.
 pub(crate) fn doing(doing: &'static str) -> impl Fn(ChannelError) -> Failure {
     move |source| Failure::Connection { doing, source }
-}
-
-/// Opens a file for reading.
-pub(crate) fn open(path: &std::path::Path) -> Result<std::fs::File, Failure> {
-    std::fs::File::open(path).map_err(|source| Failure::Open {
-        path: path.into(),
-        source,
-    })
 }

@@ -3,18 +3,28 @@
 
 mod args;
 mod demo;
+mod diff;
+mod elf;
 mod extract;
 mod failure;
 mod generate;
 mod image;
+mod inspect;
+mod memory_map;
 mod method;
+mod migration_setup;
+mod private_socket;
 mod progress;
+mod qmp;
 mod recv;
 mod report;
+mod restore;
 mod send;
 mod signals;
 mod size;
+mod snapshot;
 mod snapshot_file;
+mod verify;
 
 use args::{Cli, Command};
 use clap::Parser;
@@ -24,6 +34,11 @@ fn main() -> ExitCode {
     let (json, outcome) = match Cli::parse().command {
         Command::Recv(args) => (args.show.json, recv::run(&args)),
         Command::Send(args) => (args.show.json, send::run(&args)),
+        Command::Snapshot(args) => (args.show.json, snapshot::run(&args)),
+        Command::Restore(args) => (args.show.json, restore::run(&args)),
+        Command::Inspect(args) => (args.show.json, inspect::run(&args)),
+        Command::Verify(args) => (args.show.json, verify::run(&args)),
+        Command::Diff(args) => (args.show.json, diff::run(&args)),
         Command::Extract(args) => (args.show.json, extract::run(&args)),
         Command::Demo(args) => (args.show.json, demo::run(&args)),
         Command::Completions(args) => {
@@ -35,6 +50,9 @@ fn main() -> ExitCode {
     let Err(error) = outcome else {
         return ExitCode::SUCCESS;
     };
+    if matches!(error, failure::Failure::Reported) {
+        return ExitCode::FAILURE;
+    }
     eprintln!("multifd: {error}");
     if json {
         println!(

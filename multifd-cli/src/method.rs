@@ -15,6 +15,15 @@ pub(crate) fn method(compression: Compression, level: u8) -> Result<Arc<dyn Meth
     })
 }
 
+/// The method's name as QEMU's `multifd-compression` parameter has it.
+pub(crate) fn qemu_name(compression: Compression) -> &'static str {
+    match compression {
+        Compression::None => "none",
+        Compression::Zlib => "zlib",
+        Compression::Zstd => "zstd",
+    }
+}
+
 /// What may be received: the one asked for, or all there are.
 pub(crate) fn decoders(only: Option<Compression>) -> Result<Vec<Arc<dyn Method>>, Failure> {
     let all = [Compression::None, Compression::Zlib, Compression::Zstd];

@@ -1,8 +1,9 @@
 //! `multifd send`: the source of a migration, from a file.
 
-use crate::args::Send;
+use crate::args::{Send, Show};
 use crate::failure::{Failure, doing};
 use crate::progress::Slot;
+use crate::recv::cancelled;
 use crate::report::{self, Transfer};
 use crate::{method, signals, snapshot_file};
 use multifd_core::{CancelHandle, ChannelError, Method, SenderConfig};
@@ -14,7 +15,7 @@ pub(crate) fn run(args: &Send) -> Result<(), Failure> {
     let cancel = signals::cancel_on_signal()?;
     let method = method::method(args.compression, args.level)?;
     let mut snapshot = match (&args.file, &args.raw) {
-        (Some(file), _) => snapshot_file::read(file)?,
+        (Some(file), _) => snapshot_file::read(file, args.direct_io)?,
         (None, Some(raw)) => snapshot_file::read_raw(raw, &args.block)?,
         (None, None) => return Err(Failure::Other("there is nothing to send".into())),
     };
@@ -22,60 +23,57 @@ pub(crate) fn run(args: &Send) -> Result<(), Failure> {
         snapshot.uuid = uuid.0;
     }
     let transport = SocketTransport::new(args.to.clone(), args.deadlines.socket());
-    let mut main = transport.connect().map_err(doing("connecting"))?;
-    let _guard = cancel.also_unblock(main.unblocker());
-    let begun = Instant::now();
-    main.abort_on_close(true)
-        .map_err(doing("setting up the main connection"))?;
-    let sent = go(args, &snapshot, &mut main, method.as_ref(), &transport, &cancel)?;
-    main.abort_on_close(false)
-        .map_err(doing("ending the migration"))?;
-    let seconds = begun.elapsed().as_secs_f64();
-    main.end_writing().map_err(doing("ending the migration"))?;
-    wait_closed(&mut main, Duration::from_secs(args.finish_timeout)).map_err(|source| {
-        match cancel.error() {
-            Some(cancelled) => Failure::Engine(cancelled),
-            None => doing("all is sent, but the destination does not seem to have taken it")(source),
-        }
-    })?;
-    let result = Transfer {
-        ok: true,
-        machine: snapshot.configuration.machine.clone(),
-        uuid: report::uuid(snapshot.uuid),
-        compression: method.kind().name(),
-        sync: report::sync_name(sent.sync),
-        rounds: None,
-        seconds,
-        main_bytes: sent.main_bytes,
-        total: sent.stats.total().into(),
-        channels: report::channels(&sent.stats),
-        blocks: report::blocks(snapshot.blocks()),
-        file: None,
-        stored_pages: None,
+    let way = Way {
+        method: method.as_ref(),
+        transport: &transport,
+        channels: args.channels,
+        finish: Duration::from_secs(args.finish_timeout),
     };
-    report::print(args.show.json, &result, &result.line("sent"));
+    let begun = Instant::now();
+    let sent = give(&snapshot, &way, &cancel, args.show)?;
+    finish(args.show, &snapshot, method.as_ref(), &sent, begun);
     Ok(())
 }
 
-fn go(
-    args: &Send,
+/// By which way a snapshot goes.
+pub(crate) struct Way<'a> {
+    pub(crate) method: &'a dyn Method,
+    pub(crate) transport: &'a SocketTransport,
+    pub(crate) channels: u8,
+    /// How long the destination may take when all is sent.
+    pub(crate) finish: Duration,
+}
+
+/// Sends a snapshot, and waits until the destination has taken it.
+pub(crate) fn give(
     snapshot: &Snapshot,
-    main: &mut SocketStream,
-    method: &dyn Method,
-    transport: &SocketTransport,
+    way: &Way<'_>,
     cancel: &CancelHandle,
+    show: Show,
 ) -> Result<Sent, Failure> {
+    let mut main = way.transport.connect().map_err(doing("connecting"))?;
+    let _guard = cancel.also_unblock(main.unblocker());
+    // A destination must not take what we could not finish for the end.
+    main.abort_on_close(true)
+        .map_err(doing("setting up the main connection"))?;
     let watch = Slot::default();
     let options = SendOptions {
         sender: SenderConfig {
-            channels: args.channels,
+            channels: way.channels,
             cancel: cancel.clone(),
             ..SenderConfig::default()
         },
-        on_start: Some(watch.on_start("sending", args.show.quiet)),
+        on_start: Some(watch.on_start("sending", show.quiet)),
         ..SendOptions::default()
     };
-    Ok(send(snapshot, main, method, transport, options)?)
+    let sent = send(snapshot, &mut main, way.method, way.transport, options)?;
+    drop(watch);
+    main.abort_on_close(false)
+        .map_err(doing("ending the migration"))?;
+    main.end_writing().map_err(doing("ending the migration"))?;
+    let not_taken = doing("all is sent, but the destination does not seem to have taken it");
+    wait_closed(&mut main, way.finish).map_err(|source| cancelled(cancel, not_taken(source)))?;
+    Ok(sent)
 }
 
 /// Waits for the destination to close the main connection; a destination that writes a file may take its time.
@@ -88,4 +86,24 @@ fn wait_closed(main: &mut SocketStream, timeout: Duration) -> Result<(), Channel
             other => return other,
         }
     }
+}
+
+/// Prints what has been sent.
+pub(crate) fn finish(show: Show, snapshot: &Snapshot, method: &dyn Method, sent: &Sent, begun: Instant) {
+    let result = Transfer {
+        ok: true,
+        machine: snapshot.configuration.machine.clone(),
+        uuid: report::uuid(snapshot.uuid),
+        compression: method.kind().name(),
+        sync: report::sync_name(sent.sync),
+        rounds: None,
+        seconds: begun.elapsed().as_secs_f64(),
+        main_bytes: sent.main_bytes,
+        total: sent.stats.total().into(),
+        channels: report::channels(&sent.stats),
+        blocks: report::blocks(snapshot.blocks()),
+        file: None,
+        stored_pages: None,
+    };
+    report::print(show.json, &result, &result.line("sent"));
 }

@@ -12,6 +12,7 @@ mod sections;
 mod send;
 mod snapshot;
 mod tail;
+mod vmdesc;
 
 pub use configuration::{Configuration, Subsection};
 pub use error::Error;
@@ -22,3 +23,4 @@ pub use receive::{ReceiveOptions, Received, receive};
 pub use send::{SendOptions, Sent, send};
 pub use snapshot::{Snapshot, Started, SyncStyle};
 pub use tail::Tail;
+pub use vmdesc::DeviceSection;

@@ -1,6 +1,7 @@
 //! Files that appear under their name whole or not at all.
 
 use crate::FileError;
+use crate::place::{descriptor_number, open_descriptor};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,10 +9,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A file being written beside its target under a temporary name (`.NAME.PID.N.partial`), which
 /// [`commit`](AtomicFile::commit) renames into place. Dropped before that, it removes itself.
+///
+/// A target written as `/dev/fdset/N` is the file of descriptor `N`, which somebody else has named: it is emptied at the
+/// start, and again if it is not committed.
 #[derive(Debug)]
 pub struct AtomicFile {
     file: File,
-    partial: PathBuf,
+    /// Where it is until it is committed; a descriptor's file has no such place.
+    partial: Option<PathBuf>,
     target: PathBuf,
     committed: bool,
 }
@@ -29,6 +34,16 @@ impl AtomicFile {
             doing: "creating",
             source,
         };
+        if descriptor_number(target).is_some() {
+            let file = open_descriptor(target)?;
+            file.set_len(0).map_err(failed)?;
+            return Ok(Self {
+                file,
+                partial: None,
+                target: target.into(),
+                committed: false,
+            });
+        }
         let name = target
             .file_name()
             .ok_or_else(|| failed(io::Error::other("the path does not end in a file name")))?;
@@ -49,7 +64,7 @@ impl AtomicFile {
             .map_err(failed)?;
         Ok(Self {
             file,
-            partial,
+            partial: Some(partial),
             target: target.into(),
             committed: false,
         })
@@ -58,11 +73,6 @@ impl AtomicFile {
     /// The file, to be written to.
     pub fn file(&self) -> &File {
         &self.file
-    }
-
-    /// Where the file is until it is committed.
-    pub fn partial_path(&self) -> &Path {
-        &self.partial
     }
 
     /// Brings the contents to the disk, gives the file its name, and brings that to the disk. A file that had the name
@@ -77,8 +87,14 @@ impl AtomicFile {
             source,
         };
         self.file.sync_all().map_err(|e| failed("syncing", e))?;
-        std::fs::rename(&self.partial, &self.target).map_err(|e| failed("renaming into place", e))?;
         self.committed = true;
+        let Some(partial) = &self.partial else {
+            return Ok(());
+        };
+        if let Err(error) = std::fs::rename(partial, &self.target) {
+            self.committed = false;
+            return Err(failed("renaming into place", error));
+        }
         let folder = match self.target.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
@@ -97,7 +113,10 @@ impl Drop for AtomicFile {
     fn drop(&mut self) {
         if !self.committed {
             // Nothing more can be done about a file that can not be removed; its name says what it is.
-            let _ = std::fs::remove_file(&self.partial);
+            let _ = match &self.partial {
+                Some(partial) => std::fs::remove_file(partial),
+                None => self.file.set_len(0),
+            };
         }
     }
 }

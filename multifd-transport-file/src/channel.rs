@@ -1,6 +1,7 @@
 //! Channels to fixed offsets: what `prepare()` made goes where its pages belong.
 
 use crate::bitmap::SharedBitmap;
+use crate::direct::{Bounce, DirectIo, PageFile};
 use crate::{FileError, sys};
 use multifd_core::{
     ChannelError, Iov, Outgoing, PageBatch, Run, SendChannel, Transport, Unblock, WriteFlags,
@@ -36,7 +37,7 @@ struct Block {
 }
 
 struct Shared {
-    file: File,
+    file: PageFile,
     blocks: Vec<Block>,
     stopped: AtomicBool,
 }
@@ -59,19 +60,47 @@ impl std::fmt::Debug for FileTransport {
 
 impl FileTransport {
     /// A transport to `file`, whose layout says where each block's pages go.
-    pub fn new(file: File, blocks: Vec<PlacedBlock>) -> Self {
+    ///
+    /// With direct I/O, page data goes past the page cache wherever it is aligned as the file system asks; memory that is
+    /// not is copied to a buffer that is, and places in the file that are not go through the page cache. Bitmaps always do.
+    ///
+    /// # Errors
+    /// [`FileError::DirectRefused`] if direct I/O is a must and the file system does not do it.
+    pub fn new(file: File, blocks: Vec<PlacedBlock>, direct: DirectIo) -> Result<Self, FileError> {
         let blocks = blocks.into_iter().map(|placed| Block {
             bitmap: SharedBitmap::new(placed.layout.pages()),
             placed,
         });
         let shared = Shared {
-            file,
+            file: PageFile::new(file, direct, true)?,
             blocks: blocks.collect(),
             stopped: AtomicBool::new(false),
         };
-        Self {
+        Ok(Self {
             shared: Arc::new(shared),
+        })
+    }
+
+    /// Whether page data goes past the page cache.
+    pub fn is_direct(&self) -> bool {
+        self.shared.file.is_direct()
+    }
+
+    /// Sets room for all pages aside on the disk, so that it can not run out later. Zero pages take room then, too.
+    ///
+    /// # Errors
+    /// [`FileError::At`], as when the disk is too full or the file system can not do it.
+    pub fn preallocate(&self) -> Result<(), FileError> {
+        for Block { placed, .. } in &self.shared.blocks {
+            let (offset, len) = (placed.layout.header().pages_offset, placed.layout.used_length());
+            sys::allocate(&self.shared.file.buffered, offset, len).map_err(|source| FileError::At {
+                doing: "setting aside",
+                offset,
+                len: usize::try_from(len).unwrap_or(usize::MAX),
+                source,
+            })?;
         }
+        Ok(())
     }
 
     /// Writes the bitmaps: call it when the sender has finished.
@@ -85,6 +114,7 @@ impl FileTransport {
             let bytes = bitmap.to_bytes();
             self.shared
                 .file
+                .buffered
                 .write_all_at(&bytes, header.bitmap_offset)
                 .map_err(|source| FileError::At {
                     doing: "writing the bitmap,",
@@ -104,29 +134,21 @@ impl Transport for FileTransport {
     fn open(&self, _id: u8) -> Result<Box<dyn SendChannel>, ChannelError> {
         Ok(Box::new(FileChannel {
             shared: Arc::clone(&self.shared),
+            bounce: Bounce::default(),
         }))
     }
 }
 
 struct FileChannel {
     shared: Arc<Shared>,
+    bounce: Bounce,
 }
 
 impl FileChannel {
-    fn write(&self, iov: Iov<'_>, at: u64) -> Result<(), ChannelError> {
-        sys::write_all_at(&self.shared.file, iov, at).map_err(|source| {
-            let message = format!(
-                "writing {} bytes at offset {at:#x} of the file: {source}",
-                iov.len()
-            );
-            io::Error::new(source.kind(), message).into()
-        })
-    }
-
-    fn send_pages(&self, batch: &PageBatch, payload: &[Iov<'_>]) -> Result<(), ChannelError> {
+    fn send_pages(&mut self, batch: &PageBatch, payload: &[Iov<'_>]) -> Result<(), ChannelError> {
+        let Self { shared, bounce } = self;
         let name = batch.block().name();
-        let Block { placed, bitmap } = self
-            .shared
+        let Block { placed, bitmap } = shared
             .blocks
             .iter()
             .find(|block| block.placed.name == name)
@@ -136,6 +158,15 @@ impl FileChannel {
             let first = run.offset / header.page_size;
             first..first + run.len as u64 / header.page_size
         };
+        let mut write = |iov: Iov<'_>, at: u64| {
+            shared.file.write_all(iov, at, bounce).map_err(|source| {
+                let message = format!(
+                    "writing {} bytes at offset {at:#x} of the file: {source}",
+                    iov.len()
+                );
+                ChannelError::from(io::Error::new(source.kind(), message))
+            })
+        };
         let mut payload = payload.iter();
         for run in batch.normal_runs() {
             let iov = payload.next().filter(|iov| iov.len() == run.len).ok_or_else(|| {
@@ -143,15 +174,15 @@ impl FileChannel {
                     "compressed pages have no fixed place in a file: use the method none".into(),
                 )
             })?;
-            self.write(*iov, header.pages_offset + run.offset)?;
+            write(*iov, header.pages_offset + run.offset)?;
             bitmap.set(pages(&run));
         }
         for run in batch.zero_runs() {
             // Most zero pages were never stored; one that was has bytes in the file that must go.
             if bitmap.clear(pages(&run)) {
                 let at = header.pages_offset + run.offset;
-                if !sys::punch_hole(&self.shared.file, at, run.len as u64)? {
-                    self.write(Iov::from(vec![0; run.len].as_slice()), at)?;
+                if !sys::punch_hole(&shared.file.buffered, at, run.len as u64)? {
+                    write(Iov::from(vec![0; run.len].as_slice()), at)?;
                 }
             }
         }

@@ -42,6 +42,15 @@ pub enum FileError {
         /// Where the file ends.
         end: u64,
     },
+    /// The file system does not do direct I/O.
+    #[error("the file system refuses direct I/O: {source}; use buffered I/O, or allow it as a fallback")]
+    DirectRefused {
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A companion with checksums is not what it should be.
+    #[error("the companion with checksums can not be used: {0}")]
+    Companion(String),
     /// A block of the file and the memory it is to be loaded into do not fit.
     #[error(transparent)]
     Block(#[from] BlockError),

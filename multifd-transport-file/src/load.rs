@@ -1,11 +1,10 @@
 //! From a mapped-ram file into memory.
 
-use crate::{FileError, PlacedBlock, sys};
+use crate::direct::{Bounce, DirectIo, PageFile};
+use crate::{FileError, PlacedBlock, read_bitmap, sys};
 use multifd_core::{RamBlock, RamMap, runs};
-use multifd_packet::{Bitmap, MappedRamLayout};
+use multifd_packet::Bitmap;
 use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -21,34 +20,6 @@ pub struct Loaded {
     pub zero_pages: u64,
 }
 
-/// Reads a block's bitmap: bit `i % 64` of little-endian word `i / 64` says that page `i` is stored.
-///
-/// # Errors
-/// [`FileError::Short`] if the file ends within it; [`FileError::At`].
-pub fn read_bitmap(file: &File, layout: &MappedRamLayout) -> Result<Vec<u8>, FileError> {
-    let (offset, len) = (layout.header().bitmap_offset, layout.bitmap_len());
-    let failed = |source| FileError::At {
-        doing: "reading the bitmap,",
-        offset,
-        len: usize::try_from(len).unwrap_or(usize::MAX),
-        source,
-    };
-    // The file must be as long as it claims before anything is allocated.
-    let end = file.metadata().map_err(failed)?.len();
-    if offset.checked_add(len).is_none_or(|needed| needed > end) {
-        return Err(FileError::Short {
-            what: "a bitmap",
-            offset,
-            len,
-            end,
-        });
-    }
-    let size = usize::try_from(len).map_err(|_| failed(io::ErrorKind::OutOfMemory.into()))?;
-    let mut bytes = vec![0; size];
-    file.read_exact_at(&mut bytes, offset).map_err(failed)?;
-    Ok(bytes)
-}
-
 /// One thread's piece of a block.
 struct Piece<'a> {
     block: &'a RamBlock,
@@ -61,7 +32,7 @@ struct Piece<'a> {
 }
 
 impl Piece<'_> {
-    fn load(&self, file: &File) -> Result<Loaded, FileError> {
+    fn load(&self, file: &PageFile, bounce: &mut Bounce) -> Result<Loaded, FileError> {
         let page_size = u64::from(self.block.page_size());
         let offsets = || (self.start..self.end).step_by(self.block.page_size() as usize);
         let stored = |offset: &u64| {
@@ -72,12 +43,14 @@ impl Piece<'_> {
         for run in runs(offsets().filter(stored), self.block.page_size()) {
             let at = self.pages_offset + run.offset;
             let region = self.block.region(run.offset, run.len)?;
-            let read = sys::read_full_at(file, region, at).map_err(|source| FileError::At {
-                doing: "reading",
-                offset: at,
-                len: run.len,
-                source,
-            })?;
+            let read = file
+                .read_full(region, at, bounce)
+                .map_err(|source| FileError::At {
+                    doing: "reading",
+                    offset: at,
+                    len: run.len,
+                    source,
+                })?;
             if read < run.len {
                 return Err(FileError::Short {
                     what: "pages",
@@ -97,11 +70,17 @@ impl Piece<'_> {
 }
 
 /// Loads all blocks into the RAM blocks of the same names, with `threads` threads reading at once. What a RAM block held
-/// before is gone.
+/// before is gone. With direct I/O, pages come past the page cache wherever that is possible.
 ///
 /// # Errors
 /// [`FileError`]; what the RAM blocks hold then is unspecified.
-pub fn load(file: &File, blocks: &[PlacedBlock], ram: &RamMap, threads: usize) -> Result<Loaded, FileError> {
+pub fn load(
+    file: &File,
+    blocks: &[PlacedBlock],
+    ram: &RamMap,
+    threads: usize,
+    direct: DirectIo,
+) -> Result<Loaded, FileError> {
     let mut bitmaps = Vec::with_capacity(blocks.len());
     for placed in blocks {
         bitmaps.push(read_bitmap(file, &placed.layout)?);
@@ -124,7 +103,7 @@ pub fn load(file: &File, blocks: &[PlacedBlock], ram: &RamMap, threads: usize) -
             &mut pieces,
         );
     }
-    run_pieces(file, &pieces, threads.max(1))
+    run_pieces(&page_file(file, direct)?, &pieces, threads.max(1))
 }
 
 /// Loads a file that is the block's memory and nothing else, with `threads` threads reading at once.
@@ -134,7 +113,7 @@ pub fn load(file: &File, blocks: &[PlacedBlock], ram: &RamMap, threads: usize) -
 pub fn load_raw(file: &File, block: &RamBlock, threads: usize) -> Result<Loaded, FileError> {
     let mut pieces = Vec::new();
     cut(block, 0, None, &mut pieces);
-    run_pieces(file, &pieces, threads.max(1))
+    run_pieces(&page_file(file, DirectIo::Off)?, &pieces, threads.max(1))
 }
 
 fn cut<'a>(block: &'a RamBlock, pages_offset: u64, bitmap: Option<Bitmap<'a>>, pieces: &mut Vec<Piece<'a>>) {
@@ -152,7 +131,18 @@ fn cut<'a>(block: &'a RamBlock, pages_offset: u64, bitmap: Option<Bitmap<'a>>, p
     }
 }
 
-fn run_pieces(file: &File, pieces: &[Piece<'_>], threads: usize) -> Result<Loaded, FileError> {
+/// A handle of our own, to read from by offset.
+fn page_file(file: &File, direct: DirectIo) -> Result<PageFile, FileError> {
+    let own = file.try_clone().map_err(|source| FileError::At {
+        doing: "opening the file again to read",
+        offset: 0,
+        len: 0,
+        source,
+    })?;
+    PageFile::new(own, direct, false)
+}
+
+fn run_pieces(file: &PageFile, pieces: &[Piece<'_>], threads: usize) -> Result<Loaded, FileError> {
     let next = AtomicUsize::new(0);
     let total: Mutex<Result<Loaded, FileError>> = Mutex::new(Ok(Loaded::default()));
     let finish = |outcome: Result<Loaded, FileError>| {
@@ -171,8 +161,9 @@ fn run_pieces(file: &File, pieces: &[Piece<'_>], threads: usize) -> Result<Loade
     std::thread::scope(|scope| {
         for _ in 0..threads.min(pieces.len()) {
             scope.spawn(|| {
+                let mut bounce = Bounce::default();
                 while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if !finish(piece.load(file)) {
+                    if !finish(piece.load(file, &mut bounce)) {
                         next.store(pieces.len(), Ordering::Relaxed);
                     }
                 }
@@ -182,4 +173,44 @@ fn run_pieces(file: &File, pieces: &[Piece<'_>], threads: usize) -> Result<Loade
     total
         .into_inner()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// A block's memory as a copy-on-write mapping of the file: nothing is read before it is looked at, and nothing written to
+/// the block reaches the file. For restores that start at once, and for tools.
+///
+/// A file that is made shorter meanwhile ends the process with `SIGBUS` where a missing page is touched: map only files
+/// that nobody truncates.
+///
+/// # Errors
+/// [`FileError::Short`] if the file ends within the block's pages; [`FileError::At`] if it can not be mapped.
+pub fn map(file: &File, placed: &PlacedBlock) -> Result<RamBlock, FileError> {
+    let layout = &placed.layout;
+    let (offset, len) = (layout.header().pages_offset, layout.used_length());
+    let bitmap = read_bitmap(file, layout)?;
+    let size = usize::try_from(len).unwrap_or(usize::MAX);
+    let failed = |source| FileError::At {
+        doing: "mapping",
+        offset,
+        len: size,
+        source,
+    };
+    let end = file.metadata().map_err(failed)?.len();
+    if layout.end() > end {
+        return Err(FileError::Short {
+            what: "pages",
+            offset,
+            len,
+            end,
+        });
+    }
+    let mapping = sys::map_private(file, offset, size).map_err(failed)?;
+    let page_size = u32::try_from(layout.header().page_size).unwrap_or(u32::MAX);
+    let block = RamBlock::from_mmap(&placed.name, mapping, page_size)?;
+    // What is not stored is zero, whatever an earlier round left in its place.
+    let bitmap = Bitmap::new(&bitmap);
+    let absent = (0..layout.pages()).filter(|&page| !bitmap.contains(page));
+    for run in runs(absent.map(|page| page * u64::from(page_size)), page_size) {
+        block.region(run.offset, run.len)?.clear();
+    }
+    Ok(block)
 }

@@ -1,5 +1,6 @@
 //! The system calls that take raw IOVs at an offset, and holes.
 
+use memmap2::{MmapOptions, MmapRaw};
 use multifd_core::{Iov, Region};
 use std::fs::File;
 use std::io;
@@ -13,62 +14,72 @@ fn check(result: isize) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
-/// Writes all of `iov` at `at`, however many calls that takes.
-pub(crate) fn write_all_at(file: &File, mut iov: Iov<'_>, mut at: u64) -> io::Result<()> {
-    while !iov.is_empty() {
-        // SAFETY: the IOV names memory that is readable while it lives; the kernel only reads it.
-        let result = unsafe { libc::pwrite(file.as_raw_fd(), iov.as_ptr().cast(), iov.len(), offset(at)?) };
-        match check(result) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(n) => {
-                iov = iov.advanced(n);
-                at += n as u64;
-            }
+/// Repeats a call that a signal interrupted.
+fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
+    loop {
+        match check(call()) {
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
+            result => return result,
         }
     }
-    Ok(())
 }
 
-/// Fills `region` from `at`; returns the bytes read, fewer only at the end of the file.
-pub(crate) fn read_full_at(file: &File, mut region: Region<'_>, mut at: u64) -> io::Result<usize> {
-    let mut filled = 0;
-    while !region.is_empty() {
-        // SAFETY: the region names guest memory that stays mapped while it lives, and that anyone may write to.
-        let result = unsafe {
-            libc::pread(
-                file.as_raw_fd(),
-                region.as_mut_ptr().cast(),
-                region.len(),
-                offset(at)?,
-            )
-        };
-        match check(result) {
-            Ok(0) => break,
-            Ok(n) => {
-                region = region.advanced(n);
-                filled += n;
-                at += n as u64;
-            }
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(filled)
+/// One positioned write; returns the bytes written.
+pub(crate) fn write_at(file: &File, iov: Iov<'_>, at: u64) -> io::Result<usize> {
+    let at = offset(at)?;
+    // SAFETY: the IOV names memory that is readable while it lives; the kernel only reads it.
+    retry(|| unsafe { libc::pwrite(file.as_raw_fd(), iov.as_ptr().cast(), iov.len(), at) })
+}
+
+/// One positioned read; returns the bytes read, 0 at the end of the file.
+pub(crate) fn read_at(file: &File, region: Region<'_>, at: u64) -> io::Result<usize> {
+    let at = offset(at)?;
+    // SAFETY: the region names guest memory that stays mapped while it lives, and that anyone may write to.
+    retry(|| unsafe { libc::pread(file.as_raw_fd(), region.as_mut_ptr().cast(), region.len(), at) })
+}
+
+/// What direct I/O on a file must be aligned to, as far as the file system says: addresses and offsets, in bytes.
+/// `None` where it says nothing (before Linux 6.1, and some file systems).
+pub(crate) fn direct_alignment(file: &File) -> Option<(usize, u64)> {
+    // SAFETY: a statx of zeros is a valid one to be filled in; the path is an empty C string; both outlive the call.
+    let (result, status) = unsafe {
+        let mut status: libc::statx = std::mem::zeroed();
+        let (fd, flags) = (file.as_raw_fd(), libc::AT_EMPTY_PATH);
+        let result = libc::statx(fd, c"".as_ptr(), flags, libc::STATX_DIOALIGN, &raw mut status);
+        (result, status)
+    };
+    let known = result == 0 && status.stx_mask & libc::STATX_DIOALIGN != 0 && status.stx_dio_mem_align != 0;
+    known.then(|| {
+        (
+            status.stx_dio_mem_align as usize,
+            status.stx_dio_offset_align.into(),
+        )
+    })
+}
+
+/// Maps part of a file, copy on write.
+pub(crate) fn map_private(file: &File, at: u64, len: usize) -> io::Result<MmapRaw> {
+    // SAFETY: the mapping is only handed on as raw memory, which a RAM block touches by volatile accesses: that others
+    // may write to the file meanwhile is allowed for.
+    let map = unsafe { MmapOptions::new().offset(at).len(len).map_copy(file)? };
+    Ok(map.into())
+}
+
+/// Sets `len` bytes at `at` aside on the disk, without changing what they read as.
+pub(crate) fn allocate(file: &File, at: u64, len: u64) -> io::Result<()> {
+    let (at, len) = (offset(at)?, offset(len)?);
+    // SAFETY: a plain call on an open descriptor.
+    retry(|| unsafe { libc::fallocate(file.as_raw_fd(), 0, at, len) } as isize).map(drop)
 }
 
 /// Makes `len` bytes at `at` a hole that reads as zeros. `Ok(false)` where the file system has none.
 pub(crate) fn punch_hole(file: &File, at: u64, len: u64) -> io::Result<bool> {
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-    loop {
-        // SAFETY: a plain call on an open descriptor.
-        let result = unsafe { libc::fallocate(file.as_raw_fd(), mode, offset(at)?, offset(len)?) };
-        match check(result as isize) {
-            Ok(_) => return Ok(true),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(false),
-            Err(e) => return Err(e),
-        }
+    let (at, len) = (offset(at)?, offset(len)?);
+    // SAFETY: a plain call on an open descriptor.
+    match retry(|| unsafe { libc::fallocate(file.as_raw_fd(), mode, at, len) } as isize) {
+        Ok(_) => Ok(true),
+        Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(false),
+        Err(e) => Err(e),
     }
 }

@@ -9,7 +9,7 @@ use multifd_qemu::{
 };
 use multifd_tests::golden::{Golden, STREAMS};
 use multifd_tests::guest::{contents, sha256};
-use multifd_transport_file::{FileTransport, PlacedBlock, load};
+use multifd_transport_file::{DirectIo, FileTransport, PlacedBlock, load};
 use multifd_transport_socket::{SocketListener, SocketOptions, SocketTransport};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -78,6 +78,10 @@ fn every_recording_gives_the_right_ram() {
         assert_eq!(received.snapshot.uuid[..4], [0x5e, 0xed, 0x5e, 0xed]);
         assert!(received.snapshot.tail.vmdesc().unwrap().contains("\"devices\""));
         assert!(golden.main().ends_with(received.snapshot.tail.bytes()));
+        let sections = received.snapshot.tail.sections().unwrap();
+        assert!(sections.len() > 20);
+        let cpu = sections.iter().find(|section| section.name == "cpu").unwrap();
+        assert!(cpu.size > 1000, "{cpu:?}");
     }
 }
 
@@ -197,7 +201,7 @@ fn load_mapped(file: &File) -> Snapshot {
         ram.add(RamBlock::anonymous(&block.name, len, 4096).unwrap())
             .unwrap();
     }
-    load(file, &placed(&mapped.blocks), &ram, 2).unwrap();
+    load(file, &placed(&mapped.blocks), &ram, 2, DirectIo::Off).unwrap();
     Snapshot {
         uuid: [0; 16],
         ram_section: mapped.ram_section,
@@ -226,7 +230,7 @@ fn a_mapped_ram_file_qemu_wrote_loads_and_one_we_write_reads_the_same() {
         &snapshot.blocks(),
     )
     .unwrap();
-    let transport = FileTransport::new(ours.try_clone().unwrap(), placed(&blocks));
+    let transport = FileTransport::new(ours.try_clone().unwrap(), placed(&blocks), DirectIo::Off).unwrap();
     let mut sender =
         Sender::start(snapshot.ram.clone(), &Plain, &transport, &SenderConfig::default()).unwrap();
     for (index, block) in snapshot.ram.blocks().iter().enumerate() {

@@ -1,0 +1,114 @@
+//! `multifd diff`: in which pages do two mapped-ram files differ?
+
+use crate::args::Diff;
+use crate::failure::Failure;
+use crate::{report, snapshot_file};
+use multifd_transport_file::{BlockReader, changed_pages};
+use serde::Serialize;
+use std::fmt::Write;
+
+#[derive(Serialize)]
+struct Differences {
+    ok: bool,
+    same: bool,
+    changed_pages: u64,
+    blocks: Vec<Block>,
+    only_in_one: Vec<String>,
+    only_in_other: Vec<String>,
+    devices_differ: bool,
+}
+
+#[derive(Serialize)]
+struct Block {
+    name: String,
+    pages: u64,
+    changed_pages: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ranges: Option<Vec<Range>>,
+}
+
+#[derive(Serialize)]
+struct Range {
+    offset: u64,
+    bytes: usize,
+}
+
+pub(crate) fn run(args: &Diff) -> Result<(), Failure> {
+    let ((file, one), (other_file, other)) = (
+        snapshot_file::inspect(&args.one)?,
+        snapshot_file::inspect(&args.other)?,
+    );
+    let mut blocks = Vec::new();
+    for block in &one.blocks {
+        let Some(twin) = other.blocks.iter().find(|twin| twin.name == block.name) else {
+            continue;
+        };
+        let page_size = block.layout.header().page_size;
+        if twin.layout.header().page_size != page_size {
+            return Err(Failure::Other(format!(
+                "RAM block {:?} has pages of another size in each",
+                block.name
+            )));
+        }
+        let (a, b) = (snapshot_file::placed(block), snapshot_file::placed(twin));
+        let runs = changed_pages(&BlockReader::new(&file, &a)?, &BlockReader::new(&other_file, &b)?)?;
+        let changed = runs.iter().map(|run| run.len as u64 / page_size).sum();
+        let range = |run: &multifd_core::Run| Range {
+            offset: run.offset,
+            bytes: run.len,
+        };
+        blocks.push(Block {
+            name: block.name.clone(),
+            pages: block.layout.pages().max(twin.layout.pages()),
+            changed_pages: changed,
+            ranges: args.list.then(|| runs.iter().map(range).collect()),
+        });
+    }
+    let lone = |of: &[multifd_qemu::MappedBlock], not_in: &[multifd_qemu::MappedBlock]| {
+        let lone = of
+            .iter()
+            .filter(|block| !not_in.iter().any(|other| other.name == block.name));
+        lone.map(|block| block.name.clone()).collect::<Vec<_>>()
+    };
+    let mut result = Differences {
+        ok: true,
+        same: false,
+        changed_pages: blocks.iter().map(|block| block.changed_pages).sum(),
+        blocks,
+        only_in_one: lone(&one.blocks, &other.blocks),
+        only_in_other: lone(&other.blocks, &one.blocks),
+        devices_differ: one.tail != other.tail,
+    };
+    result.same =
+        result.changed_pages == 0 && result.only_in_one.is_empty() && result.only_in_other.is_empty();
+    report::print(args.show.json, &result, text(&result).trim_end());
+    if result.same {
+        Ok(())
+    } else {
+        Err(Failure::Reported)
+    }
+}
+
+fn text(result: &Differences) -> String {
+    let mut out = String::new();
+    for block in &result.blocks {
+        // Writing to a String does not fail.
+        let _ = writeln!(
+            out,
+            "{:?}: {} of {} pages differ",
+            block.name, block.changed_pages, block.pages
+        );
+        for Range { offset, bytes } in block.ranges.iter().flatten() {
+            let _ = writeln!(out, "  {offset:#x}..{:#x}", offset + *bytes as u64);
+        }
+    }
+    for (names, which) in [(&result.only_in_one, "first"), (&result.only_in_other, "second")] {
+        for name in names {
+            let _ = writeln!(out, "{name:?} is only in the {which}");
+        }
+    }
+    if result.devices_differ {
+        out.push_str("the device sections differ\n");
+    }
+    out
+}

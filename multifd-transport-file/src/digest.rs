@@ -1,0 +1,285 @@
+//! Checksums of a snapshot's memory, kept in a small companion file.
+
+use crate::{AtomicFile, BlockReader, FileError};
+use multifd_core::{RamBlock, RamMap};
+use rayon::prelude::*;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Bytes of memory one checksum covers.
+const CHUNK: u64 = 1 << 20;
+const MAGIC: [u8; 4] = *b"MFSM";
+const VERSION: u32 = 1;
+/// Most blocks a companion may name.
+const MAX_BLOCKS: u32 = 65536;
+
+/// Checksums (CRC-32, as in gzip) of a snapshot: one for each MiB of each RAM block, and one for everything else.
+///
+/// The companion of `FILE` is `FILE.crc`: big-endian, `magic "MFSM" | version u32 = 1 | chunk size u32 | uuid[16] |
+/// CRC of the rest u32 | block count u32`, then for each block `u16 length | name | used length u64 | CRC u32 for each
+/// chunk`, and last the CRC-32 of all that stands before it. A checksum covers memory, not the file: pages that are not
+/// stored count as zeros. The rest is what the caller says it is: for a snapshot, the device sections.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Digest {
+    /// The VM's UUID, which a mapped-ram file does not keep; or zeros.
+    pub uuid: [u8; 16],
+    /// Checksum of everything but the memory.
+    pub rest: u32,
+    /// The RAM blocks.
+    pub blocks: Vec<BlockDigest>,
+}
+
+/// Checksums of one RAM block.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockDigest {
+    /// The block's name.
+    pub name: String,
+    /// Its length in bytes.
+    pub used_length: u64,
+    /// One checksum for each MiB.
+    pub sums: Vec<u32>,
+}
+
+/// CRC-32 of bytes.
+pub fn checksum(bytes: &[u8]) -> u32 {
+    crc32fast::hash(bytes)
+}
+
+/// The companion's path.
+pub fn companion(file: &Path) -> PathBuf {
+    let mut name = file.as_os_str().to_owned();
+    name.push(".crc");
+    name.into()
+}
+
+fn chunks(len: u64) -> impl IndexedParallelIterator<Item = (u64, usize)> {
+    let count = usize::try_from(len.div_ceil(CHUNK)).unwrap_or(usize::MAX);
+    (0..count).into_par_iter().map(move |index| {
+        let at = index as u64 * CHUNK;
+        (at, usize::try_from(CHUNK.min(len - at)).unwrap_or(0))
+    })
+}
+
+impl BlockDigest {
+    /// Checksums of a block in memory, by all processors.
+    ///
+    /// # Errors
+    /// None in practice: every chunk lies in the block.
+    pub fn of(block: &RamBlock) -> Result<Self, FileError> {
+        let sum = |(at, len): (u64, usize)| {
+            let region = block.region(at, len)?;
+            if region.is_zero() {
+                return Ok(zeros(len));
+            }
+            let mut bytes = vec![0; len];
+            region.copy_to(&mut bytes);
+            Ok(checksum(&bytes))
+        };
+        Ok(Self {
+            name: block.name().into(),
+            used_length: block.len(),
+            sums: chunks(block.len()).map(sum).collect::<Result<_, FileError>>()?,
+        })
+    }
+
+    /// Checks a block of a file against these checksums, by all processors; returns the offsets of the chunks that differ.
+    ///
+    /// # Errors
+    /// [`FileError`] if the file can not be read, or is of another length.
+    pub fn check(&self, reader: &BlockReader<'_>) -> Result<Vec<u64>, FileError> {
+        let len = reader.block().layout.used_length();
+        if len != self.used_length {
+            return Err(FileError::Companion(format!(
+                "RAM block {:?} has {len:#x} bytes in the file and {:#x} in the companion",
+                self.name, self.used_length
+            )));
+        }
+        let check = |((at, len), &sum): ((u64, usize), &u32)| {
+            let found = if reader.is_stored(at, len as u64) {
+                let mut bytes = vec![0; len];
+                reader.read(at, &mut bytes)?;
+                checksum(&bytes)
+            } else {
+                zeros(len)
+            };
+            Ok((found != sum).then_some(at))
+        };
+        let found: Vec<Option<u64>> = chunks(len)
+            .zip(&self.sums)
+            .map(check)
+            .collect::<Result<_, FileError>>()?;
+        Ok(found.into_iter().flatten().collect())
+    }
+}
+
+/// Checksum of `len` zeros.
+fn zeros(len: usize) -> u32 {
+    const ROOM: [u8; 4096] = [0; 4096];
+    let mut hasher = crc32fast::Hasher::new();
+    let mut left = len;
+    while left > 0 {
+        let n = left.min(ROOM.len());
+        hasher.update(ROOM.get(..n).unwrap_or_default());
+        left -= n;
+    }
+    hasher.finalize()
+}
+
+impl Digest {
+    /// Checksums of a VM in memory; `rest` is everything but its memory.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn of(ram: &RamMap, uuid: [u8; 16], rest: &[u8]) -> Result<Self, FileError> {
+        let blocks = ram.blocks().iter().map(|block| BlockDigest::of(block));
+        Ok(Self {
+            uuid,
+            rest: checksum(rest),
+            blocks: blocks.collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// The companion's bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::from(MAGIC);
+        out.extend(VERSION.to_be_bytes());
+        out.extend((CHUNK as u32).to_be_bytes());
+        out.extend(self.uuid);
+        out.extend(self.rest.to_be_bytes());
+        out.extend((self.blocks.len() as u32).to_be_bytes());
+        for block in &self.blocks {
+            out.extend((block.name.len() as u16).to_be_bytes());
+            out.extend(block.name.as_bytes());
+            out.extend(block.used_length.to_be_bytes());
+            out.extend(block.sums.iter().flat_map(|sum| sum.to_be_bytes()));
+        }
+        out.extend(checksum(&out).to_be_bytes());
+        out
+    }
+
+    /// Reads a companion's bytes.
+    ///
+    /// # Errors
+    /// [`FileError::Companion`], saying what is wrong with it.
+    pub fn decode(bytes: &[u8]) -> Result<Self, FileError> {
+        let bad = |why: &str| FileError::Companion(why.into());
+        let (body, sum) = bytes
+            .split_last_chunk::<4>()
+            .ok_or_else(|| bad("it is too short"))?;
+        if !body.starts_with(&MAGIC) {
+            return Err(bad("it does not start with \"MFSM\""));
+        }
+        if checksum(body) != u32::from_be_bytes(*sum) {
+            return Err(bad("its own checksum is wrong: it is damaged"));
+        }
+        let mut left = body.get(MAGIC.len()..).unwrap_or_default();
+        let short = || bad("it ends early");
+        let (version, chunk) = (take_u32(&mut left), take_u32(&mut left));
+        if (version, chunk) != (Some(VERSION), Some(CHUNK as u32)) {
+            return Err(bad("it is of another version"));
+        }
+        let uuid = take::<16>(&mut left).ok_or_else(short)?;
+        let rest = take_u32(&mut left).ok_or_else(short)?;
+        let count = take_u32(&mut left)
+            .filter(|&n| n <= MAX_BLOCKS)
+            .ok_or_else(short)?;
+        let mut blocks = Vec::new();
+        for _ in 0..count {
+            let len = take::<2>(&mut left).map(u16::from_be_bytes).ok_or_else(short)?;
+            let name = left.split_off(..usize::from(len)).ok_or_else(short)?;
+            let used_length = take::<8>(&mut left).map(u64::from_be_bytes).ok_or_else(short)?;
+            let size = usize::try_from(used_length.div_ceil(CHUNK))
+                .ok()
+                .and_then(|n| n.checked_mul(4));
+            let sums = size.and_then(|size| left.split_off(..size)).ok_or_else(short)?;
+            let (sums, _) = sums.as_chunks::<4>();
+            blocks.push(BlockDigest {
+                name: String::from_utf8(name.to_vec()).map_err(|_| bad("a name is not UTF-8"))?,
+                used_length,
+                sums: sums.iter().map(|sum| u32::from_be_bytes(*sum)).collect(),
+            });
+        }
+        if !left.is_empty() {
+            return Err(bad("it has more at its end"));
+        }
+        Ok(Self { uuid, rest, blocks })
+    }
+
+    /// Writes the companion of `file`.
+    ///
+    /// # Errors
+    /// [`FileError::Path`], the system's reason.
+    pub fn write(&self, file: &Path) -> Result<(), FileError> {
+        let path = companion(file);
+        let out = AtomicFile::create(&path)?;
+        let mut target = out.file();
+        target
+            .write_all(&self.encode())
+            .map_err(|source| FileError::Path {
+                path,
+                doing: "writing",
+                source,
+            })?;
+        out.commit()
+    }
+
+    /// Reads the companion of `file`; `None` if it has none.
+    ///
+    /// # Errors
+    /// [`FileError::Path`], [`FileError::Companion`].
+    pub fn read(file: &Path) -> Result<Option<Self>, FileError> {
+        let path = companion(file);
+        match std::fs::read(&path) {
+            Ok(bytes) => Self::decode(&bytes).map(Some),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(FileError::Path {
+                path,
+                doing: "reading",
+                source,
+            }),
+        }
+    }
+}
+
+fn take<const N: usize>(left: &mut &[u8]) -> Option<[u8; N]> {
+    let (now, rest) = left.split_first_chunk::<N>()?;
+    *left = rest;
+    Some(*now)
+}
+
+fn take_u32(left: &mut &[u8]) -> Option<u32> {
+    take::<4>(left).map(u32::from_be_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_companion_reads_as_it_was_written_and_damage_is_noticed() {
+        let mut ram = RamMap::new();
+        ram.add(RamBlock::anonymous("pc.ram", (2 << 20) + 4096, 4096).unwrap())
+            .unwrap();
+        ram.add(RamBlock::anonymous("pc.bios", 4096, 4096).unwrap())
+            .unwrap();
+        ram.blocks()[0].page(1 << 20).unwrap().copy_from(b"hello");
+        let digest = Digest::of(&ram, [7; 16], b"devices").unwrap();
+        assert_eq!(digest.blocks[0].sums.len(), 3);
+        assert_eq!(digest.blocks[0].sums[0], zeros(1 << 20));
+        assert_ne!(digest.blocks[0].sums[1], zeros(1 << 20));
+        let bytes = digest.encode();
+        assert_eq!(Digest::decode(&bytes).unwrap(), digest);
+        for at in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 1;
+            assert!(Digest::decode(&damaged).is_err(), "{at}");
+            assert!(Digest::decode(&bytes[..at]).is_err(), "{at}");
+        }
+    }
+
+    #[test]
+    fn checksums_are_those_of_gzip() {
+        assert_eq!(checksum(b"123456789"), 0xcbf4_3926);
+        assert_eq!(zeros(10_000), checksum(&[0; 10_000]));
+    }
+}
