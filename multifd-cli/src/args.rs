@@ -124,7 +124,7 @@ pub(crate) struct Control {
     /// Start the guest afterwards
     #[arg(long, conflicts_with = "stop")]
     pub(crate) resume: bool,
-    /// Leave the guest stopped afterwards
+    /// Leave the guest stopped afterwards (QEMU migrates it again only after it has run on)
     #[arg(long)]
     pub(crate) stop: bool,
 }

@@ -26,6 +26,13 @@ pub(crate) fn run(args: &Snapshot) -> Result<(), Failure> {
             migration.status
         )));
     }
+    if status == "postmigrate" {
+        return Err(Failure::Other(
+            "an earlier migration has stopped this guest, and QEMU does not migrate it again: let it run on first \
+             (the monitor's command cont)"
+                .into(),
+        ));
+    }
     let mut changed = Changed::default();
     let outcome = changed
         .set_up(&mut qmp, args.control.channels, args.control.compression)

@@ -103,6 +103,8 @@ pub struct Qemu {
     ram: PathBuf,
     serial: PathBuf,
     stderr: PathBuf,
+    /// A second monitor, for `multifd` to use.
+    pub monitor: PathBuf,
     _folder: tempfile::TempDir,
     _turn: Turn,
 }
@@ -152,6 +154,10 @@ impl Qemu {
             ))
             .args(["-serial", &format!("file:{}", serial.display())])
             .args(["-qmp", &format!("unix:{}", path("qmp").display())])
+            .args([
+                "-qmp",
+                &format!("unix:{},server=on,wait=off", path("monitor").display()),
+            ])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(std::fs::File::create(&stderr).unwrap());
@@ -173,6 +179,7 @@ impl Qemu {
             ram,
             serial,
             stderr,
+            monitor: folder.path().join("monitor"),
             _folder: folder,
             _turn: turn,
         };
@@ -234,6 +241,14 @@ impl Qemu {
             "multifd-compression": compression,
             "zero-page-detection": zero_pages,
         });
+        self.execute("migrate-set-parameters", &parameters);
+    }
+
+    /// Sets up multifd into or out of a mapped-ram file.
+    pub fn mapped_ram(&mut self, channels: u8, direct_io: bool) {
+        self.capability("multifd");
+        self.capability("mapped-ram");
+        let parameters = json!({ "multifd-channels": channels, "direct-io": direct_io });
         self.execute("migrate-set-parameters", &parameters);
     }
 
@@ -312,6 +327,26 @@ impl Qemu {
     /// What the guest has sent on its serial port.
     pub fn serial(&self) -> String {
         std::fs::read_to_string(&self.serial).unwrap_or_default()
+    }
+
+    /// The guest of the boot sector, at count `before` when it was stopped, must go on from there.
+    pub fn goes_on(&mut self, before: u32) {
+        self.execute("cont", &json!({}));
+        self.wait_serial(6);
+        let serial = self.serial();
+        assert!(!serial.contains('T'), "the guest saw a torn page: {serial}");
+        // It reports every 4096 rounds, and may have been stopped within a report.
+        let reports: Vec<u32> = serial
+            .lines()
+            .filter_map(|line| u32::from_str_radix(line.strip_prefix('C')?, 16).ok())
+            .collect();
+        let expected = (before & !0xfff) + 0x1000;
+        assert!(
+            reports[0] == expected || reports[0] == before,
+            "{before:x}: {serial}"
+        );
+        let steady = reports.windows(2).all(|two| two[1] == two[0] + 0x1000);
+        assert!(reports.len() > 3 && steady, "{serial}");
     }
 
     /// Waits until the guest has sent more than `lines` whole lines on its serial port.

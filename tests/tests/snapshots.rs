@@ -1,0 +1,482 @@
+//! A running guest into a file, out of it, and on: each step with a real QEMU at the other end.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use multifd_tests::guest::count;
+use multifd_tests::program::{Recv, extract, json, run};
+use multifd_tests::qemu::{Machine, Qemu, UUID, program};
+use serde_json::{Value, json as object};
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use tempfile::TempDir;
+
+/// A folder on a disk: direct I/O means nothing elsewhere.
+fn folder() -> TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
+fn machine() -> Machine {
+    Machine {
+        boot: true,
+        ..Machine::default()
+    }
+}
+
+fn waiting() -> Qemu {
+    Qemu::start(&Machine {
+        incoming: true,
+        ..machine()
+    })
+}
+
+/// A guest that has begun to count.
+fn running() -> Qemu {
+    let mut qemu = Qemu::start(&machine());
+    qemu.execute("cont", &object!({}));
+    qemu.wait_serial(3);
+    qemu
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn succeed(args: &[&str]) -> Output {
+    let output = run(args);
+    assert!(output.status.success(), "{args:?}: {}", said(&output));
+    output
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// Takes a snapshot by the program, into `name`.
+fn snapshot(qemu: &Qemu, folder: &TempDir, name: &str, more: &[&str]) -> (PathBuf, Value) {
+    let file = folder.path().join(name);
+    let mut args = vec![
+        "snapshot",
+        "--json",
+        "--qmp",
+        text(&qemu.monitor),
+        "--out",
+        text(&file),
+    ];
+    args.extend(more);
+    let output = succeed(&args);
+    (file, json(&output))
+}
+
+/// Restores a file by QEMU itself, `-incoming file:`.
+fn load_by_qemu(file: &Path, direct_io: bool) -> Qemu {
+    let mut target = waiting();
+    target.mapped_ram(4, direct_io);
+    target.execute(
+        "migrate-incoming",
+        &object!({ "uri": format!("file:{}", file.display()) }),
+    );
+    target.wait_completed();
+    target
+}
+
+fn running_now(qemu: &mut Qemu) -> bool {
+    qemu.execute("query-status", &object!({}))["running"]
+        .as_bool()
+        .unwrap()
+}
+
+fn settings(qemu: &mut Qemu) -> (Value, Value) {
+    (
+        qemu.execute("query-migrate-capabilities", &object!({})),
+        qemu.execute("query-migrate-parameters", &object!({})),
+    )
+}
+
+#[test]
+fn a_snapshot_is_restored_by_qemu_itself_and_the_source_runs_on() {
+    if program().is_none() {
+        return;
+    }
+    for (compression, direct_io) in [("none", "off"), ("zstd", "on")] {
+        let folder = folder();
+        let mut source = running();
+        source.capability("xbzrle");
+        let before_settings = settings(&mut source);
+        let more = [
+            "--channels",
+            "3",
+            "--compression",
+            compression,
+            "--direct-io",
+            direct_io,
+        ];
+        let (file, result) = snapshot(&source, &folder, "vm.mapped", &more);
+        assert_eq!(result["compression"], compression);
+        assert_eq!(result["uuid"], UUID);
+        assert_eq!(result["channels"].as_array().unwrap().len(), 3);
+        assert!(running_now(&mut source), "the source goes on");
+        assert_eq!(
+            settings(&mut source),
+            before_settings,
+            "what was changed is changed back"
+        );
+        let at = source.serial().matches('\n').count();
+        source.wait_serial(at + 2);
+        assert!(!source.serial().contains('T'));
+        drop(source);
+        succeed(&["verify", text(&file), "--require-digest"]);
+        let before = count(&extract(&file, "pc.ram"));
+        load_by_qemu(&file, direct_io == "on").goes_on(before);
+    }
+}
+
+#[test]
+fn the_guest_is_left_as_it_is_asked_to_be() {
+    if program().is_none() {
+        return;
+    }
+    let folder = folder();
+    let mut qemu = running();
+    qemu.execute("stop", &object!({}));
+    snapshot(&qemu, &folder, "one", &[]);
+    assert!(!running_now(&mut qemu), "a stopped guest stays stopped");
+    // QEMU does not migrate a guest again that an earlier migration has stopped.
+    let again = folder.path().join("two");
+    let output = run(&["snapshot", "--qmp", text(&qemu.monitor), "--out", text(&again)]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said(&output).contains("let it run on first"), "{}", said(&output));
+    qemu.execute("cont", &object!({}));
+    snapshot(&qemu, &folder, "two", &["--stop"]);
+    assert!(!running_now(&mut qemu));
+    qemu.execute("cont", &object!({}));
+    qemu.execute("stop", &object!({}));
+    snapshot(&qemu, &folder, "three", &["--resume"]);
+    assert!(running_now(&mut qemu));
+    let at = qemu.serial().matches('\n').count();
+    qemu.wait_serial(at + 2);
+    snapshot(&qemu, &folder, "four", &["--max-rounds", "0"]);
+    assert!(running_now(&mut qemu), "stopped early, and started again");
+    let output = run(&[
+        "diff",
+        text(&folder.path().join("one")),
+        text(&folder.path().join("four")),
+        "--json",
+        "--list",
+    ]);
+    assert_eq!(output.status.code(), Some(1));
+    let diff = json(&output);
+    // The count, and the guest's 128 pages.
+    let changed = diff["blocks"][0]["changed_pages"].as_u64().unwrap();
+    assert!((129..140).contains(&changed), "{diff}");
+    assert_eq!(diff["blocks"][0]["name"], "pc.ram");
+    let ranges = diff["blocks"][0]["ranges"].as_array().unwrap();
+    assert!(
+        ranges
+            .iter()
+            .any(|range| range["offset"] == 0x10000 && range["bytes"].as_u64() >= Some(0x80000))
+    );
+}
+
+#[test]
+fn one_snapshot_goes_into_qemus_by_every_method() {
+    if program().is_none() {
+        return;
+    }
+    let folder = folder();
+    let (file, _) = snapshot(&running(), &folder, "vm.mapped", &[]);
+    let before = count(&extract(&file, "pc.ram"));
+    for compression in ["none", "zlib", "zstd"] {
+        for channels in ["1", "4"] {
+            let mut target = waiting();
+            target.multifd(channels.parse().unwrap(), compression, "multifd");
+            let address = target.listen("tcp:127.0.0.1:0");
+            // The UUID comes from the companion.
+            let args = [
+                "send",
+                text(&file),
+                "--to",
+                &address,
+                "--channels",
+                channels,
+                "--compression",
+                compression,
+            ];
+            succeed(&args);
+            target.wait_completed();
+            target.goes_on(before);
+        }
+        let mut target = waiting();
+        let monitor = target.monitor.clone();
+        let args = [
+            "restore",
+            "--qmp",
+            text(&monitor),
+            text(&file),
+            "--compression",
+            compression,
+            "--json",
+        ];
+        assert_eq!(json(&succeed(&args))["compression"], compression);
+        target.goes_on(before);
+    }
+}
+
+#[test]
+fn a_file_qemu_wrote_is_read_checked_and_sent_on() {
+    if program().is_none() {
+        return;
+    }
+    for direct_io in [false, true] {
+        let folder = folder();
+        let file = folder.path().join("qemu.mapped");
+        let mut source = running();
+        source.mapped_ram(2, direct_io);
+        source.migrate(&format!("file:{}", file.display()));
+        source.wait_completed();
+        let expected = source.ram_bytes();
+        drop(source);
+
+        let inspected = json(&succeed(&["inspect", text(&file), "--json"]));
+        assert!(inspected["machine"].as_str().unwrap().starts_with("pc-i440fx-"));
+        assert_eq!(inspected["capabilities"], object!(["mapped-ram"]));
+        assert_eq!(inspected["blocks"][0]["name"], "pc.ram");
+        assert_eq!(inspected["blocks"][0]["bytes"], 16 << 20);
+        let devices = inspected["devices"].as_array().unwrap();
+        assert!(
+            devices
+                .iter()
+                .any(|device| device["name"] == "cpu" && device["bytes"].as_u64() > Some(1000))
+        );
+        let verified = json(&succeed(&["verify", text(&file), "--json"]));
+        assert_eq!(
+            (&verified["ok"], &verified["digest"]),
+            (&object!(true), &object!(false))
+        );
+        let output = run(&["verify", text(&file), "--require-digest"]);
+        assert_eq!(output.status.code(), Some(1));
+        let ram = extract(&file, "pc.ram");
+        assert!(ram == expected, "direct I/O {direct_io}");
+
+        let mut target = waiting();
+        target.multifd(4, "zstd", "multifd");
+        let address = target.listen("tcp:127.0.0.1:0");
+        let mut args = vec![
+            "send",
+            text(&file),
+            "--to",
+            &address,
+            "--channels",
+            "4",
+            "--compression",
+            "zstd",
+        ];
+        args.extend([
+            "--uuid",
+            UUID,
+            "--direct-io",
+            if direct_io { "on" } else { "off" },
+        ]);
+        succeed(&args);
+        target.wait_completed();
+        target.goes_on(count(&ram));
+    }
+}
+
+#[test]
+fn five_hops_over_sockets_and_files() {
+    if program().is_none() {
+        return;
+    }
+    let folder = folder();
+    // 1: by the monitor, into a file of ours.
+    let (one, _) = snapshot(&running(), &folder, "one", &["--compression", "zlib"]);
+    let expected = extract(&one, "pc.ram");
+    // 2: QEMU loads the file, and migrates it to us over sockets: 3.
+    let mut qemu = load_by_qemu(&one, false);
+    assert!(qemu.ram_bytes() == expected);
+    let mut again = Qemu::start(&Machine {
+        incoming: true,
+        ..machine()
+    });
+    again.multifd(2, "zstd", "multifd");
+    let socket = format!("unix:{}", folder.path().join("hop").display());
+    again.listen(&socket);
+    succeed(&[
+        "send",
+        text(&one),
+        "--to",
+        &socket,
+        "--channels",
+        "2",
+        "--compression",
+        "zstd",
+    ]);
+    again.wait_completed();
+    assert!(again.ram_bytes() == expected);
+    let three = folder.path().join("three");
+    let recv = Recv::start("tcp:127.0.0.1:0", &three, &[]);
+    again.migrate(&recv.address);
+    let received = recv.succeed();
+    assert_eq!(received["compression"], "zstd");
+    drop(again);
+    assert!(extract(&three, "pc.ram") == expected);
+    // 4: our file, sent to another of ours.
+    let four = folder.path().join("four");
+    let recv = Recv::start(&socket, &four, &["--direct-io", "auto"]);
+    succeed(&["send", text(&three), "--to", &recv.address, "--channels", "3"]);
+    recv.succeed();
+    assert_eq!(
+        json(&succeed(&["diff", text(&one), text(&four), "--json"]))["changed_pages"],
+        0
+    );
+    // 5: the last file, loaded by QEMU itself; and the guest of the second hop still waits where it was.
+    load_by_qemu(&four, true).goes_on(count(&expected));
+    qemu.goes_on(count(&expected));
+}
+
+#[test]
+fn a_failed_snapshot_leaves_the_guest_as_it_was_found() {
+    if program().is_none() {
+        return;
+    }
+    let folder = folder();
+    // Enough memory for a migration to take a moment.
+    let mut qemu = Qemu::start(&Machine {
+        ram_mib: 512,
+        ..machine()
+    });
+    qemu.execute("cont", &object!({}));
+    qemu.wait_serial(3);
+    let before = settings(&mut qemu);
+    let out = folder.path().join("vm.mapped");
+    let monitor = qemu.monitor.clone();
+    // The place to meet is one QEMU can not reach, the file one that can not be written to, the wait interrupted.
+    let unreachable = [
+        "snapshot",
+        "--qmp",
+        text(&monitor),
+        "--out",
+        text(&out),
+        "--via",
+        "unix:/proc/nowhere",
+    ];
+    let taken = folder.path().join("taken");
+    std::fs::write(&taken, "somebody's").unwrap();
+    let refused = ["snapshot", "--qmp", text(&monitor), "--out", text(&taken)];
+    let level = ["snapshot", "--qmp", text(&monitor), "--out", "/proc/nowhere"];
+    for args in [unreachable.as_slice(), &refused, &level] {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+        assert_eq!(settings(&mut qemu), before);
+        assert!(running_now(&mut qemu));
+    }
+    // One that is under way, interrupted; it may be over before we can.
+    let interrupted = (0..20).any(|_| interrupt(&mut qemu, &monitor, &out) == Some(130));
+    assert!(interrupted, "it is over too soon, every time");
+    assert_eq!(settings(&mut qemu), before);
+    assert!(running_now(&mut qemu));
+    let at = qemu.serial().matches('\n').count();
+    qemu.wait_serial(at + 2);
+    assert!(!qemu.serial().contains('T'));
+    let left: Vec<_> = std::fs::read_dir(folder.path())
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
+    assert_eq!(left, ["taken"]);
+}
+
+/// Interrupts a snapshot when QEMU has begun to migrate; returns the exit status.
+fn interrupt(qemu: &mut Qemu, monitor: &Path, out: &Path) -> Option<i32> {
+    let mut child = std::process::Command::new(multifd_tests::program::path())
+        .args([
+            "snapshot",
+            "--json",
+            "--no-digest",
+            "--force",
+            "--qmp",
+            text(monitor),
+            "--out",
+            text(out),
+        ])
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    while child.try_wait().unwrap().is_none() {
+        let status = qemu.execute("query-migrate", &object!({}))["status"].clone();
+        if status == "active" || status == "setup" {
+            let killed = std::process::Command::new("kill")
+                .args(["-INT", &child.id().to_string()])
+                .status();
+            assert!(killed.unwrap().success());
+            break;
+        }
+    }
+    let status = child.wait().unwrap().code();
+    if status == Some(0) {
+        std::fs::remove_file(out).unwrap();
+    }
+    status
+}
+
+#[test]
+fn restore_wants_a_qemu_that_waits() {
+    if program().is_none() {
+        return;
+    }
+    let folder = folder();
+    let qemu = running();
+    let (file, _) = snapshot(&qemu, &folder, "vm.mapped", &[]);
+    let output = run(&["restore", "--qmp", text(&qemu.monitor), text(&file)]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        said(&output).contains("start it with -incoming defer"),
+        "{}",
+        said(&output)
+    );
+    // Another machine: QEMU says why it can not load this one.
+    let other = Qemu::start(&Machine {
+        machine: "q35",
+        incoming: true,
+        ..machine()
+    });
+    let output = run(&["restore", "--qmp", text(&other.monitor), text(&file)]);
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+}
+
+#[test]
+fn a_core_of_guest_memory_opens_in_the_usual_tools() {
+    if program().is_none() {
+        return;
+    }
+    let folder = folder();
+    let (file, _) = snapshot(&running(), &folder, "vm.mapped", &[]);
+    let core = folder.path().join("core.elf");
+    succeed(&["extract", text(&file), "--elf", text(&core)]);
+    let output = std::process::Command::new("readelf")
+        .args(["-hl", text(&core)])
+        .output()
+        .unwrap();
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && output.stderr.is_empty(), "{shown}");
+    for expected in [
+        "CORE (Core file)",
+        "Advanced Micro Devices X86-64",
+        "0x0000000001000000",
+        "0x00000000fffc0000",
+    ] {
+        assert!(shown.contains(expected), "{expected}: {shown}");
+    }
+    let gdb = ["-nx", "-batch", "-ex", "x/2xw 0x8000", "-c", text(&core)];
+    let output = std::process::Command::new("gdb").args(gdb).output().unwrap();
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    let expected = format!("0x8000:\t0x4744464d\t{:#010x}", count(&extract(&file, "pc.ram")));
+    assert!(shown.contains(&expected), "{expected}: {shown}");
+    let svg = folder.path().join("map.svg");
+    let output = succeed(&["inspect", text(&file), "--svg", text(&svg)]);
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        shown.contains("pc.ram, 4 pages a cell:") && shown.contains('█') && shown.contains("\ncpu "),
+        "{shown}"
+    );
+    assert!(std::fs::read_to_string(&svg).unwrap().starts_with("<svg "));
+}
