@@ -46,10 +46,10 @@ pub(crate) fn run(args: &Demo) -> Result<(), Failure> {
     let cancel = signals::cancel_on_signal()?;
     let len = args.size.next_multiple_of(PAGE_SIZE.into()).max(PAGE_SIZE.into());
     if !args.show.quiet {
-        eprintln!(
+        report::note(&format!(
             "making {} of memory: zero, compressible and random pages",
             HumanBytes(len)
-        );
+        ));
     }
     let mut ram = RamMap::new();
     ram.add(RamBlock::anonymous("demo.ram", len, PAGE_SIZE)?)?;

@@ -53,7 +53,7 @@ fn main() -> ExitCode {
     if matches!(error, failure::Failure::Reported) {
         return ExitCode::FAILURE;
     }
-    eprintln!("multifd: {error}");
+    report::note(&format!("multifd: {error}"));
     if json {
         println!(
             "{}",

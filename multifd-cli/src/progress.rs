@@ -1,5 +1,6 @@
 //! How far it is: a bar on a terminal, now and then a line elsewhere.
 
+use crate::report;
 use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use multifd_core::StatsHandle;
 use multifd_qemu::Started;
@@ -95,11 +96,11 @@ fn line(what: &str, bar: &ProgressBar, moved: u64) {
     let total = bar.length().unwrap_or(moved).max(1);
     #[allow(clippy::cast_precision_loss, clippy::cast_sign_loss)] // A rate for people to read.
     let rate = HumanBytes((moved as f64 / bar.elapsed().as_secs_f64().max(0.001)) as u64);
-    eprintln!(
+    report::note(&format!(
         "{what}: {}% {} of {}, {rate}/s, ETA {}",
         moved * 100 / total,
         HumanBytes(moved),
         HumanBytes(total),
         HumanDuration(bar.eta())
-    );
+    ));
 }

@@ -20,7 +20,8 @@ pub(crate) fn run(args: &Recv) -> Result<(), Failure> {
     let mut listener =
         SocketListener::bind(&args.listen, args.deadlines.socket()).map_err(doing("listening"))?;
     if !args.show.quiet {
-        eprintln!("listening on {}", listener.address().map_err(doing("listening"))?);
+        let address = listener.address().map_err(doing("listening"))?;
+        report::note(&format!("listening on {address}"));
     }
     let options = ReceiveOptions {
         methods: method::decoders(args.compression)?,

@@ -12,6 +12,11 @@ pub(crate) fn print(json: bool, result: &impl Serialize, text: &str) {
     say(if json { &line } else { text });
 }
 
+/// Prints a line on standard error, whole or not at all: others may be writing there, too.
+pub(crate) fn note(line: &str) {
+    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
+}
+
 /// Prints a line on standard output. Whoever closes that early has seen enough: it is no error.
 pub(crate) fn say(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");

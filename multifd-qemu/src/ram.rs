@@ -84,7 +84,16 @@ pub(crate) fn read_block<R: Read>(
     left: u64,
     page_size: u32,
 ) -> Result<BlockInfo, Error> {
+    let offset = input.offset();
     let name = input.name("a RAM block's name")?;
+    if name.is_empty() || name.chars().any(char::is_control) {
+        return Err(Error::Malformed {
+            offset,
+            what: "a RAM block's name",
+            found: format!("{name:?}"),
+            expected: "1 to 255 bytes without control characters".into(),
+        });
+    }
     let offset = input.offset();
     let used_length = input.u64("a RAM block's length")?;
     if used_length == 0 || used_length > left || !used_length.is_multiple_of(page_size.into()) {

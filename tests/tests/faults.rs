@@ -315,7 +315,7 @@ fn cases() -> Vec<Case> {
     );
     add(
         "a block without a name".into(),
-        "RAM block name \"\"",
+        "a RAM block's name is \"\"",
         None,
         &|s| {
             s.main[name - 1] = 0;
