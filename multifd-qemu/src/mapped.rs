@@ -7,7 +7,7 @@ use crate::sections::{
     push_ram_start, push_switchover_start, read_command, read_footer, read_header, read_ram_start,
 };
 use crate::{BlockInfo, Configuration, Error, Limits, Tail};
-use multifd_packet::{MAPPED_RAM_HEADER_LEN, MappedRamHeader, MappedRamLayout, PacketError};
+use multifd_packet::{Field, MAPPED_RAM_HEADER_LEN, MappedRamHeader, MappedRamLayout, PacketError};
 use std::io::{self, Read, Seek, Write};
 
 /// A RAM block of a mapped-ram file.
@@ -157,9 +157,17 @@ fn read_blocks<F: Read + Seek>(
         };
         let header: [u8; MAPPED_RAM_HEADER_LEN] = input.bytes("a mapped-ram header")?;
         let header = MappedRamHeader::parse(&header).map_err(invalid)?;
+        let page_size = u64::from(configuration.page_size());
+        if header.page_size != page_size {
+            return Err(invalid(PacketError::Mismatch {
+                field: Field::PageSize,
+                found: header.page_size,
+                expected: page_size,
+            }));
+        }
         if header.bitmap_offset < input.offset() {
             return Err(invalid(PacketError::TooLarge {
-                field: multifd_packet::Field::BitmapOffset,
+                field: Field::BitmapOffset,
                 found: input.offset(),
                 limit: header.bitmap_offset,
             }));
