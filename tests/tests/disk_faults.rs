@@ -128,6 +128,29 @@ fn writes_that_fail_are_errors_and_leave_no_file() {
     }
 }
 
+#[test]
+fn adjacent_pages_are_one_system_call() {
+    let folder = folder();
+    let script = format!("strace -f -qq -e trace=pwrite64 -o \"$2/calls\" {RECV}");
+    let (status, said) = replay_into(&script, folder.path());
+    assert_eq!(status, Some(0), "{said}");
+    let output = run(&[
+        "inspect",
+        folder.path().join("vm.mapped").to_str().unwrap(),
+        "--json",
+    ]);
+    let inspected = multifd_tests::program::json(&output);
+    let blocks = inspected["blocks"].as_array().unwrap();
+    let stored: u64 = blocks
+        .iter()
+        .map(|block| block["stored_pages"].as_u64().unwrap())
+        .sum();
+    let calls = std::fs::read_to_string(folder.path().join("calls")).unwrap();
+    let calls = calls.matches("pwrite64(").count();
+    // One for each run of pages, cut at packets of 128, and one bitmap a block.
+    assert!(stored > 250 && calls < 60, "{stored} pages in {calls} calls");
+}
+
 /// Whatever stands under the final name must be whole.
 fn whole_or_absent(folder: &Path, when: &str) -> bool {
     let file = folder.join("vm.mapped");

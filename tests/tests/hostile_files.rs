@@ -250,15 +250,12 @@ impl Damaged {
     fn with(&self, at: u64, bytes: Option<&[u8]>, look: impl FnOnce(&Path)) {
         let file = File::options().write(true).open(&self.path).unwrap();
         let start = at as usize;
-        let end = match bytes {
-            Some(bytes) => {
-                file.write_all_at(bytes, at).unwrap();
-                start + bytes.len()
-            }
-            None => {
-                file.set_len(at).unwrap();
-                self.good.len()
-            }
+        let end = if let Some(bytes) = bytes {
+            file.write_all_at(bytes, at).unwrap();
+            start + bytes.len()
+        } else {
+            file.set_len(at).unwrap();
+            self.good.len()
         };
         look(&self.path);
         file.write_all_at(&self.good[start..end], at).unwrap();
@@ -330,7 +327,9 @@ fn a_bitmap_that_lies_is_found_out() {
     let file = ours.to_str().unwrap().to_owned();
     assert!(bounded(&["verify", &file, "--require-digest"]).status.success());
     let good = std::fs::read(&ours).unwrap();
-    let stored = (map.bitmap as usize..).find(|&at| good[at] != 0).unwrap();
+    let stored = (map.bitmap as usize..good.len())
+        .find(|&at| good[at] != 0)
+        .unwrap();
     let target = File::options().write(true).open(&ours).unwrap();
     target
         .write_all_at(&[good[stored] & (good[stored] - 1)], stored as u64)
