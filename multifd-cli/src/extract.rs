@@ -23,6 +23,9 @@ struct Extracted {
 
 pub(crate) fn run(args: &Extract) -> Result<(), Failure> {
     let cancel = signals::cancel_on_signal()?;
+    if let Some(path) = args.out.as_ref().or(args.elf.as_ref()) {
+        snapshot_file::check_target(path, args.force)?;
+    }
     let (file, mapped) = snapshot_file::inspect(&args.file)?;
     let (result, text) = match (&args.block, &args.out, &args.elf) {
         (Some(block), Some(out), _) => one_block(args, block, out, (&file, &mapped), &cancel)?,
@@ -49,7 +52,6 @@ fn one_block(
             known: names.join(", "),
         }
     })?;
-    snapshot_file::check_target(path, args.force)?;
     let out = AtomicFile::create(path)?;
     let (placed, len) = (snapshot_file::placed(block), block.layout.used_length());
     extend(out.file(), len, path)?;
@@ -74,7 +76,6 @@ fn core(
     cancel: &CancelHandle,
 ) -> Result<(Extracted, String), Failure> {
     let segments = elf::segments(mapped).map_err(Failure::Other)?;
-    snapshot_file::check_target(path, args.force)?;
     let out = AtomicFile::create(path)?;
     let end = segments.last().map_or(0, |last| last.at + last.len);
     extend(out.file(), end, path)?;

@@ -135,7 +135,7 @@ fn arguments_that_make_no_sense_are_refused_before_anything_happens() {
         (
             vec!["send", "/nonexistent", "--to", nowhere],
             1,
-            "/nonexistent: No such file",
+            "/nonexistent: opening: No such file",
         ),
         (
             vec!["send", "--raw", file, "--to", nowhere],
@@ -208,7 +208,7 @@ fn a_block_that_is_not_there_is_answered_with_those_that_are() {
         "{}",
         text(&output.stderr)
     );
-    assert_eq!(names(folder.path()), ["RAM.bin", "vm.mapped"]);
+    assert_eq!(names(folder.path()), ["RAM.bin", "vm.mapped", "vm.mapped.crc"]);
 }
 
 #[test]
