@@ -29,7 +29,7 @@ pub(crate) fn run(args: &Extract) -> Result<(), Failure> {
     let (file, mapped) = snapshot_file::inspect(&args.file)?;
     let (result, text) = match (&args.block, &args.out, &args.elf) {
         (Some(block), Some(out), _) => one_block(args, block, out, (&file, &mapped), &cancel)?,
-        (_, _, Some(out)) => core(args, out, (&file, &mapped), &cancel)?,
+        (_, _, Some(out)) => core(out, (&file, &mapped), &cancel)?,
         _ => return Err(Failure::Other("there is nothing to extract".into())),
     };
     report::print(args.show.json, &result, &text);
@@ -70,7 +70,6 @@ fn one_block(
 }
 
 fn core(
-    args: &Extract,
     path: &Path,
     (file, mapped): (&File, &MappedFile),
     cancel: &CancelHandle,

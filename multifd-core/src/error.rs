@@ -269,6 +269,19 @@ pub enum Error {
         /// How many should have.
         expected: usize,
     },
+    /// The sender's packet numbers say that there were more packets.
+    #[error(
+        "{found} RAM packets came over {channels} channels, and their numbers say there were {expected}: a channel is missing; \
+         say how many there are"
+    )]
+    MissingPackets {
+        /// Packets that came.
+        found: u64,
+        /// Packets there must have been.
+        expected: u64,
+        /// Channels that were known.
+        channels: usize,
+    },
     /// A channel ended while others still work on a round.
     #[error("channel {channel} ended before the round did")]
     EndedEarly {

@@ -44,7 +44,7 @@ impl RamBlock {
     /// A block over one region of a `vm-memory` guest memory, which it keeps mapped. `page_size` is bytes.
     ///
     /// # Errors
-    /// [`BlockError`] if the name, length or page size can not be used.
+    /// [`BlockError`] if the name, length or page size can not be used, or the region is not mapped for reading and writing.
     #[allow(unsafe_code)] // The one place outside `memory` that vouches for a mapping.
     pub fn from_guest_region<B>(
         name: &str,
@@ -54,7 +54,14 @@ impl RamBlock {
     where
         B: Bitmap + Send + Sync + 'static,
     {
+        const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
         let mapping = region.get_mmap();
+        if mapping.prot() & READ_WRITE != READ_WRITE {
+            return Err(BlockError::Map {
+                block: name.into(),
+                reason: "the region is not mapped for reading and writing",
+            });
+        }
         let (base, len) = (mapping.as_ptr(), mapping.size());
         // SAFETY: the mapping covers exactly this range and moves into the block as its owner; vm-memory hands out no
         // references to guest memory, only volatile accesses, which tolerate other writers.

@@ -8,6 +8,7 @@ use crate::{
 };
 use multifd_packet::Geometry;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -64,6 +65,9 @@ pub(crate) struct Shared {
     pub(crate) progress: Arc<Progress>,
     pub(crate) rounds: Arc<Rounds>,
     pub(crate) stats: StatsHandle,
+    /// One more than the highest packet number seen, and how many RAM packets were.
+    pub(crate) numbered: AtomicU64,
+    pub(crate) ram_packets: AtomicU64,
 }
 
 /// Receives pages and buffers over many channels. It ends complete or with an error, never in between.
@@ -110,6 +114,8 @@ impl Receiver {
             progress: config.progress,
             rounds,
             stats: StatsHandle::new(256),
+            numbered: AtomicU64::new(0),
+            ram_packets: AtomicU64::new(0),
         };
         let max_channels = config.max_channels.min(255);
         Ok(Self {
@@ -129,13 +135,20 @@ impl Receiver {
     /// transfer's first error.
     pub fn attach(&mut self, channel: Box<dyn RecvChannel>) -> Result<(), Error> {
         self.cancel.check()?;
+        let attached = self.start(channel);
+        if let Err(error) = &attached {
+            // A channel that nobody serves would be waited for in vain.
+            self.cancel.trip(error.clone());
+        }
+        attached
+    }
+
+    fn start(&mut self, mut channel: Box<dyn RecvChannel>) -> Result<(), Error> {
         if self.threads.len() >= self.max_channels {
-            let error = Error::ChannelCount {
+            return Err(Error::ChannelCount {
                 found: self.threads.len() + 1,
                 expected: self.max_channels,
-            };
-            self.cancel.trip(error.clone());
-            return Err(error);
+            });
         }
         let slot = self.shared.rounds.add();
         let id = u8::try_from(slot).unwrap_or(u8::MAX);
@@ -145,6 +158,7 @@ impl Receiver {
             source,
         };
         self.unblock_on_failure(channel.unblock_handle().map_err(failed)?);
+        channel.set_progress(Arc::clone(&self.shared.progress));
         let worker = RecvWorker {
             shared: Arc::clone(&self.shared),
             slot,
@@ -195,8 +209,14 @@ impl Receiver {
     /// Joins a round: returns when all that every channel sent before its SYNC is in place.
     ///
     /// # Errors
-    /// [`Error::EndedEarly`], or the transfer's first error. A channel that stalls is one.
+    /// [`Error::EndedEarly`], or the transfer's first error. A channel that stalls is one; having no channel, too.
     pub fn wait_sync(&self) -> Result<(), Error> {
+        if self.threads.is_empty() {
+            return Err(Error::ChannelCount {
+                found: 0,
+                expected: 1,
+            });
+        }
         self.settle(self.shared.rounds.join())
     }
 
@@ -232,6 +252,24 @@ impl Receiver {
     /// A handle to cancel the transfer from elsewhere.
     pub fn cancel_handle(&self) -> CancelHandle {
         self.cancel.clone()
+    }
+
+    /// Whether RAM packets are missing: a sender numbers them over all its channels, so that there must be as many as the
+    /// highest number says. A channel nobody knew of shows so.
+    ///
+    /// # Errors
+    /// [`Error::MissingPackets`].
+    pub fn check_numbers(&self) -> Result<(), Error> {
+        let numbered = self.shared.numbered.load(Ordering::Relaxed);
+        let found = self.shared.ram_packets.load(Ordering::Relaxed);
+        if found < numbered {
+            return Err(Error::MissingPackets {
+                found,
+                expected: numbered,
+                channels: self.channels(),
+            });
+        }
+        Ok(())
     }
 
     /// Waits until every channel has ended, and joins the threads. `Ok` means complete: every channel ended where a

@@ -11,6 +11,7 @@ use multifd_packet::{
     MAX_RAM_PACKET_LEN, PacketError, RamPacket,
 };
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 pub(crate) struct RecvWorker {
     pub(crate) shared: Arc<Shared>,
@@ -131,6 +132,9 @@ impl RecvWorker {
             .map_err(|e| self.io("receiving a packet", e))?;
         let packet = RamPacket::parse(buffer, self.geometry).map_err(|e| self.packet(e))?;
         let fields = *packet.fields();
+        let next = fields.packet_num.saturating_add(1);
+        self.shared.numbered.fetch_max(next, Ordering::Relaxed);
+        self.shared.ram_packets.fetch_add(1, Ordering::Relaxed);
         let (normal, zero) = (packet.normal().len() as u64, packet.zero().len() as u64);
         if normal + zero > 0 {
             self.take_pages(&packet)?;

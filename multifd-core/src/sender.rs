@@ -59,6 +59,8 @@ pub struct Sender {
     stats: StatsHandle,
     threads: Vec<JoinHandle<()>>,
     filling: Option<PageBatch>,
+    /// Pages have been queued since the last sync.
+    open: bool,
 }
 
 impl std::fmt::Debug for Sender {
@@ -91,6 +93,7 @@ impl Sender {
             stats: StatsHandle::new(channels),
             threads: Vec::with_capacity(channels),
             filling: None,
+            open: false,
             ram,
         };
         sender.unblock_on_failure(Box::new(Arc::clone(&sender.queue)));
@@ -205,6 +208,7 @@ impl Sender {
         {
             self.hand_over()?;
         }
+        self.open = true;
         self.filling
             .get_or_insert_with(|| self.queue.spare(target))
             .push(offset);
@@ -234,7 +238,9 @@ impl Sender {
     /// The transfer's first error.
     pub fn sync(&mut self, scope: SyncScope) -> Result<(), Error> {
         self.hand_over()?;
-        self.queue.sync(scope).map_err(|_| self.failure())
+        self.queue.sync(scope).map_err(|_| self.failure())?;
+        self.open = false;
+        Ok(())
     }
 
     /// What has been sent so far.
@@ -255,8 +261,14 @@ impl Sender {
     /// Sends what is still queued, closes the channels and joins their threads.
     ///
     /// # Errors
-    /// The transfer's first error.
+    /// [`Error::Config`] if pages were queued after the last [`Sender::sync`], which no receiver takes; else the
+    /// transfer's first error.
     pub fn finish(mut self) -> Result<Stats, Error> {
+        if self.open {
+            return Err(Error::Config(
+                "pages were queued and no sync came after them: a receiver would refuse the transfer".into(),
+            ));
+        }
         self.hand_over()?;
         self.queue.close();
         self.join();

@@ -1,6 +1,7 @@
 //! The transport layer: what dumps IOVs into channels, and what takes bytes out of them.
 
-use crate::{ChannelError, Outgoing, Region, Unblock};
+use crate::{ChannelError, Outgoing, Progress, Region, Unblock};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How one `send` is to be done. Zero copy is a flag of a write, not another method.
@@ -73,6 +74,12 @@ pub trait RecvChannel: Send {
     /// # Errors
     /// [`ChannelError`]; an end or a stall after the first byte is one.
     fn recv_start(&mut self, buffer: &mut [u8]) -> Result<Arrival, ChannelError>;
+
+    /// Tells the channel of the transfer's clock: it is to be touched whenever bytes arrive, so that a message that takes
+    /// long is not taken for a stall. Without this, only whole messages count.
+    fn set_progress(&mut self, progress: Arc<Progress>) {
+        let _ = progress;
+    }
 
     /// Fills `buffer` whole.
     ///

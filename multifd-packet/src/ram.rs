@@ -100,9 +100,10 @@ impl<'a> RamPacket<'a> {
     ///
     /// # Errors
     /// Any [`PacketError`]: wrong magic, version or flags; counts that exceed each other or the geometry; a block
-    /// name that is missing while pages are named; an offset that is not page-aligned; a payload without normal
-    /// pages or normal pages without a payload; under method none, a payload that is not exactly the normal pages;
+    /// name that is missing while pages are named; an offset that is not page-aligned; normal pages without a payload; under method none, a payload that is not exactly the normal pages;
     /// under any method, a payload of more than twice the packet's guest bytes.
+    ///
+    /// Without normal pages there is no payload, whatever `next_packet_size` says.
     pub fn parse(bytes: &'a [u8], geometry: Geometry) -> Result<Self, PacketError> {
         let short = PacketError::Short {
             what: "RAM packet",
@@ -135,7 +136,12 @@ impl<'a> RamPacket<'a> {
                 });
             }
         }
-        let payload_len = raw.next_packet_size.get();
+        // Before QEMU 9.0 a packet without normal pages has whatever size the one before it had.
+        let payload_len = if normal_pages == 0 {
+            0
+        } else {
+            raw.next_packet_size.get()
+        };
         check_payload(flags, payload_len, normal_pages, geometry)?;
         let block = if named.is_empty() {
             // A SYNC packet's name is whatever the sender's buffer held last: an unreadable one means nothing.
@@ -396,6 +402,17 @@ mod tests {
                 align: 4096
             }
         ));
+    }
+
+    #[test]
+    fn a_size_without_pages_means_nothing() {
+        // As senders before QEMU 9.0 leave it in a SYNC that follows data.
+        let mut bytes = encode_ok(&[], &[]);
+        bytes[11] |= 1;
+        bytes[20..24].copy_from_slice(&524_288u32.to_be_bytes());
+        let packet = RamPacket::parse(&bytes, geometry()).unwrap();
+        assert_eq!(packet.fields().payload_len, 0);
+        assert!(packet.fields().flags.is_sync());
     }
 
     #[test]

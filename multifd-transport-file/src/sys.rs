@@ -1,6 +1,6 @@
 //! The system calls that take raw IOVs at an offset, and holes.
 
-use memmap2::{MmapOptions, MmapRaw};
+use memmap2::{MmapMut, MmapOptions};
 use multifd_core::{Iov, Region};
 use std::fs::File;
 use std::io;
@@ -58,11 +58,10 @@ pub(crate) fn direct_alignment(file: &File) -> Option<(usize, u64)> {
 }
 
 /// Maps part of a file, copy on write.
-pub(crate) fn map_private(file: &File, at: u64, len: usize) -> io::Result<MmapRaw> {
-    // SAFETY: the mapping is only handed on as raw memory, which a RAM block touches by volatile accesses: that others
-    // may write to the file meanwhile is allowed for.
-    let map = unsafe { MmapOptions::new().offset(at).len(len).map_copy(file)? };
-    Ok(map.into())
+pub(crate) fn map_private(file: &File, at: u64, len: usize) -> io::Result<MmapMut> {
+    // SAFETY: the mapping is only handed on to a RAM block, which touches it by volatile accesses: that others may write
+    // to the file meanwhile is allowed for.
+    unsafe { MmapOptions::new().offset(at).len(len).map_copy(file) }
 }
 
 /// Sets `len` bytes at `at` aside on the disk, without changing what they read as.

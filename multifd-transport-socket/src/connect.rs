@@ -34,15 +34,23 @@ impl SocketTransport {
     fn try_connect(&self) -> io::Result<SocketStream> {
         let deadline = Instant::now() + self.options.connect;
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-        for target in resolve(&self.address)? {
-            let left = deadline.saturating_duration_since(Instant::now());
+        let targets = resolve(&self.address)?;
+        let mut untried = u32::try_from(targets.len()).unwrap_or(u32::MAX);
+        for target in targets {
+            // One that does not answer must leave time for the others.
+            let left = deadline.saturating_duration_since(Instant::now()) / untried.max(1);
+            untried -= 1;
             if left.is_zero() {
                 last = io::ErrorKind::TimedOut.into();
                 break;
             }
-            let socket = stream_socket(&target)?;
-            match socket.connect_timeout(&target, left) {
-                Ok(()) => return SocketStream::new(socket, self.options.stall),
+            // A family this machine does not have is no reason not to try the next address.
+            let connected = stream_socket(&target).and_then(|socket| {
+                socket.connect_timeout(&target, left)?;
+                SocketStream::new(socket, self.options.stall)
+            });
+            match connected {
+                Ok(stream) => return Ok(stream),
                 Err(error) => last = error,
             }
         }

@@ -56,9 +56,14 @@ impl SocketListener {
     pub fn bind(address: &Address, options: SocketOptions) -> Result<Self, ChannelError> {
         let named = |error: io::Error| io::Error::new(error.kind(), format!("{address}: {error}"));
         let targets = resolve(address).map_err(named)?;
-        let nothing = || named(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
-        let target = targets.first().ok_or_else(nothing)?;
-        let socket = listen(target, address).map_err(named)?;
+        let mut socket = Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
+        for target in &targets {
+            socket = listen(target, address);
+            if socket.is_ok() {
+                break;
+            }
+        }
+        let socket = socket.map_err(named)?;
         let path = match address {
             Address::Unix(path) => Some(path.clone()),
             Address::Tcp { .. } => None,
@@ -111,12 +116,10 @@ impl SocketListener {
             let mut at = 0;
             while at < self.undecided.len() {
                 match self.decide(at)? {
-                    Some((MAIN, socket)) => return self.stream(socket, MAIN.to_vec()),
-                    Some((_, socket)) => {
-                        let channel = self.stream(socket, CHANNEL.to_vec())?;
-                        self.channels.push_back(channel);
-                    }
-                    None => at += 1,
+                    Decision::Main(main) => return Ok(main),
+                    Decision::Channel(channel) => self.channels.push_back(channel),
+                    Decision::Gone => {}
+                    Decision::Waits => at += 1,
                 }
             }
             if self.accept_pending()? > 0 {
@@ -137,33 +140,34 @@ impl SocketListener {
     }
 
     /// Reads what the connection at `at` has sent of its first four bytes; when they are all there, it is one or the
-    /// other, and leaves the queue.
-    fn decide(&mut self, at: usize) -> Result<Option<([u8; 4], Socket)>, ChannelError> {
+    /// other, and leaves the queue. One that ends before that was no migration's: it leaves, too.
+    fn decide(&mut self, at: usize) -> Result<Decision, ChannelError> {
         let Some((socket, head)) = self.undecided.get_mut(at) else {
-            return Ok(None);
+            return Ok(Decision::Waits);
         };
         let mut room = [0; 4];
         while let Some(missing) = room.get_mut(head.len()..).filter(|missing| !missing.is_empty()) {
             match sys::recv(socket, missing, libc::MSG_DONTWAIT) {
-                Ok(0) => {
-                    return Err(ChannelError::Closed {
-                        received: head.len(),
-                        expected: 4,
-                    });
-                }
-                Ok(n) => head.extend(missing.iter().take(n)),
+                Ok(n) if n > 0 => head.extend(missing.iter().take(n)),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-                Err(e) => return Err(e.into()),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Decision::Waits),
+                Ok(_) | Err(_) => {
+                    self.undecided.remove(at);
+                    return Ok(Decision::Gone);
+                }
             }
         }
         for (to, from) in room.iter_mut().zip(head.iter()) {
             *to = *from;
         }
-        if room != MAIN && room != CHANNEL {
-            return Err(ChannelError::Peer(stranger(room)));
+        let Some((socket, head)) = self.undecided.remove(at) else {
+            return Ok(Decision::Gone);
+        };
+        match room {
+            MAIN => Ok(Decision::Main(self.stream(socket, head)?)),
+            CHANNEL => Ok(Decision::Channel(self.stream(socket, head)?)),
+            other => Err(ChannelError::Peer(stranger(other))),
         }
-        Ok(self.undecided.remove(at).map(|(socket, _)| (room, socket)))
     }
 
     /// Takes in the connections that are there; returns how many.
@@ -208,14 +212,35 @@ impl SocketListener {
     }
 }
 
+/// What a connection's first bytes say.
+enum Decision {
+    /// It is QEMU's main one.
+    Main(SocketStream),
+    /// It is a multifd channel.
+    Channel(SocketStream),
+    /// Not all four are there.
+    Waits,
+    /// It has ended, and was nothing.
+    Gone,
+}
+
 impl ChannelSource for SocketListener {
-    /// The next connection, as a channel. One that has sent nothing yet is taken too: its init packet will say what it
-    /// is.
+    /// The next connection, as a channel. One that has said nothing yet is taken too, its init packet will say what it is;
+    /// one that has ended without a word is none.
     fn next_channel(&mut self, wait: bool) -> Result<Option<Box<dyn RecvChannel>>, ChannelError> {
         let deadline = Instant::now() + self.options.connect;
         loop {
             if let Some(channel) = self.channels.pop_front() {
                 return Ok(Some(Box::new(channel)));
+            }
+            match self.decide(0)? {
+                Decision::Channel(channel) => return Ok(Some(Box::new(channel))),
+                Decision::Main(_) => {
+                    let why = "a second main connection came: two migrations to one address";
+                    return Err(ChannelError::Peer(why.into()));
+                }
+                Decision::Gone => continue,
+                Decision::Waits => {}
             }
             if let Some((socket, head)) = self.undecided.pop_front() {
                 return Ok(Some(Box::new(self.stream(socket, head)?)));

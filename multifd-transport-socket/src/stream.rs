@@ -2,7 +2,7 @@
 
 use crate::sys;
 use multifd_core::{
-    Arrival, ChannelError, Iov, Outgoing, RecvChannel, Region, SendChannel, Unblock, WriteFlags,
+    Arrival, ChannelError, Iov, Outgoing, Progress, RecvChannel, Region, SendChannel, Unblock, WriteFlags,
 };
 use socket2::Socket;
 use std::io::{self, Read, Write};
@@ -21,6 +21,7 @@ pub struct SocketStream {
     shared: Arc<Shared>,
     /// Bytes read to find out what the connection is, for whoever reads next.
     head: Vec<u8>,
+    progress: Option<Arc<Progress>>,
 }
 
 #[derive(Debug)]
@@ -57,7 +58,8 @@ impl SocketStream {
     /// The system's, if the socket's options can not be set.
     pub fn new(socket: Socket, deadline: Duration) -> io::Result<Self> {
         socket.set_nonblocking(false)?;
-        socket.set_read_timeout(Some(deadline))?;
+        // A read waits for all it is to get; what has come of it is to be noticed well within the deadline.
+        socket.set_read_timeout(Some((deadline / 4).max(Duration::from_millis(1))))?;
         socket.set_write_timeout(Some(deadline))?;
         if socket.local_addr()?.is_ipv4() || socket.local_addr()?.is_ipv6() {
             // A message is one write: waiting for more would only delay the end of a round.
@@ -71,6 +73,7 @@ impl SocketStream {
         Ok(Self {
             shared: Arc::new(shared),
             head: Vec::new(),
+            progress: None,
         })
     }
 
@@ -110,24 +113,32 @@ impl SocketStream {
     ///
     /// # Errors
     /// [`ChannelError::Io`] if the peer dropped the connection with bytes unread, [`ChannelError::Peer`] if it says
-    /// something, [`ChannelError::Stalled`].
+    /// something, as by [`SocketStream::refuse`], [`ChannelError::Stalled`].
     pub fn wait_closed(&mut self) -> Result<(), ChannelError> {
         match self.recv_start(&mut [0])? {
             Arrival::End => Ok(()),
             Arrival::Message => Err(ChannelError::Peer(
-                "the peer answers, which nobody asked for".into(),
+                "the destination says that it has failed".into(),
             )),
             Arrival::Idle { waited } => Err(ChannelError::Stalled { deadline: waited }),
         }
     }
 
     /// Whether the peer of a TCP connection is to get an error, not an orderly end, when this one is closed, even by the
-    /// death of the process. A Unix socket has no such way: its peer gets an error only if bytes were left unread.
+    /// death of the process. A Unix socket has no such way: see [`SocketStream::refuse`].
     ///
     /// # Errors
     /// [`ChannelError::Io`], the system's.
     pub fn abort_on_close(&self, abort: bool) -> Result<(), ChannelError> {
         Ok(self.shared.socket.set_linger(abort.then_some(Duration::ZERO))?)
+    }
+
+    /// Tells a peer that waits in [`SocketStream::wait_closed`] that what it sent was not taken: by one byte, which QEMU's
+    /// protocol has no place for, and which a QEMU that sends does not look at. For Unix sockets, where closing alone tells
+    /// nothing.
+    pub fn refuse(&self) {
+        // A peer that is gone has no use for it.
+        let _ = sys::send(&self.shared.socket, &[Iov::from(&[0u8][..])]);
     }
 
     /// Sorts out what a system call returned: what to do again, what is a stall, what is an error.
@@ -146,7 +157,12 @@ impl SocketStream {
             return Err(ChannelError::Stopped);
         }
         let error = match result {
-            Ok(moved) => return Ok(Step::Moved(moved)),
+            Ok(moved) => {
+                if let Some(progress) = &self.progress {
+                    progress.touch();
+                }
+                return Ok(Step::Moved(moved));
+            }
             Err(error) => error,
         };
         match error.kind() {
@@ -273,6 +289,10 @@ impl RecvChannel for SocketStream {
     fn recv_start(&mut self, buffer: &mut [u8]) -> Result<Arrival, ChannelError> {
         let filled = self.take_head(buffer);
         self.fill(buffer, filled)
+    }
+
+    fn set_progress(&mut self, progress: Arc<Progress>) {
+        self.progress = Some(progress);
     }
 
     fn recv_regions(&mut self, regions: &[Region<'_>]) -> Result<(), ChannelError> {

@@ -2,7 +2,7 @@
 
 use super::{copy_in, copy_out, scan};
 use crate::BlockError;
-use memmap2::{MmapOptions, MmapRaw};
+use memmap2::{MmapMut, MmapOptions};
 use multifd_packet::{Geometry, NAME_LEN};
 use std::any::Any;
 use std::marker::PhantomData;
@@ -52,14 +52,14 @@ impl RamBlock {
             .no_reserve_swap()
             .map_anon()
             .map_err(no_memory)?;
-        Self::from_mmap(name, map.into(), page_size)
+        Self::from_mmap(name, map, page_size)
     }
 
-    /// A block over a mapping the caller made, whole.
+    /// A block over a writable mapping the caller made, whole.
     ///
     /// # Errors
     /// [`BlockError`] if the name, length or page size can not be used.
-    pub fn from_mmap(name: &str, map: MmapRaw, page_size: u32) -> Result<Self, BlockError> {
+    pub fn from_mmap(name: &str, mut map: MmapMut, page_size: u32) -> Result<Self, BlockError> {
         let (base, len) = (map.as_mut_ptr(), map.len());
         // SAFETY: the mapping covers exactly this range and moves into the block as its owner.
         unsafe { Self::from_raw_parts(name, base, len, page_size, map) }

@@ -87,7 +87,6 @@ unsafe fn avx2(at: *const u8, len: usize) -> bool {
             "3:",
             "vptest {a}, {a}",
             "setnz {nonzero}",
-            "vzeroupper",
             p = inout(reg) at => _,
             end = in(reg) at.add(len),
             nonzero = out(reg_byte) nonzero,
