@@ -46,14 +46,17 @@ pub(crate) struct Show {
     pub(crate) quiet: bool,
 }
 
+/// The longest deadline, in seconds.
+const YEAR: u64 = 365 * 24 * 60 * 60;
+
 /// Deadlines of connections.
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct Deadlines {
     /// Seconds to wait for a connection to be made
-    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=YEAR))]
     pub(crate) connect_timeout: u64,
     /// Seconds without a byte on any connection after which the peer is given up
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=YEAR))]
     pub(crate) timeout: u64,
 }
 
@@ -129,6 +132,37 @@ pub(crate) struct Control {
     pub(crate) stop: bool,
 }
 
+/// What a destination understands, where the name of the machine type does not tell.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Dialect {
+    /// When channels sync: once a round, or once a section, as QEMU's machine types up to 8.0 do [default: as the machine type does]
+    #[arg(long, value_name = "WHEN")]
+    pub(crate) sync: Option<Sync>,
+    /// How zero pages go [default: as a QEMU of the machine type's age understands]
+    #[arg(long, value_name = "HOW")]
+    pub(crate) zero_pages: Option<ZeroPages>,
+}
+
+/// When channels sync.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Sync {
+    /// Once a round (multifd-flush-after-each-section=off)
+    Round,
+    /// Once a section (multifd-flush-after-each-section=on)
+    Section,
+}
+
+/// How zero pages go, in QEMU's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ZeroPages {
+    /// Named in packets: QEMU 9.0 and later
+    Multifd,
+    /// Named on the main connection
+    Legacy,
+    /// Like any other page
+    None,
+}
+
 /// A compression method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Compression {
@@ -168,6 +202,9 @@ pub(crate) struct Recv {
     /// The only VM accepted, by its UUID [default: any, but one]
     #[arg(long, value_name = "UUID", value_parser = parse_uuid)]
     pub(crate) uuid: Option<Uuid>,
+    /// Most guest RAM accepted: bytes, or with K, M, G, T [default: as much as this machine has]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) max_ram: Option<u64>,
     /// Take a stream without QEMU's description at its end (a machine with suppress-vmdesc=on)
     #[arg(long)]
     pub(crate) allow_no_vmdesc: bool,
@@ -212,8 +249,10 @@ pub(crate) struct Send {
     /// The VM's UUID, for a destination that was given one [default: the one in the companion, if there is one]
     #[arg(long, value_name = "UUID", value_parser = parse_uuid)]
     pub(crate) uuid: Option<Uuid>,
+    #[command(flatten)]
+    pub(crate) dialect: Dialect,
     /// Seconds to wait, when all is sent, for the destination to be done with it
-    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=YEAR))]
     pub(crate) finish_timeout: u64,
     #[command(flatten)]
     pub(crate) deadlines: Deadlines,
@@ -260,6 +299,8 @@ pub(crate) struct Restore {
     /// Whether page data is read past the page cache
     #[arg(long, value_name = "WHEN", default_value = "off")]
     pub(crate) direct_io: Direct,
+    #[command(flatten)]
+    pub(crate) dialect: Dialect,
     #[command(flatten)]
     pub(crate) deadlines: Deadlines,
     #[command(flatten)]

@@ -110,8 +110,9 @@ fn measure(
         (sent, received)
     });
     let seconds = begun.elapsed().as_secs_f64();
-    sent?;
+    // What the receiver has to say comes first: the sender only sees that it is gone.
     let received = received.map_err(|_| Failure::Other("the receiving thread panicked".into()))??;
+    sent?;
     for (ours, theirs) in snapshot.ram.blocks().iter().zip(received.snapshot.ram.blocks()) {
         if let Some(offset) = image::first_difference(ours, theirs)? {
             return Err(Failure::Other(format!(

@@ -29,7 +29,7 @@ pub(crate) fn run(args: &Extract) -> Result<(), Failure> {
     let (file, mapped) = snapshot_file::inspect(&args.file)?;
     let (result, text) = match (&args.block, &args.out, &args.elf) {
         (Some(block), Some(out), _) => one_block(args, block, out, (&file, &mapped), &cancel)?,
-        (_, _, Some(out)) => core(out, (&file, &mapped), &cancel)?,
+        (_, _, Some(out)) => core(args, out, (&file, &mapped), &cancel)?,
         _ => return Err(Failure::Other("there is nothing to extract".into())),
     };
     report::print(args.show.json, &result, &text);
@@ -52,7 +52,7 @@ fn one_block(
             known: names.join(", "),
         }
     })?;
-    let out = AtomicFile::create(path)?;
+    let out = AtomicFile::create(path, args.force)?;
     let (placed, len) = (snapshot_file::placed(block), block.layout.used_length());
     extend(out.file(), len, path)?;
     let written_bytes = extract(&BlockReader::new(file, &placed)?, 0..len, out.file(), 0)?;
@@ -70,12 +70,13 @@ fn one_block(
 }
 
 fn core(
+    args: &Extract,
     path: &Path,
     (file, mapped): (&File, &MappedFile),
     cancel: &CancelHandle,
 ) -> Result<(Extracted, String), Failure> {
     let segments = elf::segments(mapped).map_err(Failure::Other)?;
-    let out = AtomicFile::create(path)?;
+    let out = AtomicFile::create(path, args.force)?;
     let end = segments.last().map_or(0, |last| last.at + last.len);
     extend(out.file(), end, path)?;
     let headers = elf::headers(&segments);

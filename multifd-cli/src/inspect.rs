@@ -103,13 +103,6 @@ pub(crate) fn run(args: &Inspect) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What a name from a file may do to a terminal: nothing.
-fn tame(name: &str) -> String {
-    name.chars()
-        .map(|c| if c.is_control() { '?' } else { c })
-        .collect()
-}
-
 fn text(result: &Inspected, maps: &[MemoryMap]) -> String {
     let mut out = String::new();
     // Writing to a String does not fail.
@@ -117,7 +110,7 @@ fn text(result: &Inspected, maps: &[MemoryMap]) -> String {
         out,
         "{}: machine {}, {} of RAM in pages of {} bytes, {}checksums\n\n{:<32} {:>14} {:>10} {:>10} {:>14} {:>14}",
         result.file,
-        tame(&result.machine),
+        report::tame(&result.machine),
         HumanBytes(result.ram_bytes),
         result.page_size,
         if result.has_digest { "" } else { "no " },
@@ -132,7 +125,7 @@ fn text(result: &Inspected, maps: &[MemoryMap]) -> String {
         let _ = writeln!(
             out,
             "{:<32} {:>14} {:>10} {:>10} {:>14} {:>14}",
-            tame(&block.name),
+            report::tame(&block.name),
             block.bytes,
             block.stored_pages,
             block.zero_pages,
@@ -154,7 +147,11 @@ fn text(result: &Inspected, maps: &[MemoryMap]) -> String {
                     version,
                     bytes,
                 } = device;
-                let _ = writeln!(out, "{:<48} {instance:>8} {version:>8} {bytes:>10}", tame(name));
+                let _ = writeln!(
+                    out,
+                    "{:<48} {instance:>8} {version:>8} {bytes:>10}",
+                    report::tame(name)
+                );
             }
         }
         None => {
@@ -169,7 +166,7 @@ fn text(result: &Inspected, maps: &[MemoryMap]) -> String {
         let _ = writeln!(
             out,
             "\n{}, {} pages a cell:\n{}",
-            tame(&map.name),
+            report::tame(&map.name),
             map.pages_a_cell,
             map.text().trim_end()
         );

@@ -7,9 +7,9 @@ use crate::report::{self, Transfer};
 use crate::snapshot_file::Target;
 use crate::{method, signals};
 use multifd_core::{CancelHandle, Progress};
-use multifd_qemu::{ReceiveOptions, Received, receive};
+use multifd_qemu::{Limits, ReceiveOptions, Received, receive};
 use multifd_transport_file::Written;
-use multifd_transport_socket::SocketListener;
+use multifd_transport_socket::{Address, SocketListener};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -28,6 +28,13 @@ pub(crate) fn run(args: &Recv) -> Result<(), Failure> {
         channels: args.channels,
         uuid: args.uuid.map(|uuid| uuid.0),
         need_vmdesc: !args.allow_no_vmdesc,
+        limits: Limits {
+            ram_bytes: args
+                .max_ram
+                .or_else(machine_memory)
+                .unwrap_or(Limits::default().ram_bytes),
+            ..Limits::default()
+        },
         progress: Arc::new(Progress::new(args.deadlines.socket().stall)),
         cancel: cancel.clone(),
         ..ReceiveOptions::default()
@@ -58,13 +65,29 @@ pub(crate) fn take<T>(
     let begun = Instant::now();
     let watch = Slot::default();
     options.on_start = Some(watch.on_start("receiving", show.quiet));
-    let received = receive(&mut main, listener, options)?;
-    drop(watch);
-    let kept = keep(&received)?;
+    let outcome = receive(&mut main, listener, options)
+        .map_err(Failure::from)
+        .and_then(|received| {
+            drop(watch);
+            let kept = keep(&received)?;
+            Ok((begun, received, kept))
+        });
     drop(main_guard);
-    main.abort_on_close(false)
-        .map_err(doing("ending the main connection"))?;
-    Ok((begun, received, kept))
+    if outcome.is_ok() {
+        main.abort_on_close(false)
+            .map_err(doing("ending the main connection"))?;
+    } else if let Ok(Address::Unix(_)) = listener.address() {
+        main.refuse();
+    }
+    outcome
+}
+
+/// Bytes of memory this machine has: a guest with more could not be received.
+fn machine_memory() -> Option<u64> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    kib.checked_mul(1024)
 }
 
 /// The error, or that the transfer was cancelled, if that is why.
@@ -94,7 +117,7 @@ pub(crate) fn finish(out: &Path, show: Show, received: &Received, written: Writt
         "{}\n{}: machine {}, {} pages stored",
         result.line("received"),
         out.display(),
-        result.machine,
+        report::tame(&result.machine),
         written.pages
     );
     report::print(show.json, &result, &text);

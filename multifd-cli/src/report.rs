@@ -12,6 +12,13 @@ pub(crate) fn print(json: bool, result: &impl Serialize, text: &str) {
     say(if json { &line } else { text });
 }
 
+/// A name from a peer or a file, without what would do something to a terminal.
+pub(crate) fn tame(name: &str) -> String {
+    name.chars()
+        .map(|c| if c.is_control() { '?' } else { c })
+        .collect()
+}
+
 /// Prints a line on standard error, whole or not at all: others may be writing there, too.
 pub(crate) fn note(line: &str) {
     let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());

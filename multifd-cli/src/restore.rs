@@ -39,6 +39,7 @@ pub(crate) fn run(args: &Restore) -> Result<(), Failure> {
         method: method.as_ref(),
         transport: &transport,
         channels: control.channels,
+        dialect: args.dialect,
         finish: timeout,
     };
     let begun = Instant::now();

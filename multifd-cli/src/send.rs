@@ -1,13 +1,13 @@
 //! `multifd send`: the source of a migration, from a file.
 
-use crate::args::{Send, Show};
+use crate::args::{Dialect, Send, Show, Sync, ZeroPages};
 use crate::failure::{Failure, doing};
 use crate::progress::Slot;
 use crate::recv::cancelled;
 use crate::report::{self, Transfer};
 use crate::{method, signals, snapshot_file};
 use multifd_core::{CancelHandle, ChannelError, Method, SenderConfig};
-use multifd_qemu::{SendOptions, Sent, Snapshot, send};
+use multifd_qemu::{SendOptions, Sent, Snapshot, SyncStyle, ZeroPageStyle, send};
 use multifd_transport_socket::{SocketStream, SocketTransport};
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,7 @@ pub(crate) fn run(args: &Send) -> Result<(), Failure> {
         method: method.as_ref(),
         transport: &transport,
         channels: args.channels,
+        dialect: args.dialect,
         finish: Duration::from_secs(args.finish_timeout),
     };
     let begun = Instant::now();
@@ -40,6 +41,7 @@ pub(crate) struct Way<'a> {
     pub(crate) method: &'a dyn Method,
     pub(crate) transport: &'a SocketTransport,
     pub(crate) channels: u8,
+    pub(crate) dialect: Dialect,
     /// How long the destination may take when all is sent.
     pub(crate) finish: Duration,
 }
@@ -63,8 +65,16 @@ pub(crate) fn give(
             cancel: cancel.clone(),
             ..SenderConfig::default()
         },
+        sync: way.dialect.sync.map(|sync| match sync {
+            Sync::Round => SyncStyle::EachRound,
+            Sync::Section => SyncStyle::EachSection,
+        }),
+        zero_pages: way.dialect.zero_pages.map(|how| match how {
+            ZeroPages::Multifd => ZeroPageStyle::Packets,
+            ZeroPages::Legacy => ZeroPageStyle::Main,
+            ZeroPages::None => ZeroPageStyle::Data,
+        }),
         on_start: Some(watch.on_start("sending", show.quiet)),
-        ..SendOptions::default()
     };
     let sent = send(snapshot, &mut main, way.method, way.transport, options)?;
     drop(watch);
@@ -72,7 +82,17 @@ pub(crate) fn give(
         .map_err(doing("ending the migration"))?;
     main.end_writing().map_err(doing("ending the migration"))?;
     let not_taken = doing("all is sent, but the destination does not seem to have taken it");
-    wait_closed(&mut main, way.finish).map_err(|source| cancelled(cancel, not_taken(source)))?;
+    wait_closed(&mut main, way.finish).map_err(|source| {
+        let known = way.dialect.sync.is_some() || snapshot.configuration.syncs_each_section().is_some();
+        match source {
+            ChannelError::Stalled { deadline } if !known => Failure::Other(format!(
+                "all is sent, but nothing moved for {deadline:?}. The machine type {:?} does not tell when its channels \
+                 sync: if the destination waits for more, try --sync section",
+                snapshot.configuration.machine
+            )),
+            source => cancelled(cancel, not_taken(source)),
+        }
+    })?;
     Ok(sent)
 }
 

@@ -46,7 +46,7 @@ impl Target {
         check_target(path, writing.force)?;
         Ok(Self {
             path: path.into(),
-            file: AtomicFile::create(path)?,
+            file: AtomicFile::create(path, writing.force)?,
             writing,
         })
     }

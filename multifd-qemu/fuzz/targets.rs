@@ -12,6 +12,7 @@ fn limits() -> Limits {
         ram_bytes: 1 << 26,
         blocks: 32,
         tail_bytes: 1 << 20,
+        vmdesc_bytes: 1 << 16,
         machine_name: 64,
     }
 }

@@ -100,15 +100,46 @@ impl Configuration {
     }
 
     /// Whether machines of this type sync at the end of every section and not only of every round: QEMU's types up to
-    /// 8.0.
-    pub fn syncs_each_section(&self) -> bool {
-        let Some((_, version)) = self.machine.rsplit_once('-') else {
-            return false;
+    /// 8.0. `None` if the name does not tell.
+    pub fn syncs_each_section(&self) -> Option<bool> {
+        self.version().map(|version| version <= (8, 0))
+    }
+
+    /// Whether a QEMU of the age of this machine type knows zero pages in packets: from 9.0 on. `None` if the name does
+    /// not tell.
+    pub fn knows_zero_pages_in_packets(&self) -> Option<bool> {
+        self.version().map(|version| version >= (9, 0))
+    }
+
+    /// The QEMU version the machine type is of, as far as its name tells: distributions have names of their own.
+    fn version(&self) -> Option<(u32, u32)> {
+        let (_, version) = self.machine.rsplit_once('-')?;
+        let numbers = |text: &str| {
+            let mut numbers = text.split('.').map(|number| number.parse().ok());
+            Some((numbers.next()??, numbers.next()??))
         };
-        let mut numbers = version.split('.').map(str::parse::<u32>);
-        match (numbers.next(), numbers.next(), numbers.next()) {
-            (Some(Ok(major)), Some(Ok(minor)), None) => (major, minor) <= (8, 0),
-            _ => false,
+        let ubuntu = [
+            ("bionic", (2, 11)),
+            ("focal", (4, 2)),
+            ("jammy", (6, 2)),
+            ("kinetic", (7, 0)),
+            ("lunar", (7, 2)),
+            ("mantic", (8, 0)),
+            ("noble", (8, 2)),
+            ("oracular", (9, 0)),
+            ("plucky", (9, 2)),
+        ];
+        match version.strip_prefix("rhel") {
+            // Red Hat's 9.2 is of QEMU 7.2, its 9.4 of 8.2, its 9.6 of 9.1.
+            Some(rhel) => Some(match numbers(rhel)? {
+                (..=8, _) | (9, ..=2) => (7, 2),
+                (9, 3..=4) => (8, 2),
+                _ => (9, 1),
+            }),
+            None => numbers(version).or_else(|| {
+                let known = ubuntu.iter().find(|(name, _)| *name == version);
+                known.map(|(_, version)| *version)
+            }),
         }
     }
 
@@ -283,15 +314,20 @@ mod tests {
     #[test]
     fn old_machine_types_sync_each_section() {
         for (machine, expected) in [
-            ("pc-i440fx-8.0", true),
-            ("pc-q35-7.2", true),
-            ("pc-q35-8.1", false),
-            ("pc-i440fx-10.0", false),
-            ("virt-2.12", true),
-            ("s390-ccw-virtio-8.0", true),
-            ("microvm", false),
-            ("none", false),
-            ("", false),
+            ("pc-i440fx-8.0", Some(true)),
+            ("pc-q35-7.2", Some(true)),
+            ("pc-q35-8.1", Some(false)),
+            ("pc-i440fx-10.0", Some(false)),
+            ("virt-2.12", Some(true)),
+            ("s390-ccw-virtio-8.0", Some(true)),
+            ("pc-q35-rhel9.2.0", Some(true)),
+            ("pc-i440fx-rhel7.6.0", Some(true)),
+            ("pc-q35-rhel9.4.0", Some(false)),
+            ("pc-i440fx-jammy", Some(true)),
+            ("pc-q35-noble", Some(false)),
+            ("microvm", None),
+            ("none", None),
+            ("", None),
         ] {
             assert_eq!(
                 Configuration::new(machine).syncs_each_section(),
@@ -299,5 +335,10 @@ mod tests {
                 "{machine}"
             );
         }
+        let zero = |machine| Configuration::new(machine).knows_zero_pages_in_packets();
+        assert_eq!(
+            (zero("pc-q35-8.2"), zero("pc-q35-9.0"), zero("none")),
+            (Some(false), Some(true), None)
+        );
     }
 }

@@ -28,6 +28,14 @@ pub enum Error {
         /// The reason.
         source: io::Error,
     },
+    /// A file could not be written.
+    #[error("writing the file, at byte {offset}: {source}")]
+    File {
+        /// Where.
+        offset: u64,
+        /// The reason.
+        source: io::Error,
+    },
     /// Nothing came, on any connection, for the whole deadline.
     #[error("nothing came for {deadline:?}, waiting for {what} at byte {offset} of the main channel")]
     Stalled {

@@ -154,10 +154,10 @@ impl<R: Read> Input<R> {
         })
     }
 
-    /// Everything to the end of the channel, at most `limit` bytes.
-    pub(crate) fn rest(&mut self, limit: u64, what: &'static str) -> Result<Vec<u8>, Error> {
+    /// Everything to the end of the channel, after a byte that was read already; at most `limit` bytes.
+    pub(crate) fn rest(&mut self, first: u8, limit: u64, what: &'static str) -> Result<Vec<u8>, Error> {
         let offset = self.offset;
-        let mut all = Vec::new();
+        let mut all = vec![first];
         while self.more(what)? {
             let available = self.buffer.get(self.at..self.filled).unwrap_or_default();
             if (all.len() + available.len()) as u64 > limit {

@@ -81,14 +81,13 @@ impl MappedFile {
                     switchover_start = true;
                 }
                 (FULL | EOF, Some(ram_section)) if ended => {
-                    let mut bytes = vec![kind];
-                    bytes.extend(input.rest(limits.tail_bytes, "the device sections")?);
+                    let bytes = input.rest(kind, limits.tail_bytes, "the device sections")?;
                     return Ok(Self {
                         configuration,
                         blocks: blocks.unwrap_or_default(),
                         ram_section,
                         switchover_start,
-                        tail: Tail::new(bytes, offset, need_vmdesc)?,
+                        tail: Tail::new(bytes, offset, need_vmdesc, limits)?,
                     });
                 }
                 _ => {
@@ -200,7 +199,7 @@ impl<F: Write + Seek> MappedWriter<F> {
     /// bitmap and pages go.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Mapped`] for blocks that do not fit a file.
+    /// [`Error::File`]; [`Error::Mapped`] for blocks that do not fit a file.
     pub fn start(
         file: F,
         base: u64,
@@ -249,7 +248,7 @@ impl<F: Write + Seek> MappedWriter<F> {
     /// Writes everything after the RAM, and returns the file.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::File`].
     pub fn finish(mut self, switchover_start: bool, tail: &Tail) -> Result<F, Error> {
         let mut room = Vec::new();
         if switchover_start {
@@ -267,9 +266,8 @@ impl<F: Write + Seek> MappedWriter<F> {
     fn put(&mut self, bytes: &[u8]) -> Result<(), Error> {
         let at = io::SeekFrom::Start(self.at);
         let result = self.file.seek(at).and_then(|_| self.file.write_all(bytes));
-        result.map_err(|source| Error::Io {
+        result.map_err(|source| Error::File {
             offset: self.at,
-            what: "writing the file",
             source,
         })?;
         self.at += bytes.len() as u64;

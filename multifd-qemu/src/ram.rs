@@ -217,6 +217,13 @@ pub(crate) fn push_block(out: &mut Vec<u8>, name: &str, used_length: u64) {
     out.extend(used_length.to_be_bytes());
 }
 
+/// Appends a zero page.
+pub(crate) fn push_zero_page(out: &mut Vec<u8>, block: &str, offset: u64) {
+    out.extend((offset | ZERO).to_be_bytes());
+    push_name(out, block);
+    out.push(0);
+}
+
 /// Appends the word that joins a round.
 pub(crate) fn push_flush(out: &mut Vec<u8>) {
     out.extend(FLUSH.to_be_bytes());

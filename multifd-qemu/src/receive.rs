@@ -8,12 +8,15 @@ use crate::sections::{
 };
 use crate::{BlockInfo, Configuration, Error, Limits, Snapshot, Started, SyncStyle, Tail};
 use multifd_core::{
-    CancelHandle, ChannelError, ChannelSource, Error as EngineError, Method, Progress, RamBlock, RamMap,
-    Receiver, ReceiverConfig, Stats,
+    BlockError, CancelHandle, ChannelError, ChannelSource, DeviceStateSink, Error as EngineError, Method,
+    Progress, RamBlock, RamMap, Receiver, ReceiverConfig, Stats,
 };
 use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// Makes the memory of a RAM block, given its page size in bytes.
+pub type MakeMemory = Box<dyn FnMut(&BlockInfo, u32) -> Result<RamBlock, BlockError> + Send>;
 
 /// How to receive.
 pub struct ReceiveOptions {
@@ -32,6 +35,11 @@ pub struct ReceiveOptions {
     /// Ends the migration from elsewhere. Register the main connection with it, and the listener, so that a channel's
     /// failure ends a wait on them.
     pub cancel: CancelHandle,
+    /// Makes the memory of each RAM block, `page_size` bytes a page: a VMM's own. It must read as zeros. Without it, blocks
+    /// are private anonymous memory.
+    pub memory: Option<MakeMemory>,
+    /// Who takes device state that comes over multifd channels; without one it is refused.
+    pub device_state: Option<Arc<dyn DeviceStateSink>>,
     /// Called once, when the RAM blocks are known.
     pub on_start: Option<Box<dyn FnOnce(Started) + Send>>,
 }
@@ -46,6 +54,8 @@ impl Default for ReceiveOptions {
             need_vmdesc: true,
             progress: Arc::new(Progress::new(Duration::from_secs(30))),
             cancel: CancelHandle::default(),
+            memory: None,
+            device_state: None,
             on_start: None,
         }
     }
@@ -253,8 +263,18 @@ impl<R: Read> Reception<'_, R> {
     fn set_up(&mut self, total: u64) -> Result<(), Error> {
         let limits = self.options.limits;
         let blocks = ram::read_blocks(&mut self.input, total, &self.configuration, &limits)?;
-        for BlockInfo { name, used_length } in &blocks {
-            let block = RamBlock::anonymous(name, *used_length, self.configuration.page_size())?;
+        let page_size = self.configuration.page_size();
+        for info in &blocks {
+            let block = match &mut self.options.memory {
+                Some(memory) => memory(info, page_size)?,
+                None => RamBlock::anonymous(&info.name, info.used_length, page_size)?,
+            };
+            if block.name() != info.name || block.len() != info.used_length {
+                return Err(Error::Block(BlockError::Map {
+                    block: info.name.clone(),
+                    reason: "the memory made for it has another name or length",
+                }));
+            }
             self.ram.add(block)?;
         }
         let config = ReceiverConfig {
@@ -263,6 +283,7 @@ impl<R: Read> Reception<'_, R> {
             max_channels: self.options.channels.map_or(255, usize::from),
             progress: Arc::clone(&self.options.progress),
             cancel: self.options.cancel.clone(),
+            device_state: self.options.device_state.clone(),
             ..ReceiverConfig::default()
         };
         let receiver = self.receiver.insert(Receiver::new(self.ram.clone(), config)?);
@@ -290,7 +311,10 @@ impl<R: Read> Reception<'_, R> {
         };
         loop {
             let have = receiver.channels();
-            let wait = expected.is_some_and(|expected| have < expected);
+            if expected == Some(have) {
+                break;
+            }
+            let wait = expected.is_some();
             match self.source.next_channel(wait).map_err(|e| failed(have, e))? {
                 Some(channel) => receiver.attach(channel)?,
                 None if wait => {
@@ -328,13 +352,15 @@ impl<R: Read> Reception<'_, R> {
     /// Reads everything after the RAM, and makes sure that nobody came late.
     fn tail(&mut self, first: u8) -> Result<Tail, Error> {
         let offset = self.input.offset().saturating_sub(1);
-        let rest = self
-            .input
-            .rest(self.options.limits.tail_bytes, "the device sections")?;
-        let mut bytes = Vec::with_capacity(rest.len() + 1);
-        bytes.push(first);
-        bytes.extend(rest);
-        let tail = Tail::new(bytes, offset, self.options.need_vmdesc)?;
+        let limits = &self.options.limits;
+        let bytes = self.input.rest(first, limits.tail_bytes, "the device sections")?;
+        let tail = Tail::new(bytes, offset, self.options.need_vmdesc, limits)?;
+        if self.options.channels.is_none()
+            && let Some(receiver) = &self.receiver
+        {
+            // How many channels there are was only a guess; this tells.
+            receiver.check_numbers()?;
+        }
         let have = self.receiver.as_ref().map_or(0, Receiver::channels);
         let late = self.source.next_channel(false).map_err(|source| {
             Error::Engine(EngineError::Channel {

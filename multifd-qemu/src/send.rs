@@ -4,8 +4,13 @@ use crate::sections::{
     END, PART, push_footer, push_header, push_ram_more, push_ram_start, push_switchover_start,
 };
 use crate::{Error, Snapshot, Started, SyncStyle, ram};
-use multifd_core::{CancelHandle, Method, Sender, SenderConfig, Stats, SyncScope, Transport};
+use multifd_core::{
+    CancelHandle, Method, RamBlock, Sender, SenderConfig, Stats, SyncScope, Transport, ZeroPages,
+};
 use std::io::Write;
+
+/// Bytes of the main channel that are written at once.
+const ROOM: usize = 64 << 10;
 
 /// How to send.
 #[derive(Default)]
@@ -15,6 +20,8 @@ pub struct SendOptions {
     pub sender: SenderConfig,
     /// When to sync; without it, as the machine type does.
     pub sync: Option<SyncStyle>,
+    /// How zero pages go; without it, as a QEMU of the machine type's age understands.
+    pub zero_pages: Option<ZeroPageStyle>,
     /// Called once, when the channels are open.
     pub on_start: Option<Box<dyn FnOnce(Started) + Send>>,
 }
@@ -24,8 +31,20 @@ impl std::fmt::Debug for SendOptions {
         f.debug_struct("SendOptions")
             .field("sender", &self.sender)
             .field("sync", &self.sync)
+            .field("zero_pages", &self.zero_pages)
             .finish_non_exhaustive()
     }
+}
+
+/// How zero pages go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ZeroPageStyle {
+    /// Named in packets (QEMU's `multifd`, from 9.0 on).
+    Packets,
+    /// Named on the main channel (`legacy`).
+    Main,
+    /// Like any other page (`none`).
+    Data,
 }
 
 /// A migration that has been sent.
@@ -53,12 +72,16 @@ pub fn send(
     options: SendOptions,
 ) -> Result<Sent, Error> {
     let configuration = snapshot.configuration.with_mapped_ram(false);
-    let by_machine = if configuration.syncs_each_section() {
-        SyncStyle::EachSection
-    } else {
-        SyncStyle::EachRound
-    };
-    let sync = options.sync.unwrap_or(by_machine);
+    let sync = options.sync.unwrap_or(match configuration.syncs_each_section() {
+        Some(true) => SyncStyle::EachSection,
+        Some(false) | None => SyncStyle::EachRound,
+    });
+    let zero_pages = options
+        .zero_pages
+        .unwrap_or(match configuration.knows_zero_pages_in_packets() {
+            Some(false) => ZeroPageStyle::Main,
+            Some(true) | None => ZeroPageStyle::Packets,
+        });
     let id = snapshot.ram_section;
     let mut out = Output {
         main,
@@ -74,6 +97,10 @@ pub fn send(
 
     let config = SenderConfig {
         uuid: snapshot.uuid,
+        zero_pages: match zero_pages {
+            ZeroPageStyle::Packets => ZeroPages::Detect,
+            ZeroPageStyle::Main | ZeroPageStyle::Data => ZeroPages::Off,
+        },
         ..options.sender
     };
     let mut sender = Sender::start(snapshot.ram.clone(), method, transport, &config)?;
@@ -91,7 +118,11 @@ pub fn send(
 
     push_ram_more(&mut out.room, PART, id);
     for (index, block) in snapshot.ram.blocks().iter().enumerate() {
-        sender.queue_range(index, 0, block.len())?;
+        if zero_pages == ZeroPageStyle::Main {
+            out.queue_but_zero_pages(&mut sender, index, block)?;
+        } else {
+            sender.queue_range(index, 0, block.len())?;
+        }
     }
     out.end_section(&mut sender, sync, false)?;
 
@@ -135,6 +166,26 @@ impl<W: Write> Output<W> {
         })?;
         self.written += self.room.len() as u64;
         self.room.clear();
+        Ok(())
+    }
+
+    /// Queues the pages of a block, but for zero pages, which are named here.
+    fn queue_but_zero_pages(
+        &mut self,
+        sender: &mut Sender,
+        index: usize,
+        block: &RamBlock,
+    ) -> Result<(), Error> {
+        for offset in (0..block.len()).step_by(block.page_size() as usize) {
+            if !block.page(offset)?.is_zero() {
+                sender.queue_page(index, offset)?;
+                continue;
+            }
+            ram::push_zero_page(&mut self.room, block.name(), offset);
+            if self.room.len() >= ROOM {
+                self.flush("the RAM section")?;
+            }
+        }
         Ok(())
     }
 

@@ -1,8 +1,9 @@
 //! What follows the RAM: device sections, whose bodies have no length on the wire, and the description that knows them.
 
-use crate::Error;
 use crate::sections::{EOF, FOOTER, FULL, VMDESC};
-use serde_json::Value;
+use crate::{Error, Limits};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 /// Everything after the RAM section, byte for byte: device sections, the end mark, and mostly QEMU's description of the
 /// sections (vmdesc).
@@ -21,8 +22,8 @@ impl Tail {
     ///
     /// # Errors
     /// [`Error::Truncated`] for one that ends otherwise: the source stopped in the middle.
-    pub fn new(bytes: Vec<u8>, offset: u64, need_vmdesc: bool) -> Result<Self, Error> {
-        let vmdesc = find_vmdesc(&bytes);
+    pub fn new(bytes: Vec<u8>, offset: u64, need_vmdesc: bool, limits: &Limits) -> Result<Self, Error> {
+        let vmdesc = find_vmdesc(&bytes, limits.vmdesc_bytes);
         let last = bytes.len().checked_sub(6).and_then(|at| bytes.get(at..));
         let ends_in_footer = matches!(last, Some([FOOTER, _, _, _, _, EOF]));
         let whole = match bytes.first() {
@@ -63,19 +64,25 @@ impl Tail {
     }
 }
 
+/// What a description must have, whatever is in it: nothing of that is kept.
+#[derive(Deserialize)]
+struct Shape {
+    #[serde(rename = "devices")]
+    _devices: Vec<IgnoredAny>,
+}
+
 /// Where the description's JSON starts, if the bytes end in one: its length must reach exactly to the end.
-fn find_vmdesc(bytes: &[u8]) -> Option<usize> {
-    // The JSON is an object; its start is searched from the end of what can be its header.
-    let mut starts = (6..bytes.len()).rev();
+fn find_vmdesc(bytes: &[u8], limit: usize) -> Option<usize> {
+    // Searched from the end of what can be its header, no further than its limit.
+    let first = bytes.len().saturating_sub(limit).max(6);
+    let mut starts = (first..bytes.len()).rev();
     starts.find(|&at| {
         let Some([EOF, VMDESC, a, b, c, d]) = bytes.get(at - 6..at) else {
             return false;
         };
         let len = u32::from_be_bytes([*a, *b, *c, *d]) as usize;
         let json = bytes.get(at..).unwrap_or_default();
-        len == json.len()
-            && serde_json::from_slice::<Value>(json)
-                .is_ok_and(|value| value.get("devices").is_some_and(Value::is_array))
+        len == json.len() && serde_json::from_slice::<Shape>(json).is_ok()
     })
 }
 
@@ -85,16 +92,17 @@ mod tests {
 
     #[test]
     fn a_tail_is_whole_or_refused() {
+        let limits = Limits::default();
         let mut bytes = vec![
             FULL, 0, 0, 0, 3, 1, b'x', 0, 0, 0, 0, 0, 0, 0, 1, 9, 9, 9, FOOTER, 0, 0, 0, 3,
         ];
         let sections = bytes.len();
         bytes.extend(Tail::empty(4096).bytes());
-        let tail = Tail::new(bytes.clone(), 100, true).unwrap();
+        let tail = Tail::new(bytes.clone(), 100, true, &limits).unwrap();
         assert_eq!(tail.bytes(), bytes);
         assert!(tail.vmdesc().unwrap().starts_with("{\"page_size\":4096"));
         for len in 0..bytes.len() {
-            let outcome = |need| Tail::new(bytes[..len].to_vec(), 100, need);
+            let outcome = |need| Tail::new(bytes[..len].to_vec(), 100, need, &limits);
             let error = outcome(true).unwrap_err();
             assert!(
                 matches!(error, Error::Truncated { offset, .. } if offset == 100 + len as u64),
@@ -103,10 +111,13 @@ mod tests {
             assert_eq!(outcome(false).is_ok(), len == sections + 1, "{len}");
         }
         bytes.push(0);
-        assert!(Tail::new(bytes, 0, false).is_err());
-        assert_eq!(Tail::new(vec![EOF], 0, false).unwrap().vmdesc(), None);
+        assert!(Tail::new(bytes, 0, false, &limits).is_err());
+        assert_eq!(Tail::new(vec![EOF], 0, false, &limits).unwrap().vmdesc(), None);
         let empty = Tail::empty(4096);
-        assert_eq!(Tail::new(empty.bytes().to_vec(), 0, true).unwrap(), empty);
-        assert!(Tail::new(vec![1, 2, 3], 0, false).is_err());
+        assert_eq!(
+            Tail::new(empty.bytes().to_vec(), 0, true, &limits).unwrap(),
+            empty
+        );
+        assert!(Tail::new(vec![1, 2, 3], 0, false, &limits).is_err());
     }
 }

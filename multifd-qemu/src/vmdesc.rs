@@ -2,7 +2,7 @@
 
 use crate::Tail;
 use crate::sections::{EOF, FOOTER, FULL};
-use serde_json::Value;
+use serde::Deserialize;
 
 /// One device section of a [`Tail`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,12 +20,11 @@ pub struct DeviceSection {
 impl Tail {
     /// The device sections in their order, if the description at the end is there and fits them byte for byte.
     pub fn sections(&self) -> Option<Vec<DeviceSection>> {
-        let description: Value = serde_json::from_str(self.vmdesc()?).ok()?;
-        let devices = description.get("devices")?.as_array()?;
+        let Description { devices } = serde_json::from_str(self.vmdesc()?).ok()?;
         let mut left = self.bytes();
         let mut sections = Vec::with_capacity(devices.len());
-        for device in devices {
-            let size = size_of(device)?;
+        for device in &devices {
+            let size = device.size()?;
             let [kind] = take(&mut left)?;
             let id = take::<4>(&mut left)?;
             let [len] = take(&mut left)?;
@@ -54,24 +53,45 @@ fn take<const N: usize>(left: &mut &[u8]) -> Option<[u8; N]> {
     Some(*now)
 }
 
-/// Bytes of a device's body, or of a subsection's: its fields, and the subsections after them.
-fn size_of(description: &Value) -> Option<u64> {
-    let list = |name: &str| {
-        description
-            .get(name)
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-    };
-    let mut size = 0u64;
-    for field in list("fields") {
-        let count = field.get("array_len").map_or(Some(1), Value::as_u64)?;
-        size = size.checked_add(field.get("size")?.as_u64()?.checked_mul(count)?)?;
+#[derive(Deserialize)]
+struct Description {
+    devices: Vec<Device>,
+}
+
+/// A device, or a subsection of one; what does not count is not kept.
+#[derive(Deserialize)]
+struct Device {
+    #[serde(default)]
+    vmsd_name: String,
+    #[serde(default)]
+    fields: Vec<Field>,
+    #[serde(default)]
+    subsections: Vec<Device>,
+}
+
+#[derive(Deserialize)]
+struct Field {
+    size: u64,
+    #[serde(default = "one")]
+    array_len: u64,
+}
+
+fn one() -> u64 {
+    1
+}
+
+impl Device {
+    /// Bytes of the body: the fields, and the subsections after them.
+    fn size(&self) -> Option<u64> {
+        let mut size = 0u64;
+        for field in &self.fields {
+            size = size.checked_add(field.size.checked_mul(field.array_len)?)?;
+        }
+        for subsection in &self.subsections {
+            // Type byte, length byte, name, version.
+            let name = subsection.vmsd_name.len() as u64;
+            size = size.checked_add(6 + name)?.checked_add(subsection.size()?)?;
+        }
+        Some(size)
     }
-    for subsection in list("subsections") {
-        // Type byte, length byte, name, version.
-        let name = subsection.get("vmsd_name")?.as_str()?.len() as u64;
-        size = size.checked_add(6 + name)?.checked_add(size_of(subsection)?)?;
-    }
-    Some(size)
 }

@@ -1,7 +1,7 @@
 //! Files that appear under their name whole or not at all.
 
-use crate::FileError;
 use crate::place::{descriptor_number, open_descriptor};
+use crate::{FileError, sys};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,15 +18,20 @@ pub struct AtomicFile {
     /// Where it is until it is committed; a descriptor's file has no such place.
     partial: Option<PathBuf>,
     target: PathBuf,
+    /// The folder, to be synced when it has the new name.
+    folder: Option<File>,
+    /// Whether a file that has the name is replaced.
+    replace: bool,
     committed: bool,
 }
 
 impl AtomicFile {
-    /// Creates the temporary file in the target's folder. Mode 0600: guest memory is nobody else's business.
+    /// Creates the temporary file in the target's folder. Mode 0600: guest memory is nobody else's business. With `replace`, a
+    /// file that has the target's name then is replaced; without, it stays, and [`commit`](AtomicFile::commit) fails.
     ///
     /// # Errors
-    /// [`FileError::Path`], as when the folder does not exist or may not be written to.
-    pub fn create(target: &Path) -> Result<Self, FileError> {
+    /// [`FileError::Path`], as when the folder does not exist, or may not be read or written to.
+    pub fn create(target: &Path, replace: bool) -> Result<Self, FileError> {
         use std::os::unix::fs::OpenOptionsExt;
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let failed = |source| FileError::Path {
@@ -41,6 +46,8 @@ impl AtomicFile {
                 file,
                 partial: None,
                 target: target.into(),
+                folder: None,
+                replace,
                 committed: false,
             });
         }
@@ -50,6 +57,12 @@ impl AtomicFile {
         if target.is_dir() {
             return Err(failed(io::ErrorKind::IsADirectory.into()));
         }
+        let folder = match target.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        // Opened now, so that nothing but the disk itself can keep the name from being synced in the end.
+        let folder = File::open(folder).map_err(failed)?;
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let mut partial = std::ffi::OsString::from(".");
         partial.push(name);
@@ -66,6 +79,8 @@ impl AtomicFile {
             file,
             partial: Some(partial),
             target: target.into(),
+            folder: Some(folder),
+            replace,
             committed: false,
         })
     }
@@ -75,11 +90,11 @@ impl AtomicFile {
         &self.file
     }
 
-    /// Brings the contents to the disk, gives the file its name, and brings that to the disk. A file that had the name
-    /// is replaced.
+    /// Brings the contents to the disk, gives the file its name, and brings that to the disk.
     ///
     /// # Errors
-    /// [`FileError::Path`]; then there is no new file under the target's name.
+    /// [`FileError::Path`]. Then there is no new file under the target's name, unless it is the syncing of the folder that
+    /// failed: then the file is there and whole, and only a power failure could take its name away again.
     pub fn commit(mut self) -> Result<(), FileError> {
         let failed = |doing, source| FileError::Path {
             path: self.target.clone(),
@@ -87,25 +102,15 @@ impl AtomicFile {
             source,
         };
         self.file.sync_all().map_err(|e| failed("syncing", e))?;
-        self.committed = true;
-        let Some(partial) = &self.partial else {
-            return Ok(());
-        };
-        if let Err(error) = std::fs::rename(partial, &self.target) {
-            self.committed = false;
-            return Err(failed("renaming into place", error));
+        if let Some(partial) = &self.partial {
+            let renamed = sys::rename(partial, &self.target, self.replace);
+            renamed.map_err(|e| failed("renaming into place", e))?;
         }
-        let folder = match self.target.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        File::open(folder)
-            .and_then(|folder| folder.sync_all())
-            .map_err(|e| FileError::Path {
-                path: folder.into(),
-                doing: "syncing the folder",
-                source: e,
-            })
+        self.committed = true;
+        match &self.folder {
+            Some(folder) => folder.sync_all().map_err(|e| failed("syncing the folder of", e)),
+            None => Ok(()),
+        }
     }
 }
 

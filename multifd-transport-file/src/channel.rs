@@ -154,6 +154,16 @@ impl FileChannel {
             .find(|block| block.placed.name == name)
             .ok_or_else(|| ChannelError::Peer(format!("RAM block {name:?} has no place in the file")))?;
         let header = placed.layout.header();
+        let ram = batch.block();
+        if u64::from(ram.page_size()) != header.page_size || ram.len() != placed.layout.used_length() {
+            return Err(ChannelError::Peer(format!(
+                "RAM block {name:?} has {:#x} bytes in pages of {:#x}, its place in the file {:#x} in pages of {:#x}",
+                ram.len(),
+                ram.page_size(),
+                placed.layout.used_length(),
+                header.page_size
+            )));
+        }
         let pages = |run: &Run| {
             let first = run.offset / header.page_size;
             first..first + run.len as u64 / header.page_size

@@ -211,7 +211,7 @@ impl Digest {
     /// [`FileError::Path`], the system's reason.
     pub fn write(&self, file: &Path) -> Result<(), FileError> {
         let path = companion(file);
-        let out = AtomicFile::create(&path)?;
+        let out = AtomicFile::create(&path, true)?;
         let mut target = out.file();
         target
             .write_all(&self.encode())

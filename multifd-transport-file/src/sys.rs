@@ -2,9 +2,12 @@
 
 use memmap2::{MmapMut, MmapOptions};
 use multifd_core::{Iov, Region};
+use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 fn offset(at: u64) -> io::Result<libc::off_t> {
     libc::off_t::try_from(at).map_err(|_| io::ErrorKind::FileTooLarge.into())
@@ -69,6 +72,29 @@ pub(crate) fn allocate(file: &File, at: u64, len: u64) -> io::Result<()> {
     let (at, len) = (offset(at)?, offset(len)?);
     // SAFETY: a plain call on an open descriptor.
     retry(|| unsafe { libc::fallocate(file.as_raw_fd(), 0, at, len) } as isize).map(drop)
+}
+
+/// Renames a file; without `replace`, only if nothing has the new name.
+pub(crate) fn rename(from: &Path, to: &Path, replace: bool) -> io::Result<()> {
+    if replace {
+        return std::fs::rename(from, to);
+    }
+    let c_path = |path: &Path| CString::new(path.as_os_str().as_bytes());
+    let (old, new) = (c_path(from)?, c_path(to)?);
+    // SAFETY: both are NUL-terminated strings that outlive the call.
+    let result = retry(|| unsafe {
+        let here = libc::AT_FDCWD;
+        libc::renameat2(here, old.as_ptr(), here, new.as_ptr(), libc::RENAME_NOREPLACE) as isize
+    });
+    match result {
+        Ok(_) => Ok(()),
+        // A file system without such a rename; two names for a moment do no harm.
+        Err(e) if [Some(libc::EINVAL), Some(libc::ENOSYS)].contains(&e.raw_os_error()) => {
+            std::fs::hard_link(from, to)?;
+            std::fs::remove_file(from)
+        }
+        Err(e) => Err(e),
+    }
 }
 
 /// Makes `len` bytes at `at` a hole that reads as zeros. `Ok(false)` where the file system has none.

@@ -282,14 +282,14 @@ fn names(folder: &Path) -> Vec<String> {
 fn a_file_appears_whole_or_not_at_all() {
     let folder = tempfile::tempdir().unwrap();
     let target = folder.path().join("vm.mapped");
-    let file = AtomicFile::create(&target).unwrap();
+    let file = AtomicFile::create(&target, true).unwrap();
     file.file().write_all_at(b"half", 0).unwrap();
     assert!(!target.exists());
     assert_eq!(file.file().metadata().unwrap().mode() & 0o777, 0o600);
     drop(file);
     assert!(names(folder.path()).is_empty());
     for text in ["first", "second"] {
-        let file = AtomicFile::create(&target).unwrap();
+        let file = AtomicFile::create(&target, true).unwrap();
         file.file().write_all_at(text.as_bytes(), 0).unwrap();
         file.commit().unwrap();
         assert_eq!(std::fs::read_to_string(&target).unwrap(), text);
@@ -300,7 +300,7 @@ fn a_file_appears_whole_or_not_at_all() {
         folder.path().into(),
         "/".into(),
     ] {
-        assert!(AtomicFile::create(&bad).is_err(), "{}", bad.display());
+        assert!(AtomicFile::create(&bad, true).is_err(), "{}", bad.display());
     }
 }
 
@@ -309,11 +309,11 @@ fn a_descriptor_is_emptied_if_it_is_not_finished() {
     let passed = tempfile::tempfile().unwrap();
     passed.write_all_at(b"old contents", 0).unwrap();
     let name = format!("/dev/fdset/{}", passed.as_raw_fd());
-    let file = AtomicFile::create(Path::new(&name)).unwrap();
+    let file = AtomicFile::create(Path::new(&name), true).unwrap();
     file.file().write_all_at(b"half", 0).unwrap();
     drop(file);
     assert_eq!(passed.metadata().unwrap().len(), 0);
-    let file = AtomicFile::create(Path::new(&name)).unwrap();
+    let file = AtomicFile::create(Path::new(&name), true).unwrap();
     file.file().write_all_at(b"whole", 0).unwrap();
     file.commit().unwrap();
     assert_eq!(passed.metadata().unwrap().len(), 5);

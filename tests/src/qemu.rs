@@ -81,6 +81,8 @@ pub struct Machine {
     pub seed: u64,
     /// Whether it is a destination (`-incoming defer`).
     pub incoming: bool,
+    /// More arguments.
+    pub more: &'static [&'static str],
 }
 
 impl Default for Machine {
@@ -91,6 +93,7 @@ impl Default for Machine {
             boot: false,
             seed: 1,
             incoming: false,
+            more: &[],
         }
     }
 }
@@ -166,6 +169,7 @@ impl Qemu {
             let drive = format!("if=floppy,format=raw,readonly=on,file={}", boot.display());
             command.args(["-drive", &drive]);
         }
+        command.args(machine.more);
         if machine.incoming {
             command.args(["-incoming", "defer"]);
         }

@@ -81,6 +81,40 @@ fn a_raw_image_arrives_by_every_method_and_goes_on_from_the_file() {
 
 #[test]
 fn a_destination_that_fails_is_a_failure_of_the_source_too() {
+    for unix in [false, true] {
+        destination_fails(unix);
+    }
+}
+
+/// It fails at its very end, when everything has been read: another has taken its file's name.
+fn destination_fails(unix: bool) {
+    let folder = tempfile::tempdir().unwrap();
+    let raw = folder.path().join("RAM.bin");
+    std::fs::write(&raw, seeded(4 << 20, 1)).unwrap();
+    let out = folder.path().join("vm.mapped");
+    let socket = format!("unix:{}", folder.path().join("socket").display());
+    let recv = Recv::start(if unix { &socket } else { "tcp:127.0.0.1:0" }, &out, &[]);
+    std::fs::write(&out, "somebody's").unwrap();
+    let sent = run(&[
+        "send",
+        "--raw",
+        raw.to_str().unwrap(),
+        "--to",
+        &recv.address,
+        "--json",
+    ]);
+    assert_eq!(sent.status.code(), Some(1), "unix {unix}: {}", text(&sent.stdout));
+    assert_eq!(json(&sent)["ok"], false);
+    let received = recv.finish();
+    assert_eq!(received.status.code(), Some(1));
+    let error = json(&received)["error"].as_str().unwrap().to_owned();
+    assert!(error.contains("renaming into place: File exists"), "{error}");
+    assert_eq!(std::fs::read_to_string(&out).unwrap(), "somebody's");
+    assert_eq!(names(folder.path()), ["RAM.bin", "vm.mapped"]);
+}
+
+#[test]
+fn a_method_that_was_not_asked_for_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let raw = folder.path().join("RAM.bin");
     std::fs::write(&raw, seeded(4 << 20, 1)).unwrap();
@@ -161,6 +195,19 @@ fn arguments_that_make_no_sense_are_refused_before_anything_happens() {
             vec!["extract", file, "--block", "pc.ram", "--out", file],
             1,
             "--force replaces it",
+        ),
+        (
+            vec![
+                "recv",
+                "--listen",
+                "tcp:127.0.0.1:0",
+                "--out",
+                "x",
+                "--timeout",
+                "99999999999",
+            ],
+            2,
+            "is not in 1..=31536000",
         ),
         (vec!["demo", "--size", "many"], 2, "K, M, G or T"),
     ] {

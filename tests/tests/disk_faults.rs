@@ -113,7 +113,7 @@ fn writes_that_fail_are_errors_and_leave_no_file() {
         "pwrite64:error=EIO:when=2",
         "write:error=EIO:when=3",
         "fsync:error=EIO:when=1",
-        "rename:error=EIO:when=1",
+        "renameat2:error=EIO:when=1",
     ] {
         let folder = folder();
         let (status, said) = injected(injection, folder.path());
@@ -174,9 +174,9 @@ fn death_in_any_call_leaves_no_file_that_looks_whole() {
         "pwrite64:signal=KILL:when=2",
         "write:signal=KILL:when=3",
         "fsync:signal=KILL:when=1",
-        "rename:signal=KILL:when=1",
+        "renameat2:signal=KILL:when=1",
         "fsync:signal=KILL:when=2",
-        "rename:signal=KILL:when=2",
+        "rename:signal=KILL:when=1",
     ] {
         let folder = folder();
         let (status, said) = injected(injection, folder.path());

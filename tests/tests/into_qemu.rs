@@ -90,6 +90,57 @@ fn qemu_takes_a_machine_that_syncs_each_section() {
 }
 
 #[test]
+fn how_channels_sync_and_zero_pages_go_can_be_said() {
+    if program().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut source = Qemu::start(&Machine::default());
+    source.multifd(2, "none", "multifd");
+    let file = snapshot(&mut source, folder.path());
+    let expected = source.ram_bytes();
+    for zero_pages in ["multifd", "legacy", "none"] {
+        // A destination that syncs each section although its machine type's name does not say so.
+        let mut target = Qemu::start(&Machine {
+            incoming: true,
+            more: &["-global", "migration.multifd-flush-after-each-section=on"],
+            ..Machine::default()
+        });
+        target.multifd(2, "zstd", "multifd");
+        let address = target.listen("tcp:127.0.0.1:0");
+        let mut args = vec![
+            "send",
+            file.to_str().unwrap(),
+            "--to",
+            &address,
+            "--compression",
+            "zstd",
+        ];
+        args.extend([
+            "--uuid",
+            UUID,
+            "--sync",
+            "section",
+            "--zero-pages",
+            zero_pages,
+            "--json",
+        ]);
+        let output = run(&args);
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let said = json(&output);
+        assert_eq!(said["sync"], "section");
+        let zero = said["total"]["zero_pages"].as_u64().unwrap();
+        assert_eq!(zero > 0, zero_pages == "multifd");
+        target.wait_completed();
+        assert!(target.ram_bytes() == expected, "{zero_pages}");
+    }
+}
+
+#[test]
 fn the_guest_goes_on_where_it_was() {
     if program().is_none() {
         return;
