@@ -4,5 +4,6 @@
 
 pub mod golden;
 pub mod guest;
+pub mod mapped;
 pub mod program;
 pub mod qemu;

@@ -151,6 +151,58 @@ fn adjacent_pages_are_one_system_call() {
     assert!(stored > 250 && calls < 60, "{stored} pages in {calls} calls");
 }
 
+#[test]
+fn interrupted_calls_are_repeated() {
+    let folder = folder();
+    let (status, said) = injected("pwrite64:error=EINTR:when=1+2", folder.path());
+    assert_eq!(status, Some(0), "{said}");
+    let file = folder.path().join("vm.mapped");
+    let file = file.to_str().unwrap();
+    let out = folder.path().join("RAM.bin");
+    assert!(run(&["verify", file, "--require-digest"]).status.success());
+    // The first reads are those of the dynamic loader, which does not take it.
+    let calls = folder.path().join("calls");
+    let output = Command::new("strace")
+        .args(["-f", "-qq", "-o", calls.to_str().unwrap(), "-e", "trace=pread64"])
+        .args(["-e", "inject=pread64:error=EINTR:when=4+2"])
+        .arg(path())
+        .args([
+            "extract",
+            file,
+            "--block",
+            "pc.ram",
+            "--out",
+            out.to_str().unwrap(),
+        ])
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(std::fs::read_to_string(&calls).unwrap().contains("EINTR"));
+    let golden = Golden::load("none-2ch");
+    let ram = std::fs::read(&out).unwrap();
+    assert_eq!(multifd_tests::guest::sha256(&ram), golden.ram_sha256());
+}
+
+#[test]
+fn a_descriptor_that_was_passed_is_written_and_read() {
+    let folder = folder();
+    let script = "exec 7<>\"$2/passed\"; exec \"$1\" recv --listen tcp:127.0.0.1:0 --out /dev/fdset/7";
+    let (status, said) = replay_into(script, folder.path());
+    assert_eq!(status, Some(0), "{said}");
+    assert_eq!(names(folder.path()), ["passed"]);
+    let script = "exec 8<\"$2/passed\"; exec \"$1\" verify /dev/fdset/8";
+    let output = Command::new("sh")
+        .args(["-c", script, "sh"])
+        .arg(path())
+        .arg(folder.path())
+        .output();
+    assert!(output.unwrap().status.success());
+}
+
 /// Whatever stands under the final name must be whole.
 fn whole_or_absent(folder: &Path, when: &str) -> bool {
     let file = folder.join("vm.mapped");

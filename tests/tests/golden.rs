@@ -2,16 +2,14 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use multifd_compress::{Zlib, Zstd};
-use multifd_core::{Method, Plain, RamBlock, RamMap, Sender, SenderConfig, SyncScope};
+use multifd_core::{Method, Plain, RamBlock, SenderConfig};
 use multifd_qemu::{
-    Limits, MappedBlock, MappedFile, MappedWriter, ReceiveOptions, Received, SendOptions, Snapshot,
-    SyncStyle, receive, send,
+    Limits, MappedFile, ReceiveOptions, Received, SendOptions, Snapshot, SyncStyle, receive, send,
 };
 use multifd_tests::golden::{Golden, STREAMS};
 use multifd_tests::guest::{contents, sha256};
-use multifd_transport_file::{DirectIo, FileTransport, PlacedBlock, load};
+use multifd_tests::mapped;
 use multifd_transport_socket::{SocketListener, SocketOptions, SocketTransport};
-use std::fs::File;
 use std::io::{Read, Write};
 use std::sync::Arc;
 
@@ -83,6 +81,32 @@ fn every_recording_gives_the_right_ram() {
         let cpu = sections.iter().find(|section| section.name == "cpu").unwrap();
         assert!(cpu.size > 1000, "{cpu:?}");
     }
+}
+
+#[test]
+fn a_vmm_receives_into_its_own_memory() {
+    let golden = Golden::load("zlib-2ch");
+    let (mut listener, transport) = listener();
+    let (made, blocks) = std::sync::mpsc::channel();
+    let received = std::thread::scope(|scope| {
+        scope.spawn(|| golden.replay(&transport));
+        let main = listener.accept_main().unwrap();
+        let options = ReceiveOptions {
+            memory: Some(Box::new(move |info, page_size| {
+                let map = memmap2::MmapMut::map_anon(info.used_length as usize).unwrap();
+                made.send((info.name.clone(), map.as_ptr().addr())).unwrap();
+                RamBlock::from_mmap(&info.name, map, page_size)
+            })),
+            ..options()
+        };
+        receive(main, &mut listener, options).unwrap()
+    });
+    for (name, address) in blocks {
+        let block = received.snapshot.ram.find(&name).unwrap();
+        assert_eq!(block.page(0).unwrap().as_mut_ptr().addr(), address, "{name}");
+    }
+    let ram = received.snapshot.ram.find("pc.ram").unwrap();
+    assert_eq!(sha256(&contents(ram)), golden.ram_sha256());
 }
 
 fn same(a: &Snapshot, b: &Snapshot) {
@@ -185,62 +209,18 @@ impl Read for Reader {
     }
 }
 
-fn placed(blocks: &[MappedBlock]) -> Vec<PlacedBlock> {
-    let place = |block: &MappedBlock| PlacedBlock {
-        name: block.name.clone(),
-        layout: block.layout,
-    };
-    blocks.iter().map(place).collect()
-}
-
-fn load_mapped(file: &File) -> Snapshot {
-    let mapped = MappedFile::read(file, 0, &Limits::default(), true).unwrap();
-    let mut ram = RamMap::new();
-    for block in &mapped.blocks {
-        let len = block.layout.used_length();
-        ram.add(RamBlock::anonymous(&block.name, len, 4096).unwrap())
-            .unwrap();
-    }
-    load(file, &placed(&mapped.blocks), &ram, 2, DirectIo::Off).unwrap();
-    Snapshot {
-        uuid: [0; 16],
-        ram_section: mapped.ram_section,
-        configuration: mapped.configuration.with_mapped_ram(false),
-        ram,
-        switchover_start: mapped.switchover_start,
-        tail: mapped.tail,
-    }
-}
-
 #[test]
 fn a_mapped_ram_file_qemu_wrote_loads_and_one_we_write_reads_the_same() {
     let golden = Golden::load("mapped-2ch");
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&golden.files["snapshot.mapped"]).unwrap();
-    let snapshot = load_mapped(&file);
+    let snapshot = mapped::load(&file, 0);
     let ram = snapshot.ram.find("pc.ram").unwrap();
     assert_eq!(sha256(&contents(ram)), golden.ram_sha256());
 
     let ours = tempfile::tempfile().unwrap();
-    let (writer, blocks) = MappedWriter::start(
-        &ours,
-        0,
-        &snapshot.configuration,
-        snapshot.ram_section,
-        &snapshot.blocks(),
-    )
-    .unwrap();
-    let transport = FileTransport::new(ours.try_clone().unwrap(), placed(&blocks), DirectIo::Off).unwrap();
-    let mut sender =
-        Sender::start(snapshot.ram.clone(), &Plain, &transport, &SenderConfig::default()).unwrap();
-    for (index, block) in snapshot.ram.blocks().iter().enumerate() {
-        sender.queue_range(index, 0, block.len()).unwrap();
-    }
-    sender.sync(SyncScope::Local).unwrap();
-    sender.finish().unwrap();
-    let written = transport.finish().unwrap();
-    writer.finish(snapshot.switchover_start, &snapshot.tail).unwrap();
-    same(&snapshot, &load_mapped(&ours));
+    let (blocks, written) = mapped::write(&ours, 0, &snapshot);
+    same(&snapshot, &mapped::load(&ours, 0));
 
     // The head QEMU wrote is the head we write: configuration, block list, and where everything goes.
     let theirs = MappedFile::read(&file, 0, &Limits::default(), true).unwrap();

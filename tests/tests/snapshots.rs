@@ -1,10 +1,12 @@
 //! A running guest into a file, out of it, and on: each step with a real QEMU at the other end.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use multifd_tests::guest::count;
+use multifd_tests::guest::{contents, count};
+use multifd_tests::mapped;
 use multifd_tests::program::{Recv, extract, json, run};
 use multifd_tests::qemu::{Machine, Qemu, UUID, program};
 use serde_json::{Value, json as object};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use tempfile::TempDir;
@@ -279,6 +281,41 @@ fn a_file_qemu_wrote_is_read_checked_and_sent_on() {
         target.wait_completed();
         target.goes_on(count(&ram));
     }
+}
+
+#[test]
+fn a_snapshot_may_start_within_a_larger_file() {
+    if program().is_none() {
+        return;
+    }
+    let folder = folder();
+    let theirs = folder.path().join("theirs");
+    std::fs::write(&theirs, vec![0xee; 5 << 20]).unwrap();
+    let mut source = running();
+    source.mapped_ram(2, false);
+    source.migrate(&format!("file:{},offset=0x300000", theirs.display()));
+    source.wait_completed();
+    let expected = source.ram_bytes();
+    drop(source);
+    let snapshot = mapped::load(&File::open(&theirs).unwrap(), 3 << 20);
+    assert!(contents(snapshot.ram.find("pc.ram").unwrap()) == expected);
+
+    let ours = folder.path().join("ours");
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(&ours)
+        .unwrap();
+    mapped::write(&file, 0x0070_1000, &snapshot);
+    let again = mapped::load(&file, 0x0070_1000);
+    assert!(contents(again.ram.find("pc.ram").unwrap()) == expected);
+    let mut target = waiting();
+    target.mapped_ram(2, false);
+    let uri = format!("file:{},offset=0x701000", ours.display());
+    target.execute("migrate-incoming", &object!({ "uri": uri }));
+    target.wait_completed();
+    target.goes_on(count(&expected));
 }
 
 #[test]
