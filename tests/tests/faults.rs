@@ -278,6 +278,34 @@ fn cases() -> Vec<Case> {
             s.channels[0][24] = 0;
         },
     );
+    let flush = good
+        .main
+        .windows(8)
+        .position(|window| window == [0, 0, 0, 0, 0, 0, 2, 0])
+        .unwrap();
+    for (word, expected) in [
+        (0x40u64, "switch the xbzrle capability off"),
+        (0x80, "migrate over tcp or unix, not rdma"),
+        (0x100, "switch the compress capability off"),
+        (0x400, "a word of the RAM section is 0x400"),
+    ] {
+        add(format!("a record {word:#x}"), expected, None, &|s| {
+            s.main[flush..flush + 8].copy_from_slice(&word.to_be_bytes());
+        });
+    }
+    for (command, expected) in [
+        (1u8, "switch the return-path capability off"),
+        (3, "switch the postcopy-ram capability off"),
+        (7, "switch the postcopy-ram capability off"),
+        (8, "switch the x-colo capability off"),
+        (99, "an unknown command (99)"),
+    ] {
+        add(format!("command {command}"), expected, None, &|s| {
+            // After the setup section: its end and its footer.
+            let after = flush + 8 + 8 + 5;
+            s.main.splice(after..after, [8, 0, command, 0, 0]);
+        });
+    }
     // The setup list: "pc.ram" and its length stand right after the total.
     let name = good
         .main
