@@ -172,6 +172,12 @@ pub(crate) enum Compression {
     Zlib,
     /// One zstd frame a channel
     Zstd,
+    /// Raw deflate a page, as Intel's IAA accelerator does
+    Qpl,
+    /// A zlib stream a page, as Kunpeng's accelerators do
+    Uadk,
+    /// gzip over a packet's pages, as Intel's QAT accelerator does
+    Qatzip,
 }
 
 /// Receive a VM: act as the destination of a QEMU migration

@@ -2,7 +2,8 @@
 
 use crate::args::Compression;
 use crate::failure::Failure;
-use multifd_compress::{Zlib, Zstd};
+use clap::ValueEnum;
+use multifd_compress::{Qatzip, Qpl, Uadk, Zlib, Zstd};
 use multifd_core::{Method, Plain};
 use std::sync::Arc;
 
@@ -12,6 +13,9 @@ pub(crate) fn method(compression: Compression, level: u8) -> Result<Arc<dyn Meth
         Compression::None => Arc::new(Plain),
         Compression::Zlib => Arc::new(Zlib::new(level)?),
         Compression::Zstd => Arc::new(Zstd::new(level)?),
+        Compression::Qpl => Arc::new(Qpl),
+        Compression::Uadk => Arc::new(Uadk),
+        Compression::Qatzip => Arc::new(Qatzip),
     })
 }
 
@@ -21,12 +25,15 @@ pub(crate) fn qemu_name(compression: Compression) -> &'static str {
         Compression::None => "none",
         Compression::Zlib => "zlib",
         Compression::Zstd => "zstd",
+        Compression::Qpl => "qpl",
+        Compression::Uadk => "uadk",
+        Compression::Qatzip => "qatzip",
     }
 }
 
 /// What may be received: the one asked for, or all there are.
 pub(crate) fn decoders(only: Option<Compression>) -> Result<Vec<Arc<dyn Method>>, Failure> {
-    let all = [Compression::None, Compression::Zlib, Compression::Zstd];
-    let wanted = all.into_iter().filter(|one| only.is_none_or(|only| only == *one));
-    wanted.map(|one| method(one, 1)).collect()
+    let all = Compression::value_variants().iter();
+    let wanted = all.filter(|one| only.is_none_or(|only| only == **one));
+    wanted.map(|one| method(*one, 1)).collect()
 }

@@ -1,13 +1,27 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+#[cfg(any(feature = "qpl", feature = "uadk"))]
+mod paged;
+#[cfg(feature = "qatzip")]
+mod qatzip;
+#[cfg(feature = "qpl")]
+mod qpl;
 #[cfg(any(feature = "zlib", feature = "zstd"))]
 mod stream;
+#[cfg(feature = "uadk")]
+mod uadk;
 #[cfg(feature = "zlib")]
 mod zlib;
 #[cfg(feature = "zstd")]
 mod zstd;
 
+#[cfg(feature = "qatzip")]
+pub use qatzip::Qatzip;
+#[cfg(feature = "qpl")]
+pub use qpl::Qpl;
+#[cfg(feature = "uadk")]
+pub use uadk::Uadk;
 #[cfg(feature = "zlib")]
 pub use zlib::Zlib;
 #[cfg(feature = "zstd")]

@@ -1,8 +1,14 @@
 //! Each codec against itself and against independent encoders, and against payloads that are not what they should be.
-#![cfg(all(feature = "zlib", feature = "zstd"))]
+#![cfg(all(
+    feature = "zlib",
+    feature = "zstd",
+    feature = "qpl",
+    feature = "uadk",
+    feature = "qatzip"
+))]
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use multifd_compress::{Zlib, Zstd};
+use multifd_compress::{Qatzip, Qpl, Uadk, Zlib, Zstd};
 use multifd_core::{
     Arrival, ChannelError, IncomingPages, Method, MethodError, PageBatch, PayloadBuf, RamBlock, RecvChannel,
     Unblock, Unpack, UnpackError,
@@ -77,7 +83,12 @@ fn methods() -> Vec<Box<dyn Method>> {
     for level in [0, 3, 20] {
         all.push(Box::new(Zstd::new(level).unwrap()));
     }
+    all.extend(accelerators());
     all
+}
+
+fn accelerators() -> Vec<Box<dyn Method>> {
+    vec![Box::new(Qpl), Box::new(Uadk), Box::new(Qatzip)]
 }
 
 /// A page that is text, noise, or the same byte throughout, after its number.
@@ -255,7 +266,176 @@ fn a_zstd_window_beyond_the_limit_is_refused() {
     }
 }
 
+/// The three pages of the fixtures (`tests/fixtures/make.py`).
+fn fixture_pages() -> Vec<u8> {
+    let text = b"the quick brown fox jumps over the lazy dog "
+        .iter()
+        .cycle()
+        .take(4096);
+    let mut state = 1u32;
+    let noise = (0..4096).map(|_| {
+        state = state.wrapping_mul(1_103_515_245).wrapping_add(12345) % (1 << 31);
+        (state >> 16) as u8
+    });
+    text.copied().chain(noise).chain([7; 4096]).collect()
+}
+
+#[test]
+fn what_an_independent_encoder_made_is_decoded() {
+    for (method, payload) in [
+        (&Qpl as &dyn Method, &include_bytes!("fixtures/qpl.bin")[..]),
+        (&Uadk, include_bytes!("fixtures/uadk.bin")),
+        (&Qatzip, include_bytes!("fixtures/qatzip.bin")),
+        (&Qatzip, include_bytes!("fixtures/qatzip-plain.bin")),
+    ] {
+        let kind = method.kind();
+        let outcome = |target: &RamBlock, offsets: &[u64], payload: &[u8]| {
+            unpack(
+                method.unpacker().unwrap().as_mut(),
+                kind,
+                target,
+                offsets,
+                payload,
+            )
+        };
+        let target = block(4);
+        outcome(&target, &[4096, 8192, 12288], payload).unwrap();
+        assert!(contents(&target)[4096..] == fixture_pages(), "{kind}");
+        // Not the pages that were announced, or not whole.
+        let few = outcome(&target, &[0, 4096], payload).unwrap_err();
+        let many = outcome(&target, &[0, 4096, 8192, 12288], payload).unwrap_err();
+        let tables = kind != multifd_packet::Method::Qatzip;
+        assert!(
+            tables || matches!(few, UnpackError::TooLong { .. }),
+            "{kind}: {few}"
+        );
+        assert!(
+            tables || matches!(many, UnpackError::TooShort { page: 3, .. }),
+            "{kind}: {many}"
+        );
+        for cut in [1, 11, payload.len() / 2, payload.len() - 1] {
+            let error = outcome(&target, &[0, 4096, 8192], &payload[..cut]).unwrap_err();
+            assert!(
+                matches!(error, UnpackError::TooShort { .. }),
+                "{kind} {cut}: {error}"
+            );
+        }
+        let more = [payload, b"!"].concat();
+        let error = outcome(&target, &[0, 4096, 8192], &more).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                UnpackError::TooLong { .. }
+                    | UnpackError::Damaged { .. }
+                    | UnpackError::TooShort { page: 3, .. }
+            ),
+            "{kind}: {error}"
+        );
+    }
+}
+
+#[test]
+fn a_page_that_is_not_just_a_page_is_refused() {
+    let deflate = |data: &[u8]| {
+        let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::best());
+        encoder.write_all(data).unwrap();
+        encoder.finish().unwrap()
+    };
+    let outcome = |length: u32, bytes: &[u8]| {
+        let payload = [&length.to_be_bytes()[..], bytes].concat();
+        let mut unpacker = Qpl.unpacker().unwrap();
+        unpack(
+            unpacker.as_mut(),
+            multifd_packet::Method::Qpl,
+            &block(1),
+            &[0],
+            &payload,
+        )
+    };
+    let good = deflate(&[9; 4096]);
+    let length = |bytes: &[u8]| bytes.len() as u32;
+    outcome(length(&good), &good).unwrap();
+    outcome(4096, &[9; 4096]).unwrap();
+    // A bomb, a byte too few, a stream that does not end, bytes behind it, lengths that can not be.
+    for bytes in [
+        deflate(&[9; 1 << 20]),
+        deflate(&[9; 4095]),
+        good[..good.len() - 1].to_vec(),
+    ] {
+        let error = outcome(length(&bytes), &bytes).unwrap_err();
+        assert!(matches!(error, UnpackError::Damaged { page: 0, .. }), "{error}");
+    }
+    let more = [&good[..], b"more"].concat();
+    assert!(matches!(
+        outcome(length(&more), &more),
+        Err(UnpackError::Damaged { .. })
+    ));
+    assert!(matches!(
+        outcome(length(&good), &more),
+        Err(UnpackError::TooLong { left: 4, .. })
+    ));
+    assert!(matches!(
+        outcome(4097, &[9; 4097]),
+        Err(UnpackError::Damaged { .. })
+    ));
+    assert!(matches!(
+        outcome(u32::MAX, &good),
+        Err(UnpackError::Damaged { .. })
+    ));
+    assert!(matches!(outcome(4096, &good), Err(UnpackError::TooShort { .. })));
+    assert!(outcome(0, &good).is_err());
+}
+
+#[test]
+fn gzip_itself_reads_what_qatzip_makes_and_a_wrong_checksum_is_noticed() {
+    let source = block(40);
+    let pages: Vec<u8> = (0..40).flat_map(|page| fill(page, 3)).collect();
+    source.region(0, pages.len()).unwrap().copy_from(&pages);
+    let offsets: Vec<u64> = (0..40).map(|page| page * 4096).collect();
+    let mut payload = PayloadBuf::default();
+    let batch = PageBatch::from_offsets(&source, &offsets).unwrap();
+    Qatzip.preparer().unwrap().prepare(&batch, &mut payload).unwrap();
+    let mut bytes = payload.staged().clone();
+    let mut gzip = std::process::Command::new("gzip")
+        .arg("-dc")
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut input, sent) = (gzip.stdin.take().unwrap(), bytes.clone());
+    let writer = std::thread::spawn(move || input.write_all(&sent).unwrap());
+    let output = gzip.wait_with_output().unwrap();
+    writer.join().unwrap();
+    assert!(output.status.success() && output.stdout == pages);
+    let last = bytes.len() - 6;
+    bytes[last] ^= 1;
+    let mut unpacker = Qatzip.unpacker().unwrap();
+    let kind = multifd_packet::Method::Qatzip;
+    let error = unpack(unpacker.as_mut(), kind, &block(40), &offsets, &bytes).unwrap_err();
+    assert!(matches!(error, UnpackError::Damaged { .. }), "{error}");
+}
+
 proptest! {
+    #[test]
+    fn damaged_pages_of_accelerators_never_panic(
+        damage in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..6),
+        which in 0usize..3,
+    ) {
+        let fixtures = [
+            &include_bytes!("fixtures/qpl.bin")[..],
+            include_bytes!("fixtures/uadk.bin"),
+            include_bytes!("fixtures/qatzip.bin"),
+        ];
+        let mut payload = fixtures[which].to_vec();
+        for (at, value) in damage {
+            let at = at.index(payload.len());
+            payload[at] = value;
+        }
+        let method = &accelerators()[which];
+        let mut unpacker = method.unpacker().unwrap();
+        let _ = unpack(unpacker.as_mut(), method.kind(), &block(3), &[0, 4096, 8192], &payload);
+    }
+
     #[test]
     fn damaged_payloads_never_panic(
         damage in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..6),
