@@ -1,7 +1,8 @@
 //! `multifd demo`: the whole path over loopback, by every method, every byte compared.
 
-use crate::args::{Compression, Demo};
+use crate::args::Demo;
 use crate::failure::{Failure, doing};
+use crate::options::Compression;
 use crate::progress::Slot;
 use crate::{image, method, report, signals};
 use indicatif::HumanBytes;

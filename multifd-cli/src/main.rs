@@ -13,6 +13,7 @@ mod inspect;
 mod memory_map;
 mod method;
 mod migration_setup;
+mod options;
 mod private_socket;
 mod progress;
 mod qmp;

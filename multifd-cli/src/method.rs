@@ -1,7 +1,7 @@
 //! The methods by their names on the command line.
 
-use crate::args::Compression;
 use crate::failure::Failure;
+use crate::options::Compression;
 use clap::ValueEnum;
 use multifd_compress::{Qatzip, Qpl, Uadk, Zlib, Zstd};
 use multifd_core::{Method, Plain};

@@ -1,8 +1,8 @@
 //! What has to be set on a QEMU for a migration by us, and how to set it back.
 
-use crate::args::Compression;
 use crate::failure::Failure;
 use crate::method::qemu_name;
+use crate::options::Compression;
 use crate::qmp::Qmp;
 use serde_json::{Map, Value, json};
 

@@ -1,7 +1,8 @@
 //! `multifd recv`: the destination of a migration, into a file.
 
-use crate::args::{Recv, Show};
+use crate::args::Recv;
 use crate::failure::{Failure, doing};
+use crate::options::Show;
 use crate::progress::Slot;
 use crate::report::{self, Transfer};
 use crate::snapshot_file::Target;

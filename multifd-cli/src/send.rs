@@ -1,7 +1,8 @@
 //! `multifd send`: the source of a migration, from a file.
 
-use crate::args::{Dialect, Send, Show, Sync, ZeroPages};
+use crate::args::Send;
 use crate::failure::{Failure, doing};
+use crate::options::{Dialect, Show, Sync, ZeroPages};
 use crate::progress::Slot;
 use crate::recv::cancelled;
 use crate::report::{self, Transfer};

@@ -1,7 +1,7 @@
 //! Snapshots and the files they lie in.
 
-use crate::args::{Direct, Writing};
 use crate::failure::Failure;
+use crate::options::{Direct, Writing};
 use crate::progress::Watch;
 use multifd_core::{CancelHandle, Plain, RamBlock, RamMap, Sender, SenderConfig, SyncScope};
 use multifd_qemu::{Limits, MappedBlock, MappedFile, MappedWriter, Snapshot};

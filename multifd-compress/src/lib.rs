@@ -26,3 +26,9 @@ pub use uadk::Uadk;
 pub use zlib::Zlib;
 #[cfg(feature = "zstd")]
 pub use zstd::Zstd;
+
+/// Most bytes deflate makes of `len`: at its quickest it writes nine bits for each byte, and some for blocks and streams.
+#[cfg(any(feature = "qpl", feature = "uadk", feature = "qatzip"))]
+fn deflate_bound(len: usize) -> usize {
+    len + len / 4 + 128
+}

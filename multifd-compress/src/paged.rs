@@ -29,17 +29,20 @@ impl PagedCompress {
         }
     }
 
-    /// Compresses `self.page` into `self.packed`; `false` if that would not make it smaller.
+    /// Compresses `self.page` into `self.packed`; `false` if that does not make it smaller.
     fn pack(&mut self) -> Result<bool, String> {
         self.deflate.reset();
         self.packed.clear();
-        // What does not fit in a page is sent as it is.
-        self.packed.reserve_exact(self.page.len());
+        // Always enough to finish: zlib-rs 0.6 does not reset a stream that has not.
+        self.packed.reserve(crate::deflate_bound(self.page.len()));
         let status = self
             .deflate
             .compress_vec(&self.page, &mut self.packed, FlushCompress::Finish)
             .map_err(|e| e.to_string())?;
-        Ok(status == Status::StreamEnd && self.packed.len() < self.page.len())
+        if status != Status::StreamEnd {
+            return Err("deflate took more room than it may".into());
+        }
+        Ok(self.packed.len() < self.page.len())
     }
 }
 

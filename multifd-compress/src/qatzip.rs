@@ -63,8 +63,7 @@ impl Prepare for GzipCompress {
 /// Appends one gzip member: `QATzip` says in its extra field how long the data is on either side.
 fn member(deflate: &mut Compress, data: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
     let start = out.len();
-    // Deflate's worst case is stored blocks.
-    out.reserve(HEADER_LEN + data.len() + data.len() / 1000 + 64);
+    out.reserve(HEADER_LEN + crate::deflate_bound(data.len()));
     out.resize(start + HEADER_LEN, 0);
     deflate.reset();
     let status = deflate

@@ -1,0 +1,197 @@
+//! Options that several commands share, and how their values are read.
+
+use clap::{Args, ValueEnum};
+use multifd_transport_file::DirectIo;
+use multifd_transport_socket::{Address, SocketOptions};
+use std::time::Duration;
+
+/// How results and progress are shown.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Show {
+    /// Print the result as one JSON object on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// No progress, no notes; only results and errors
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+}
+
+/// The longest deadline, in seconds.
+pub(crate) const YEAR: u64 = 365 * 24 * 60 * 60;
+
+/// Deadlines of connections.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Deadlines {
+    /// Seconds to wait for a connection to be made
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=YEAR))]
+    pub(crate) connect_timeout: u64,
+    /// Seconds without a byte on any connection after which the peer is given up
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=YEAR))]
+    pub(crate) timeout: u64,
+}
+
+impl Deadlines {
+    pub(crate) fn socket(self) -> SocketOptions {
+        SocketOptions {
+            connect: Duration::from_secs(self.connect_timeout),
+            stall: Duration::from_secs(self.timeout),
+        }
+    }
+}
+
+/// Whether page data goes past the page cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Direct {
+    /// Through the page cache
+    Off,
+    /// Past the page cache, or fail
+    On,
+    /// Past the page cache where the file system can
+    Auto,
+}
+
+impl From<Direct> for DirectIo {
+    fn from(direct: Direct) -> Self {
+        match direct {
+            Direct::Off => Self::Off,
+            Direct::On => Self::On,
+            Direct::Auto => Self::IfPossible,
+        }
+    }
+}
+
+/// How a snapshot's file is written.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Writing {
+    /// Whether page data goes past the page cache
+    #[arg(long, value_name = "WHEN", default_value = "off")]
+    pub(crate) direct_io: Direct,
+    /// Set room for all pages aside on the disk first; zero pages take room then
+    #[arg(long)]
+    pub(crate) preallocate: bool,
+    /// Write no companion (FILE.crc) with checksums of the memory
+    #[arg(long)]
+    pub(crate) no_digest: bool,
+    /// Replace the file if there is one
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// How to reach a QEMU on this machine.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Control {
+    /// QEMU's QMP socket: a path, unix:PATH or tcp:HOST:PORT
+    #[arg(long, value_name = "SOCKET", value_parser = parse_qmp)]
+    pub(crate) qmp: Address,
+    /// Where QEMU and this program meet [default: a Unix socket in a private folder]
+    ///
+    /// A QEMU that runs as another user can not reach a private folder: say tcp:127.0.0.1:0 then.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) via: Option<Address>,
+    /// How many channels
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..))]
+    pub(crate) channels: u8,
+    /// The compression
+    #[arg(long, value_name = "METHOD", default_value = "none")]
+    pub(crate) compression: Compression,
+    /// Start the guest afterwards
+    #[arg(long, conflicts_with = "stop")]
+    pub(crate) resume: bool,
+    /// Leave the guest stopped afterwards (QEMU migrates it again only after it has run on)
+    #[arg(long)]
+    pub(crate) stop: bool,
+}
+
+/// What a destination understands, where the name of the machine type does not tell.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Dialect {
+    /// When channels sync: once a round, or once a section, as QEMU's machine types up to 8.0 do [default: as the machine type does]
+    #[arg(long, value_name = "WHEN")]
+    pub(crate) sync: Option<Sync>,
+    /// How zero pages go [default: as a QEMU of the machine type's age understands]
+    #[arg(long, value_name = "HOW")]
+    pub(crate) zero_pages: Option<ZeroPages>,
+}
+
+/// When channels sync.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Sync {
+    /// Once a round (multifd-flush-after-each-section=off)
+    Round,
+    /// Once a section (multifd-flush-after-each-section=on)
+    Section,
+}
+
+/// How zero pages go, in QEMU's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ZeroPages {
+    /// Named in packets: QEMU 9.0 and later
+    Multifd,
+    /// Named on the main connection
+    Legacy,
+    /// Like any other page
+    None,
+}
+
+/// A compression method.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Compression {
+    /// No compression
+    None,
+    /// One zlib stream a channel
+    Zlib,
+    /// One zstd frame a channel
+    Zstd,
+    /// Raw deflate a page, as Intel's IAA accelerator does
+    Qpl,
+    /// A zlib stream a page, as Kunpeng's accelerators do
+    Uadk,
+    /// gzip over a packet's pages, as Intel's QAT accelerator does
+    Qatzip,
+}
+
+/// A UUID as its 16 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Uuid(pub(crate) [u8; 16]);
+
+/// A QMP socket: an address, or the path of a Unix socket.
+fn parse_qmp(text: &str) -> Result<Address, String> {
+    if text.starts_with("tcp:") || text.starts_with("unix:") {
+        text.parse()
+            .map_err(|e: multifd_transport_socket::AddressError| e.to_string())
+    } else if text.is_empty() {
+        Err("the path is missing".into())
+    } else {
+        Ok(Address::Unix(text.into()))
+    }
+}
+
+pub(crate) fn parse_uuid(text: &str) -> Result<Uuid, String> {
+    let groups: Vec<usize> = text.split('-').map(str::len).collect();
+    let digits: String = text.chars().filter(|c| *c != '-').collect();
+    let valid = groups == [8, 4, 4, 4, 12] && digits.chars().all(|c| c.is_ascii_hexdigit());
+    match u128::from_str_radix(&digits, 16) {
+        Ok(value) if valid => Ok(Uuid(value.to_be_bytes())),
+        _ => Err("write it as 01234567-89ab-cdef-0123-456789abcdef".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uuids_are_read_in_their_usual_form_only() {
+        let uuid = parse_uuid("5eed5eed-0000-4000-8000-00000000c0de").unwrap();
+        assert_eq!(uuid.0[..4], [0x5e, 0xed, 0x5e, 0xed]);
+        assert_eq!(uuid.0[14..], [0xc0, 0xde]);
+        for bad in [
+            "",
+            "5eed",
+            "5eed5eed000040008000-00000000c0de",
+            "+eed5eed-0000-4000-8000-00000000c0de",
+        ] {
+            assert!(parse_uuid(bad).is_err(), "{bad}");
+        }
+    }
+}
