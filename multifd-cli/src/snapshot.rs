@@ -43,7 +43,12 @@ pub(crate) fn run(args: &Snapshot) -> Result<(), Failure> {
         was_running
     };
     // Whatever happened, QEMU is put back first; the guest does not wait for the file to be written.
-    let put_back = settle(&mut qmp, changed, run_on);
+    let put_back = settle(
+        &mut qmp,
+        changed,
+        run_on,
+        Duration::from_secs(args.deadlines.timeout),
+    );
     let (begun, received) = outcome?;
     put_back?;
     let written = target.write(&received.snapshot, &cancel, args.show.quiet)?;
@@ -57,20 +62,22 @@ fn transfer(args: &Snapshot, qmp: &mut Qmp, cancel: &CancelHandle) -> Result<(In
     let options = args.deadlines.socket();
     let mut listener = SocketListener::bind(&place.address, options).map_err(doing("listening"))?;
     let address = listener.address().map_err(doing("listening"))?.to_string();
+    // Not the one a signal trips: QEMU is to be told first, see `call_off`.
+    let broken_off = CancelHandle::default();
     let receiving = ReceiveOptions {
         methods: method::decoders(Some(args.control.compression))?,
         channels: Some(args.control.channels),
         progress: Arc::new(Progress::new(options.stall)),
-        cancel: cancel.clone(),
+        cancel: broken_off.clone(),
         ..ReceiveOptions::default()
     };
     std::thread::scope(|scope| {
         let (show, listener) = (args.show, &mut listener);
         let arrival = scope.spawn(move || recv::take(listener, receiving, show, |_| Ok(())));
-        let watched = watch(args, qmp, &address, cancel);
+        let watched = watch(args, qmp, &address, [cancel, &broken_off]);
         if watched.is_err() {
             // Nothing more will come.
-            cancel.cancel();
+            broken_off.cancel();
         }
         let outcome = arrival.join();
         let outcome = outcome.map_err(|_| Failure::Other("the receiving thread panicked".into()))?;
@@ -86,11 +93,12 @@ fn transfer(args: &Snapshot, qmp: &mut Qmp, cancel: &CancelHandle) -> Result<(In
 }
 
 /// Starts the migration and waits for its end. A guest that dirties memory faster than it is copied is stopped.
-fn watch(args: &Snapshot, qmp: &mut Qmp, address: &str, cancel: &CancelHandle) -> Result<(), Failure> {
+fn watch(args: &Snapshot, qmp: &mut Qmp, address: &str, cancel: [&CancelHandle; 2]) -> Result<(), Failure> {
     qmp.execute("migrate", &json!({ "uri": address }))?;
     let mut stopped = false;
     loop {
-        if let Some(error) = cancel.error() {
+        if let Some(error) = cancel.iter().find_map(|handle| handle.error()) {
+            call_off(qmp, Duration::from_secs(args.deadlines.timeout))?;
             return Err(error.into());
         }
         let migration = qmp.migration()?;
@@ -110,14 +118,28 @@ fn watch(args: &Snapshot, qmp: &mut Qmp, address: &str, cancel: &CancelHandle) -
     }
 }
 
-/// Ends what is still under way, puts QEMU's settings back, and has the guest run on if it is to.
-pub(crate) fn settle(qmp: &mut Qmp, changed: Changed, run_on: bool) -> Result<(), Failure> {
-    if !qmp.migration()?.is_over() {
-        qmp.execute("migrate_cancel", &json!({}))?;
-        while !qmp.migration()?.is_over() {
-            qmp.pause()?;
-        }
+/// Cancels a migration, and waits until QEMU is done with it; our connections must stay open so long.
+///
+/// QEMU 10.0 dies of an assertion (`yank_unregister_instance`) if a connection breaks off, or it is told to cancel, while
+/// its channels are being set up: it is given time to get over that.
+fn call_off(qmp: &mut Qmp, timeout: Duration) -> Result<(), Failure> {
+    let end = Instant::now() + timeout;
+    while qmp.migration()?.status == "setup" && Instant::now() < end {
+        qmp.pause()?;
     }
+    if qmp.migration()?.is_over() {
+        return Ok(());
+    }
+    qmp.execute("migrate_cancel", &json!({}))?;
+    while !qmp.migration()?.is_over() && Instant::now() < end {
+        qmp.pause()?;
+    }
+    Ok(())
+}
+
+/// Ends what is still under way, puts QEMU's settings back, and has the guest run on if it is to.
+fn settle(qmp: &mut Qmp, changed: Changed, run_on: bool, timeout: Duration) -> Result<(), Failure> {
+    call_off(qmp, timeout)?;
     let put_back = changed.put_back(qmp);
     if run_on && !qmp.guest()?.0 {
         qmp.execute("cont", &json!({}))?;
