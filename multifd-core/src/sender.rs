@@ -97,7 +97,21 @@ impl Sender {
             ram,
         };
         sender.unblock_on_failure(Box::new(Arc::clone(&sender.queue)));
-        let geometry = sender.ram.geometry()?;
+        if let Err(error) = sender.open_channels(method, transport, config) {
+            // Known to whoever holds the handle before the engine's own end cancels the transfer.
+            sender.cancel.trip(error.clone());
+            return Err(error);
+        }
+        Ok(sender)
+    }
+
+    fn open_channels(
+        &mut self,
+        method: &dyn Method,
+        transport: &dyn Transport,
+        config: &SenderConfig,
+    ) -> Result<(), Error> {
+        let geometry = self.ram.geometry()?;
         let packet_num = Arc::new(AtomicU64::new(0));
         for id in 0..config.channels {
             let failed = |source| Error::Channel {
@@ -106,12 +120,12 @@ impl Sender {
                 source,
             };
             let channel = transport.open(id).map_err(failed)?;
-            sender.unblock_on_failure(channel.unblock_handle().map_err(failed)?);
+            self.unblock_on_failure(channel.unblock_handle().map_err(failed)?);
             let worker = SendWorker {
                 id,
                 uuid: config.uuid,
-                queue: Arc::clone(&sender.queue),
-                stats: sender.stats.clone(),
+                queue: Arc::clone(&self.queue),
+                stats: self.stats.clone(),
                 packet_num: Arc::clone(&packet_num),
                 geometry,
                 kind: method.kind(),
@@ -122,7 +136,7 @@ impl Sender {
                 zero_pages: config.zero_pages,
                 flags: config.flags,
             };
-            let cancel = sender.cancel.clone();
+            let cancel = self.cancel.clone();
             let thread = std::thread::Builder::new()
                 .name(format!("multifd-send-{id}"))
                 .spawn(move || {
@@ -132,9 +146,9 @@ impl Sender {
                     }
                 })
                 .map_err(|e| failed(e.into()))?;
-            sender.threads.push(thread);
+            self.threads.push(thread);
         }
-        Ok(sender)
+        Ok(())
     }
 
     /// Queues the page at `offset` (bytes) of the block at index `block` of the RAM map.

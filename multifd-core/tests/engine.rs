@@ -397,6 +397,32 @@ fn a_peer_that_falls_silent_is_a_stall_that_names_its_channel() {
     assert!(pipes.iter().all(|pipe| pipe.handles() == 1));
 }
 
+/// Opens its first channel, and no other.
+struct OnlyOne(Pipe);
+
+impl multifd_core::Transport for OnlyOne {
+    fn open(&self, id: u8) -> Result<Box<dyn multifd_core::SendChannel>, ChannelError> {
+        match id {
+            0 => Ok(Box::new(self.0.clone())),
+            _ => Err(ChannelError::Peer("nobody is there".into())),
+        }
+    }
+}
+
+#[test]
+fn a_start_that_fails_half_way_says_why_to_all() {
+    let cancel = CancelHandle::default();
+    let config = SenderConfig {
+        cancel: cancel.clone(),
+        ..send_config(3)
+    };
+    let transport = OnlyOne(Pipe::default());
+    let error = Sender::start(guest("pc.ram", 1), &Plain, &transport, &config).unwrap_err();
+    assert_eq!(error.to_string(), "channel 1: connecting: nobody is there");
+    assert_eq!(cancel.error().unwrap().to_string(), error.to_string());
+    assert_eq!(transport.0.handles(), 1, "the first channel's thread is gone");
+}
+
 #[test]
 fn too_many_channels_are_refused() {
     let config = ReceiverConfig {
