@@ -1,6 +1,14 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+#[cfg(any(
+    feature = "zlib",
+    feature = "zstd",
+    feature = "qpl",
+    feature = "uadk",
+    feature = "qatzip"
+))]
+mod packet_bytes;
 #[cfg(any(feature = "qpl", feature = "uadk"))]
 mod paged;
 #[cfg(feature = "qatzip")]

@@ -3,6 +3,7 @@
 //! `u32 length[normal pages]`, big-endian, then the pages' bytes back to back. A length of a whole page means that the page
 //! is there as it is; no length is more.
 
+use crate::packet_bytes::{copy_pages, take_payload};
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 use multifd_core::{
     IncomingPages, MethodError, PageBatch, PayloadBuf, Prepare, RecvChannel, Region, Unpack, UnpackError,
@@ -15,7 +16,7 @@ const LENGTH: usize = size_of::<u32>();
 pub(crate) struct PagedCompress {
     method: Method,
     deflate: Compress,
-    page: Vec<u8>,
+    pages: Vec<u8>,
     packed: Vec<u8>,
 }
 
@@ -24,43 +25,38 @@ impl PagedCompress {
         Self {
             method,
             deflate: Compress::new(Compression::new(level.into()), zlib_header),
-            page: Vec::new(),
+            pages: Vec::new(),
             packed: Vec::new(),
         }
     }
+}
 
-    /// Compresses `self.page` into `self.packed`; `false` if that does not make it smaller.
-    fn pack(&mut self) -> Result<bool, String> {
-        self.deflate.reset();
-        self.packed.clear();
-        // Always enough to finish: zlib-rs 0.6 does not reset a stream that has not.
-        self.packed.reserve(crate::deflate_bound(self.page.len()));
-        let status = self
-            .deflate
-            .compress_vec(&self.page, &mut self.packed, FlushCompress::Finish)
-            .map_err(|e| e.to_string())?;
-        if status != Status::StreamEnd {
-            return Err("deflate took more room than it may".into());
-        }
-        Ok(self.packed.len() < self.page.len())
+/// Compresses a page; what that does not make smaller is sent as it is.
+fn pack<'a>(deflate: &mut Compress, page: &'a [u8], packed: &'a mut Vec<u8>) -> Result<&'a [u8], String> {
+    deflate.reset();
+    packed.clear();
+    // Always enough to finish: zlib-rs 0.6 does not reset a stream that has not.
+    packed.reserve(crate::deflate_bound(page.len()));
+    let status = deflate
+        .compress_vec(page, packed, FlushCompress::Finish)
+        .map_err(|e| e.to_string())?;
+    if status != Status::StreamEnd {
+        return Err("deflate took more room than it may".into());
     }
+    Ok(if packed.len() < page.len() { packed } else { page })
 }
 
 impl Prepare for PagedCompress {
     fn prepare(&mut self, pages: &PageBatch, payload: &mut PayloadBuf) -> Result<(), MethodError> {
         let method = self.method;
         let codec = |reason| MethodError::Codec { method, reason };
+        let data = copy_pages(pages, &mut self.pages).map_err(codec)?;
         let table = pages.normal().len() * LENGTH;
-        let size = pages.block().page_size() as usize;
         let out = payload.staged();
-        out.reserve(table + pages.normal().len() * size);
+        out.reserve(table + data.len());
         out.resize(table, 0);
-        self.page.resize(size, 0);
-        for (index, &offset) in pages.normal().iter().enumerate() {
-            let region = pages.block().page(offset).map_err(|e| codec(e.to_string()))?;
-            region.copy_to(&mut self.page);
-            let smaller = self.pack().map_err(codec)?;
-            let bytes = if smaller { &self.packed } else { &self.page };
+        for (index, page) in data.chunks(pages.block().page_size() as usize).enumerate() {
+            let bytes = pack(&mut self.deflate, page, &mut self.packed).map_err(codec)?;
             let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_be_bytes();
             if let Some(entry) = out.get_mut(index * LENGTH..(index + 1) * LENGTH) {
                 entry.copy_from_slice(&length);
@@ -106,8 +102,7 @@ impl Unpack for PagedDecompress {
             page,
         } = self;
         let (method, count) = (*method, pages.len());
-        payload.resize(pages.payload_len(), 0);
-        channel.recv(payload)?;
+        let payload = take_payload(pages, channel, payload)?;
         page.resize(pages.page_size(), 0);
         let too_short = |index| UnpackError::TooShort {
             method,

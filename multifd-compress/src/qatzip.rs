@@ -1,5 +1,6 @@
 //! `QATzip`: what Intel's QAT accelerator makes and takes, in software.
 
+use crate::packet_bytes::{copy_pages, take_payload};
 use flate2::{Compress, Compression, Crc, FlushCompress, Status, read::MultiGzDecoder};
 use multifd_core::{
     IncomingPages, Method, MethodError, PageBatch, PayloadBuf, Prepare, RecvChannel, Unpack, UnpackError,
@@ -47,13 +48,8 @@ impl Prepare for GzipCompress {
             method: METHOD,
             reason,
         };
-        let size = pages.block().page_size() as usize;
-        self.pages.resize(pages.normal().len() * size, 0);
-        for (&offset, page) in pages.normal().iter().zip(self.pages.chunks_mut(size)) {
-            let region = pages.block().page(offset).map_err(|e| codec(e.to_string()))?;
-            region.copy_to(page);
-        }
-        for piece in self.pages.chunks(MEMBER) {
+        let data = copy_pages(pages, &mut self.pages).map_err(codec)?;
+        for piece in data.chunks(MEMBER) {
             member(&mut self.deflate, piece, payload.staged()).map_err(codec)?;
         }
         Ok(())
@@ -102,10 +98,8 @@ impl Unpack for GzipDecompress {
     ) -> Result<(), UnpackError> {
         let Self { payload, page } = self;
         let count = pages.len();
-        payload.resize(pages.payload_len(), 0);
-        channel.recv(payload)?;
+        let mut left = take_payload(pages, channel, payload)?;
         page.resize(pages.page_size(), 0);
-        let mut left = payload.as_slice();
         let mut decoder = MultiGzDecoder::new(&mut left);
         let damaged = |index, error: std::io::Error| match error.kind() {
             ErrorKind::UnexpectedEof => UnpackError::TooShort {

@@ -1,6 +1,7 @@
 //! What every codec that is one stream a channel has in common: pages are gathered and compressed with a flush at the
 //! packet's end; a payload gives exactly the packet's pages.
 
+use crate::packet_bytes::{copy_pages, take_payload};
 use multifd_core::{
     IncomingPages, MethodError, PageBatch, PayloadBuf, Prepare, RecvChannel, Unpack, UnpackError,
 };
@@ -39,7 +40,7 @@ pub(crate) trait Inflate: Send {
 /// Compresses packets with `D`.
 pub(crate) struct Compress<D> {
     deflate: D,
-    /// The packet's pages: copied out of guest memory, which may change while a codec looks at it.
+    /// Room for the packet's pages.
     pages: Vec<u8>,
 }
 
@@ -58,20 +59,7 @@ impl<D: Deflate> Prepare for Compress<D> {
             method: D::METHOD,
             reason,
         };
-        let mut filled = 0;
-        for run in pages.normal_runs() {
-            let end = filled + run.len;
-            if self.pages.len() < end {
-                self.pages.resize(end, 0);
-            }
-            let region = pages
-                .block()
-                .region(run.offset, run.len)
-                .map_err(|e| codec(e.to_string()))?;
-            region.copy_to(self.pages.get_mut(filled..end).unwrap_or_default());
-            filled = end;
-        }
-        let input = self.pages.get(..filled).unwrap_or_default();
+        let input = copy_pages(pages, &mut self.pages).map_err(codec)?;
         self.deflate.deflate(input, payload.staged()).map_err(codec)
     }
 }
@@ -104,13 +92,7 @@ impl<I: Inflate> Unpack for Decompress<I> {
             payload,
             page,
         } = self;
-        let len = pages.payload_len();
-        if payload.len() < len {
-            payload.resize(len, 0);
-        }
-        let received = payload.get_mut(..len).unwrap_or_default();
-        channel.recv(received)?;
-        let mut input: &[u8] = received;
+        let mut input = take_payload(pages, channel, payload)?;
         page.resize(pages.page_size(), 0);
         let method = I::METHOD;
         let count = pages.len();
