@@ -32,6 +32,12 @@ pub enum Field {
     BitmapOffset,
     /// `pages_offset` of a mapped-ram header.
     PagesOffset,
+    /// The checksum extension's CRC-32 of a packet.
+    PacketChecksum,
+    /// The checksum extension's CRC-32 of a payload.
+    PayloadChecksum,
+    /// The checksum extension's flags.
+    ChecksumFlags,
 }
 
 impl fmt::Display for Field {
@@ -50,6 +56,9 @@ impl fmt::Display for Field {
             Self::PageSize => "page_size",
             Self::BitmapOffset => "bitmap_offset",
             Self::PagesOffset => "pages_offset",
+            Self::PacketChecksum => "the packet's checksum",
+            Self::PayloadChecksum => "the payload's checksum",
+            Self::ChecksumFlags => "the checksum's flags",
         })
     }
 }
@@ -138,6 +147,9 @@ pub enum PacketError {
         /// The rule that does not hold, as half a sentence.
         expected: &'static str,
     },
+    /// A packet carries no checksum where one is asked for.
+    #[error("the packet carries no checksum")]
+    NoChecksum,
     /// Offsets of a layout exceed 64 bits.
     #[error("{field} lies beyond the end of a 64-bit file")]
     Overflow {

@@ -5,6 +5,8 @@
 #[cfg(feature = "std")]
 extern crate std;
 
+#[cfg(feature = "checksum")]
+mod checksum;
 mod device_state;
 mod error;
 mod flags;
@@ -14,6 +16,8 @@ mod mapped_ram;
 mod name;
 mod ram;
 
+#[cfg(feature = "checksum")]
+pub use checksum::Seal;
 pub use device_state::{DEVICE_STATE_PACKET_LEN, DeviceStateFields, DeviceStatePacket};
 pub use error::{Field, PacketError};
 pub use flags::{Flags, Method};

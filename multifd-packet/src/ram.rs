@@ -269,6 +269,11 @@ impl<'a> Offsets<'a> {
         self.wire.is_empty()
     }
 
+    /// The offset at `index`.
+    pub fn get(&self, index: usize) -> Option<u64> {
+        self.wire.get(index).map(|offset| offset.get())
+    }
+
     /// The offsets in wire order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = u64> + use<'a> {
         self.wire.iter().map(|o| o.get())
