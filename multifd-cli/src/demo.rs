@@ -18,7 +18,7 @@ const PAGE_SIZE: u32 = 4096;
 /// One row of the table.
 #[derive(Debug, Serialize)]
 struct Row {
-    compression: &'static str,
+    compression: String,
     channels: u8,
     seconds: f64,
     gib_per_second: f64,
@@ -128,7 +128,7 @@ fn measure(
     );
     #[allow(clippy::cast_precision_loss)] // Figures for people to read.
     Ok(Row {
-        compression: received.method.name(),
+        compression: report::methods(&received.methods),
         channels,
         seconds,
         gib_per_second: guest_bytes as f64 / seconds / f64::from(1 << 30),

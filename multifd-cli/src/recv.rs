@@ -103,7 +103,7 @@ pub(crate) fn finish(out: &Path, show: Show, received: &Received, written: Writt
         ok: true,
         machine: snapshot.configuration.machine.clone(),
         uuid: report::uuid(snapshot.uuid),
-        compression: received.method.name(),
+        compression: report::methods(&received.methods),
         sync: report::sync_name(received.sync),
         rounds: Some(received.rounds),
         seconds: begun.elapsed().as_secs_f64(),

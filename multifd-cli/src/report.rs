@@ -2,6 +2,7 @@
 
 use indicatif::HumanBytes;
 use multifd_core::{ChannelStats, Stats};
+use multifd_packet::Method;
 use multifd_qemu::{BlockInfo, SyncStyle};
 use serde::Serialize;
 use std::io::Write;
@@ -66,7 +67,7 @@ pub(crate) struct Transfer {
     pub(crate) ok: bool,
     pub(crate) machine: String,
     pub(crate) uuid: String,
-    pub(crate) compression: &'static str,
+    pub(crate) compression: String,
     pub(crate) sync: &'static str,
     pub(crate) rounds: Option<u64>,
     pub(crate) seconds: f64,
@@ -109,6 +110,15 @@ impl Transfer {
 
 pub(crate) fn channels(stats: &Stats) -> Vec<Counts> {
     stats.channels.iter().map(|&one| one.into()).collect()
+}
+
+/// The methods of a transfer's packets as one word.
+pub(crate) fn methods(methods: &[Method]) -> String {
+    if methods.is_empty() {
+        return Method::None.name().into();
+    }
+    let names: Vec<_> = methods.iter().map(|method| method.name()).collect();
+    names.join("+")
 }
 
 pub(crate) fn blocks(blocks: Vec<BlockInfo>) -> Vec<Block> {

@@ -115,7 +115,7 @@ pub(crate) fn finish(show: Show, snapshot: &Snapshot, method: &dyn Method, sent:
         ok: true,
         machine: snapshot.configuration.machine.clone(),
         uuid: report::uuid(snapshot.uuid),
-        compression: method.kind().name(),
+        compression: method.kind().name().into(),
         sync: report::sync_name(sent.sync),
         rounds: None,
         seconds: begun.elapsed().as_secs_f64(),

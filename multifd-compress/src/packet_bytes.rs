@@ -10,8 +10,15 @@ fn grow(room: &mut Vec<u8>, len: usize) -> &mut [u8] {
     room.get_mut(..len).unwrap_or_default()
 }
 
-/// Copies a batch's normal pages out of guest memory, which may change while a codec looks at it.
-pub(crate) fn copy_pages<'a>(pages: &PageBatch, room: &'a mut Vec<u8>) -> Result<&'a [u8], String> {
+/// A batch's normal pages, one after another: in place if they lie so in memory that can not change; else copied out of guest
+/// memory, which may change while a codec looks at it.
+pub(crate) fn page_bytes<'a>(pages: &'a PageBatch, room: &'a mut Vec<u8>) -> Result<&'a [u8], String> {
+    let mut runs = pages.normal_runs();
+    if let (Some(run), None) = (runs.next(), runs.next())
+        && let Some(bytes) = pages.block().frozen_bytes(run.offset, run.len)
+    {
+        return Ok(bytes);
+    }
     let size = pages.block().page_size() as usize;
     let all = grow(room, pages.normal().len() * size);
     let mut left = &mut *all;

@@ -3,7 +3,7 @@
 //! `u32 length[normal pages]`, big-endian, then the pages' bytes back to back. A length of a whole page means that the page
 //! is there as it is; no length is more.
 
-use crate::packet_bytes::{copy_pages, take_payload};
+use crate::packet_bytes::{page_bytes, take_payload};
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 use multifd_core::{
     IncomingPages, MethodError, PageBatch, PayloadBuf, Prepare, RecvChannel, Region, Unpack, UnpackError,
@@ -50,7 +50,7 @@ impl Prepare for PagedCompress {
     fn prepare(&mut self, pages: &PageBatch, payload: &mut PayloadBuf) -> Result<(), MethodError> {
         let method = self.method;
         let codec = |reason| MethodError::Codec { method, reason };
-        let data = copy_pages(pages, &mut self.pages).map_err(codec)?;
+        let data = page_bytes(pages, &mut self.pages).map_err(codec)?;
         let table = pages.normal().len() * LENGTH;
         let out = payload.staged();
         out.reserve(table + data.len());

@@ -1,9 +1,10 @@
 //! `QATzip`: what Intel's QAT accelerator makes and takes, in software.
 
-use crate::packet_bytes::{copy_pages, take_payload};
+use crate::packet_bytes::{page_bytes, take_payload};
 use flate2::{Compress, Compression, Crc, FlushCompress, Status, read::MultiGzDecoder};
 use multifd_core::{
-    IncomingPages, Method, MethodError, PageBatch, PayloadBuf, Prepare, RecvChannel, Unpack, UnpackError,
+    IncomingPages, IndependentPackets, Method, MethodError, PageBatch, PayloadBuf, Prepare, RecvChannel,
+    Unpack, UnpackError,
 };
 use std::io::{ErrorKind, Read};
 
@@ -19,6 +20,8 @@ const HEADER_LEN: usize = 24;
 /// QEMU's documented layout and `QATzip`'s own description of its format; it has not been tried against the hardware.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Qatzip;
+
+impl IndependentPackets for Qatzip {}
 
 impl Method for Qatzip {
     fn kind(&self) -> multifd_packet::Method {
@@ -48,7 +51,7 @@ impl Prepare for GzipCompress {
             method: METHOD,
             reason,
         };
-        let data = copy_pages(pages, &mut self.pages).map_err(codec)?;
+        let data = page_bytes(pages, &mut self.pages).map_err(codec)?;
         for piece in data.chunks(MEMBER) {
             member(&mut self.deflate, piece, payload.staged()).map_err(codec)?;
         }

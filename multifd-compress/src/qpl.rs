@@ -1,7 +1,7 @@
 //! QPL: what Intel's IAA accelerator makes and takes, in software.
 
 use crate::paged::{PagedCompress, PagedDecompress};
-use multifd_core::{Method, MethodError, Prepare, Unpack};
+use multifd_core::{IndependentPackets, Method, MethodError, Prepare, Unpack};
 
 /// The method QPL: each page a complete raw deflate stream.
 ///
@@ -9,6 +9,8 @@ use multifd_core::{Method, MethodError, Prepare, Unpack};
 /// QEMU's documented layout; it has not been tried against the hardware.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Qpl;
+
+impl IndependentPackets for Qpl {}
 
 impl Method for Qpl {
     fn kind(&self) -> multifd_packet::Method {

@@ -1,10 +1,8 @@
-//! What every codec that is one stream a channel has in common: pages are gathered and compressed with a flush at the
-//! packet's end; a payload gives exactly the packet's pages.
+//! What decoders of streams have in common: a stream may go on from packet to packet, and each payload gives exactly the
+//! packet's pages.
 
-use crate::packet_bytes::{copy_pages, take_payload};
-use multifd_core::{
-    IncomingPages, MethodError, PageBatch, PayloadBuf, Prepare, RecvChannel, Unpack, UnpackError,
-};
+use crate::packet_bytes::take_payload;
+use multifd_core::{IncomingPages, MethodError, RecvChannel, Unpack, UnpackError};
 use multifd_packet::Method;
 
 /// Checks a level against the range QEMU accepts for the method.
@@ -20,14 +18,6 @@ pub(crate) fn check_level(method: Method, found: u8, max: u8) -> Result<u8, Meth
     Ok(found)
 }
 
-/// A compressor with a stream under way.
-pub(crate) trait Deflate: Send {
-    const METHOD: Method;
-
-    /// Compresses all of `input`, flushes, and appends the result to `out`.
-    fn deflate(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<(), String>;
-}
-
 /// A decompressor with a stream under way.
 pub(crate) trait Inflate: Send {
     const METHOD: Method;
@@ -35,33 +25,6 @@ pub(crate) trait Inflate: Send {
     /// Decompresses some of `input` into some of `out`; returns how much of each was used. No progress means that more
     /// input is needed.
     fn inflate(&mut self, input: &[u8], out: &mut [u8]) -> Result<(usize, usize), String>;
-}
-
-/// Compresses packets with `D`.
-pub(crate) struct Compress<D> {
-    deflate: D,
-    /// Room for the packet's pages.
-    pages: Vec<u8>,
-}
-
-impl<D: Deflate> Compress<D> {
-    pub(crate) fn new(deflate: D) -> Self {
-        Self {
-            deflate,
-            pages: Vec::new(),
-        }
-    }
-}
-
-impl<D: Deflate> Prepare for Compress<D> {
-    fn prepare(&mut self, pages: &PageBatch, payload: &mut PayloadBuf) -> Result<(), MethodError> {
-        let codec = |reason| MethodError::Codec {
-            method: D::METHOD,
-            reason,
-        };
-        let input = copy_pages(pages, &mut self.pages).map_err(codec)?;
-        self.deflate.deflate(input, payload.staged()).map_err(codec)
-    }
 }
 
 /// Decompresses packets with `I`.

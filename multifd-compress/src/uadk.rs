@@ -1,7 +1,7 @@
 //! UADK: what the accelerators of Kunpeng processors make and take, in software.
 
 use crate::paged::{PagedCompress, PagedDecompress};
-use multifd_core::{Method, MethodError, Prepare, Unpack};
+use multifd_core::{IndependentPackets, Method, MethodError, Prepare, Unpack};
 
 /// The method UADK: each page a complete zlib stream.
 ///
@@ -9,6 +9,8 @@ use multifd_core::{Method, MethodError, Prepare, Unpack};
 /// QEMU's documented layout; it has not been tried against the hardware.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Uadk;
+
+impl IndependentPackets for Uadk {}
 
 impl Method for Uadk {
     fn kind(&self) -> multifd_packet::Method {

@@ -1,15 +1,16 @@
-//! zstd: one frame for the life of a channel, each packet's part ended with a flush; a peer's may also be one frame a
-//! packet.
+//! zstd: one frame a packet; a peer's may also be one for the life of a channel, as QEMU's are.
 
-use crate::stream::{Compress, Decompress, Deflate, Inflate, check_level};
-use multifd_core::{MethodError, Prepare, Unpack};
+use crate::packet_bytes::page_bytes;
+use crate::stream::{Decompress, Inflate, check_level};
+use multifd_core::{IndependentPackets, MethodError, PageBatch, PayloadBuf, Prepare, Unpack};
 use multifd_packet::Method;
 use zstd_safe::{CCtx, CParameter, DCtx, DParameter, InBuffer, OutBuffer, ResetDirective, get_error_name};
 
 /// Largest window a peer may ask for, as a power of two: 32 MiB, what level 20 uses.
 const WINDOW_LOG_MAX: u32 = 25;
 
-/// The method zstd.
+/// The method zstd. Each packet is a complete frame of its own, which a real QEMU 10.0.2 takes as well as its own kind: so any
+/// thread can prepare any packet.
 #[derive(Debug, Clone, Copy)]
 pub struct Zstd {
     level: u8,
@@ -52,11 +53,11 @@ impl multifd_core::Method for Zstd {
     }
 
     fn preparer(&self) -> Result<Box<dyn Prepare>, MethodError> {
-        let mut context = CCtx::try_create().ok_or_else(no_memory)?;
-        context
-            .set_parameter(CParameter::CompressionLevel(self.level.into()))
-            .map_err(codec)?;
-        Ok(Box::new(Compress::new(context)))
+        Ok(Box::new(FrameCompress {
+            encoder: FrameEncoder::new()?,
+            level: self.level.into(),
+            pages: Vec::new(),
+        }))
     }
 
     fn unpacker(&self) -> Result<Box<dyn Unpack>, MethodError> {
@@ -69,27 +70,66 @@ impl multifd_core::Method for Zstd {
     }
 }
 
-impl Deflate for CCtx<'static> {
-    const METHOD: Method = Method::Zstd;
+impl IndependentPackets for Zstd {}
 
-    fn deflate(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
+struct FrameCompress {
+    encoder: FrameEncoder,
+    level: i32,
+    pages: Vec<u8>,
+}
+
+impl Prepare for FrameCompress {
+    fn prepare(&mut self, pages: &PageBatch, payload: &mut PayloadBuf) -> Result<(), MethodError> {
+        let input = page_bytes(pages, &mut self.pages).map_err(|reason| MethodError::Codec {
+            method: Method::Zstd,
+            reason,
+        })?;
+        self.encoder.encode(self.level, input, payload.staged())
+    }
+}
+
+/// A context that makes complete frames, and keeps its tables from one to the next.
+pub(crate) struct FrameEncoder {
+    context: CCtx<'static>,
+    level: Option<i32>,
+}
+
+impl FrameEncoder {
+    pub(crate) fn new() -> Result<Self, MethodError> {
+        Ok(Self {
+            context: CCtx::try_create().ok_or_else(no_memory)?,
+            level: None,
+        })
+    }
+
+    /// Appends `input` as one frame.
+    pub(crate) fn encode(&mut self, level: i32, input: &[u8], out: &mut Vec<u8>) -> Result<(), MethodError> {
+        if self.level != Some(level) {
+            self.context
+                .set_parameter(CParameter::CompressionLevel(level))
+                .map_err(codec)?;
+            self.level = Some(level);
+        }
+        let start = out.len();
         out.reserve(zstd_safe::compress_bound(input.len()));
         let mut input = InBuffer::around(input);
-        loop {
-            let start = out.len();
-            let mut output = OutBuffer::around_pos(out, start);
-            let left = self
-                .compress_stream2(
-                    &mut output,
-                    &mut input,
-                    zstd_safe::zstd_sys::ZSTD_EndDirective::ZSTD_e_flush,
-                )
-                .map_err(get_error_name)?;
-            if left == 0 {
-                return Ok(());
-            }
-            out.reserve(left);
+        let mut output = OutBuffer::around_pos(out, start);
+        // With all of the input there and room for all of the output, zstd goes straight from one to the other.
+        let left = self
+            .context
+            .compress_stream2(
+                &mut output,
+                &mut input,
+                zstd_safe::zstd_sys::ZSTD_EndDirective::ZSTD_e_end,
+            )
+            .map_err(codec)?;
+        if left == 0 {
+            return Ok(());
         }
+        Err(MethodError::Codec {
+            method: Method::Zstd,
+            reason: format!("a frame took {left} bytes more than zstd said it may"),
+        })
     }
 }
 

@@ -39,6 +39,22 @@ impl RamMap {
         Ok(self.blocks.len() - 1)
     }
 
+    /// Makes the memory of all blocks read-only for good: see [`RamBlock::freeze`].
+    ///
+    /// # Errors
+    /// [`BlockError::Map`] if a block is in use elsewhere, and what [`RamBlock::freeze`] says.
+    pub fn freeze(self) -> Result<Self, BlockError> {
+        let mut frozen = Vec::with_capacity(self.blocks.len());
+        for block in self.blocks {
+            let block = Arc::try_unwrap(block).map_err(|block| BlockError::Map {
+                block: block.name().into(),
+                reason: "it is in use elsewhere and can not be frozen",
+            })?;
+            frozen.push(Arc::new(block.freeze()?));
+        }
+        Ok(Self { blocks: frozen })
+    }
+
     /// The block at `index`.
     pub fn get(&self, index: usize) -> Option<&Arc<RamBlock>> {
         self.blocks.get(index)

@@ -227,6 +227,12 @@ pub enum Error {
         /// What is wrong.
         source: MethodError,
     },
+    /// A method could not encode, on a thread that is no channel's.
+    #[error("preparing a packet: {source}")]
+    Prepare {
+        /// What is wrong.
+        source: MethodError,
+    },
     /// A channel uses a method that was not agreed on, or can not be decoded here.
     #[error("channel {channel}: packets use compression {found}, expected {expected}")]
     UnexpectedMethod {
@@ -324,4 +330,21 @@ pub enum Error {
         /// The channel.
         channel: u8,
     },
+    /// A job that prepares packets panicked: a bug in a method, or here.
+    #[error("preparing a packet panicked; this is a bug")]
+    PoolPanicked,
+    /// Something was queued after the transfer had been finished.
+    #[error("nothing more can be queued: the transfer has been finished")]
+    Finished,
+}
+
+impl Error {
+    /// What went wrong while a packet was prepared, with the channel that did it.
+    pub(crate) fn on_channel(self, channel: u8) -> Self {
+        match self {
+            Self::Prepare { source } => Self::Method { channel, source },
+            Self::Block(source) => Self::Place { channel, source },
+            other => other,
+        }
+    }
 }

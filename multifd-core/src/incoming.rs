@@ -8,6 +8,8 @@ use multifd_packet::RamPacket;
 pub struct IncomingPages<'a> {
     block: &'a RamBlock,
     packet: &'a RamPacket<'a>,
+    /// The contents go to the block's first pages, not to where the packet says.
+    passing: bool,
 }
 
 impl<'a> IncomingPages<'a> {
@@ -19,7 +21,24 @@ impl<'a> IncomingPages<'a> {
         for offset in packet.normal().iter().chain(packet.zero().iter()) {
             block.page(offset)?;
         }
-        Ok(Self { block, packet })
+        Ok(Self {
+            block,
+            packet,
+            passing: false,
+        })
+    }
+
+    /// A packet that passes through: its contents go to the first pages of `block`, one after another.
+    ///
+    /// # Errors
+    /// [`BlockError::Outside`] if the block is too small.
+    pub(crate) fn passing(block: &'a RamBlock, packet: &'a RamPacket<'a>) -> Result<Self, BlockError> {
+        block.region(0, packet.normal().len() * block.page_size() as usize)?;
+        Ok(Self {
+            block,
+            packet,
+            passing: true,
+        })
     }
 
     /// Normal pages in the packet.
@@ -42,19 +61,28 @@ impl<'a> IncomingPages<'a> {
         self.block.page_size() as usize
     }
 
+    /// Where the normal pages go, in payload order.
+    fn offsets(&self) -> impl Iterator<Item = u64> + use<'a> {
+        let (normal, passing, page) = (self.packet.normal(), self.passing, self.page_size() as u64);
+        (0..normal.len()).filter_map(move |index| {
+            if passing {
+                Some(index as u64 * page)
+            } else {
+                normal.get(index)
+            }
+        })
+    }
+
     /// The normal pages in payload order.
     pub fn pages(&self) -> impl Iterator<Item = Region<'a>> + use<'a> {
         let block = self.block;
-        self.packet
-            .normal()
-            .iter()
-            .filter_map(move |offset| block.page(offset).ok())
+        self.offsets().filter_map(move |offset| block.page(offset).ok())
     }
 
     /// The normal pages in payload order, adjacent ones joined.
     pub fn joined(&self) -> impl Iterator<Item = Region<'a>> + use<'a> {
         let block = self.block;
-        let joined = runs(self.packet.normal().iter(), block.page_size());
+        let joined = runs(self.offsets(), block.page_size());
         joined.filter_map(move |Run { offset, len }| block.region(offset, len).ok())
     }
 

@@ -2,6 +2,7 @@
 #![deny(unsafe_code)]
 
 mod block;
+mod checksum;
 mod device_state;
 mod error;
 #[cfg(feature = "vm-memory")]
@@ -14,9 +15,12 @@ mod memory;
 mod method;
 mod pages;
 mod plain;
+mod pooled;
+mod prepare_pool;
 mod progress;
 mod receiver;
 mod recv_worker;
+mod relay;
 mod rounds;
 mod send_worker;
 mod sender;
@@ -26,16 +30,19 @@ mod transport;
 mod work_queue;
 
 pub use block::RamMap;
-pub use device_state::{Buffers, DeviceStateSink};
+pub use checksum::Checksums;
+pub use device_state::{BufferQueue, Buffers, DeviceHandlers, DeviceStateSink};
 pub use error::{BlockError, ChannelError, Error, MethodError, UnpackError};
 pub use incoming::IncomingPages;
 pub use iov::Outgoing;
 pub use memory::{Iov, RamBlock, Region, RegionBuf};
-pub use method::{Method, PayloadBuf, Prepare, Unpack};
+pub use method::{IndependentPackets, Method, Observer, PayloadBuf, Prepare, SentPacket, Unpack};
 pub use pages::{PageBatch, Run, ZeroPages, runs};
 pub use plain::Plain;
+pub use pooled::{Pooled, PreparePool, Workers};
 pub use progress::Progress;
 pub use receiver::{Receiver, ReceiverConfig};
+pub use relay::{RelayConfig, Relayed, relay};
 pub use sender::{Sender, SenderConfig, SyncScope};
 pub use shutdown::{CancelHandle, Unblock, UnblockGuard};
 pub use stats::{ChannelStats, Stats, StatsHandle};

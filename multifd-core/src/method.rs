@@ -1,6 +1,8 @@
 //! The data-handling layer: turns pages into a payload and back, and knows nothing of how bytes travel.
 
-use crate::{IncomingPages, MethodError, PageBatch, RecvChannel, Run, UnpackError};
+use crate::{IncomingPages, MethodError, PageBatch, PreparePool, RecvChannel, Run, UnpackError};
+use std::sync::Arc;
+use std::time::Duration;
 
 /// A way to encode pages; makes one encoder or decoder a channel.
 pub trait Method: Send + Sync {
@@ -18,6 +20,64 @@ pub trait Method: Send + Sync {
     /// # Errors
     /// [`MethodError`] if the codec can not be set up.
     fn unpacker(&self) -> Result<Box<dyn Unpack>, MethodError>;
+
+    /// Whoever wants to be told what sending took; the engine asks once.
+    fn observer(&self) -> Option<Arc<dyn Observer>> {
+        None
+    }
+
+    /// Threads that prepare packets in the channels' stead; the engine asks once. See [`Pooled`](crate::Pooled).
+    fn pool(&self) -> Option<PreparePool> {
+        None
+    }
+}
+
+impl<M: Method + ?Sized> Method for Arc<M> {
+    fn kind(&self) -> multifd_packet::Method {
+        (**self).kind()
+    }
+
+    fn preparer(&self) -> Result<Box<dyn Prepare>, MethodError> {
+        (**self).preparer()
+    }
+
+    fn unpacker(&self) -> Result<Box<dyn Unpack>, MethodError> {
+        (**self).unpacker()
+    }
+
+    fn observer(&self) -> Option<Arc<dyn Observer>> {
+        (**self).observer()
+    }
+
+    fn pool(&self) -> Option<PreparePool> {
+        (**self).pool()
+    }
+}
+
+/// A method whose every payload can be decoded by itself: any of its encoders can prepare any packet, and packets may go
+/// over any channel, in any order.
+///
+/// A codec that is one stream for the life of a channel, such as QEMU's zlib, is not one: its packets must be prepared by
+/// their channel, in order.
+pub trait IndependentPackets: Method {}
+
+impl<M: IndependentPackets + ?Sized> IndependentPackets for Arc<M> {}
+
+/// Is told what sending took.
+pub trait Observer: Send + Sync {
+    /// A packet with pages has been sent. Called from the channels' threads.
+    fn sent(&self, packet: &SentPacket);
+}
+
+/// What sending one packet took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SentPacket {
+    /// The channel it went over.
+    pub channel: u8,
+    /// Bytes on the wire: packet and payload.
+    pub wire_bytes: u64,
+    /// How long the transport took for it; most of that is waiting, if the link is the narrowest place.
+    pub sending: Duration,
 }
 
 /// One channel's encoder.
@@ -45,6 +105,7 @@ pub trait Unpack: Send {
 pub struct PayloadBuf {
     pub(crate) runs: Vec<Run>,
     pub(crate) staged: Vec<u8>,
+    method: Option<multifd_packet::Method>,
 }
 
 impl PayloadBuf {
@@ -52,6 +113,18 @@ impl PayloadBuf {
     pub fn clear(&mut self) {
         self.runs.clear();
         self.staged.clear();
+        self.method = None;
+    }
+
+    /// Says that this payload is not in the method that [`Method::kind`] names, but in another. A QEMU takes one method
+    /// only; a [`Receiver`](crate::Receiver) takes all it has been given.
+    pub fn set_method(&mut self, method: multifd_packet::Method) {
+        self.method = Some(method);
+    }
+
+    /// The method this payload is in, if it is not the usual one.
+    pub fn method(&self) -> Option<multifd_packet::Method> {
+        self.method
     }
 
     /// Sends a run of the batch's block straight from guest memory.

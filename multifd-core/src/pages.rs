@@ -1,6 +1,7 @@
 //! Batches of guest pages: at most one packet's worth, of one block.
 
 use crate::{BlockError, RamBlock};
+use multifd_packet::RamPacket;
 use std::sync::Arc;
 
 /// Whether the sender looks for zero pages.
@@ -20,6 +21,16 @@ pub struct PageBatch {
     offsets: Vec<u64>,
     normal: usize,
     zeros: Vec<u64>,
+    /// What the packet says, if that is not the place in memory.
+    wire: Option<Box<WirePlaces>>,
+}
+
+/// The pages of a packet that passes through: their places in a RAM block that is not here.
+#[derive(Debug, Default)]
+pub(crate) struct WirePlaces {
+    pub(crate) block: String,
+    pub(crate) normal: Vec<u64>,
+    pub(crate) zero: Vec<u64>,
 }
 
 impl PageBatch {
@@ -30,6 +41,7 @@ impl PageBatch {
             offsets: Vec::with_capacity(room),
             normal: 0,
             zeros: Vec::with_capacity(room),
+            wire: None,
         }
     }
 
@@ -59,6 +71,30 @@ impl PageBatch {
         self.normal = 0;
         if !Arc::ptr_eq(&self.block, block) {
             self.block = Arc::clone(block);
+        }
+    }
+
+    /// Starts over as the packet that `packet` is: its contents go into the first pages of the batch's own block.
+    pub(crate) fn restart_as(&mut self, packet: &RamPacket<'_>) {
+        let count = packet.normal().len();
+        let page = u64::from(self.block.page_size());
+        self.offsets.clear();
+        self.offsets.extend((0..count as u64).map(|index| index * page));
+        self.normal = count;
+        let wire = self.wire.get_or_insert_default();
+        wire.block.clear();
+        wire.block.push_str(packet.fields().block);
+        wire.normal.clear();
+        wire.normal.extend(packet.normal().iter());
+        wire.zero.clear();
+        wire.zero.extend(packet.zero().iter());
+    }
+
+    /// The block's name, the normal and the zero pages, as the packet has them.
+    pub(crate) fn on_wire(&self) -> (&str, &[u64], &[u64]) {
+        match &self.wire {
+            Some(wire) => (&wire.block, &wire.normal, &wire.zero),
+            None => (self.block.name(), self.normal(), self.zero()),
         }
     }
 

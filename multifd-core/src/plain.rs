@@ -1,8 +1,8 @@
 //! No compression: pages are IOVs already.
 
 use crate::{
-    IncomingPages, Method, MethodError, PageBatch, PayloadBuf, Prepare, RecvChannel, RegionBuf, Unpack,
-    UnpackError,
+    IncomingPages, IndependentPackets, Method, MethodError, PageBatch, PayloadBuf, Prepare, RecvChannel,
+    RegionBuf, Unpack, UnpackError,
 };
 
 /// The method `none`: guest memory goes to the kernel, and comes from it, without a copy of ours.
@@ -22,6 +22,8 @@ impl Method for Plain {
         Ok(Box::new(PlainUnpack::default()))
     }
 }
+
+impl IndependentPackets for Plain {}
 
 impl Prepare for Plain {
     fn prepare(&mut self, pages: &PageBatch, payload: &mut PayloadBuf) -> Result<(), MethodError> {

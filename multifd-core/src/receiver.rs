@@ -1,14 +1,15 @@
 //! The receiving engine: one thread a channel, rounds joined by the client.
 
 use crate::recv_worker::RecvWorker;
+use crate::relay::Gate;
 use crate::rounds::{Rounds, Stopped};
 use crate::{
-    CancelHandle, DeviceStateSink, Error, Method, Progress, RamMap, RecvChannel, Stats, StatsHandle, Unblock,
-    UnblockGuard,
+    BlockError, CancelHandle, DeviceStateSink, Error, Method, Progress, RamMap, RecvChannel, Stats,
+    StatsHandle, Unblock, UnblockGuard, checksum,
 };
 use multifd_packet::Geometry;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use std::time::Duration;
 /// What a [`Receiver`] is made with.
 #[derive(Clone)]
 pub struct ReceiverConfig {
-    /// Methods that may be decoded; which one is used, the first packet says. Empty means no compression only.
+    /// Methods that may be decoded; which one is used, each packet says. Empty means no compression only.
     pub methods: Vec<Arc<dyn Method>>,
     /// The only UUID accepted; without one, all channels must agree.
     pub uuid: Option<[u8; 16]>,
@@ -26,6 +27,8 @@ pub struct ReceiverConfig {
     pub max_device_state: u32,
     /// Who takes device state; without one it is refused.
     pub device_state: Option<Arc<dyn DeviceStateSink>>,
+    /// Whether every packet must carry a checksum; those that do are checked in any case. Needs the feature `checksum`.
+    pub require_checksums: bool,
     /// The clock of this transfer's connections.
     pub progress: Arc<Progress>,
     /// Ends this transfer from elsewhere, and is told of its first error. One a transfer.
@@ -40,6 +43,7 @@ impl Default for ReceiverConfig {
             max_channels: 255,
             max_device_state: 16 << 20,
             device_state: None,
+            require_checksums: false,
             progress: Arc::new(Progress::new(Duration::from_secs(30))),
             cancel: CancelHandle::default(),
         }
@@ -54,11 +58,21 @@ impl std::fmt::Debug for ReceiverConfig {
     }
 }
 
+/// Where pages go.
+pub(crate) enum Target {
+    /// Into these blocks.
+    Ram(RamMap),
+    /// On, to another engine.
+    Passing(Arc<Gate>),
+}
+
 /// What the channels' threads share.
 pub(crate) struct Shared {
-    pub(crate) ram: RamMap,
+    pub(crate) target: Target,
     pub(crate) methods: Vec<Arc<dyn Method>>,
-    pub(crate) method: OnceLock<multifd_packet::Method>,
+    /// Methods that have been used: a bit each, in the order of their declaration.
+    pub(crate) seen: AtomicU32,
+    pub(crate) require_checksums: bool,
     pub(crate) uuid: OnceLock<[u8; 16]>,
     pub(crate) max_device_state: u32,
     pub(crate) device_state: Option<Arc<dyn DeviceStateSink>>,
@@ -79,7 +93,7 @@ pub struct Receiver {
     cancel: CancelHandle,
     unblock: Vec<UnblockGuard>,
     threads: Vec<JoinHandle<()>>,
-    geometry: Geometry,
+    geometry: Option<Geometry>,
     max_channels: usize,
 }
 
@@ -95,9 +109,27 @@ impl Receiver {
     /// A receiver into `ram`, without channels yet.
     ///
     /// # Errors
-    /// [`Error::Block`] if the RAM map has no packet geometry.
+    /// [`Error::Block`] if the RAM map has no packet geometry, or a block is frozen; [`Error::Config`].
     pub fn new(ram: RamMap, config: ReceiverConfig) -> Result<Self, Error> {
         let geometry = ram.geometry()?;
+        if let Some(block) = ram.blocks().iter().find(|block| block.is_frozen()) {
+            return Err(Error::Block(BlockError::Map {
+                block: block.name().into(),
+                reason: "it is frozen: nothing can be received into it",
+            }));
+        }
+        Self::with(Target::Ram(ram), Some(geometry), config)
+    }
+
+    /// A receiver whose pages go on to a sender, once `gate` is open.
+    pub(crate) fn passing(gate: Arc<Gate>, config: ReceiverConfig) -> Result<Self, Error> {
+        Self::with(Target::Passing(gate), None, config)
+    }
+
+    fn with(target: Target, geometry: Option<Geometry>, config: ReceiverConfig) -> Result<Self, Error> {
+        if config.require_checksums && !checksum::AVAILABLE {
+            return Err(checksum::missing());
+        }
         let rounds = Arc::new(Rounds::default());
         let unblock = vec![config.cancel.also_unblock(Box::new(Arc::clone(&rounds)))];
         let uuid = OnceLock::new();
@@ -105,9 +137,10 @@ impl Receiver {
             let _ = uuid.set(expected);
         }
         let shared = Shared {
-            ram,
+            target,
             methods: config.methods,
-            method: OnceLock::new(),
+            seen: AtomicU32::new(0),
+            require_checksums: config.require_checksums,
             uuid,
             max_device_state: config.max_device_state,
             device_state: config.device_state,
@@ -166,7 +199,7 @@ impl Receiver {
             geometry: self.geometry,
             id,
             packets: 0,
-            unpack: None,
+            unpackers: Vec::new(),
             pages_since_sync: false,
         };
         let cancel = self.cancel.clone();
@@ -188,9 +221,11 @@ impl Receiver {
         self.shared.rounds.channels()
     }
 
-    /// The method the packets use, once one with contents has come.
-    pub fn method(&self) -> Option<multifd_packet::Method> {
-        self.shared.method.get().copied()
+    /// The methods of the packets with contents that have come so far, in the order of [`multifd_packet::Method::ALL`].
+    pub fn methods(&self) -> Vec<multifd_packet::Method> {
+        let seen = self.shared.seen.load(Ordering::Relaxed);
+        let all = multifd_packet::Method::ALL.into_iter();
+        all.filter(|&method| seen & (1 << method as u32) != 0).collect()
     }
 
     /// The VM's UUID, once a channel has said it; the one asked for, if there is one.
@@ -220,9 +255,19 @@ impl Receiver {
         self.settle(self.shared.rounds.join())
     }
 
-    fn settle(&self, outcome: Result<Result<(), Error>, Stopped>) -> Result<(), Error> {
+    /// Waits for the round's end and lets no channel go on yet; `false` if the channels have ended instead.
+    pub(crate) fn hold_round(&self) -> Result<bool, Error> {
+        self.settle(self.shared.rounds.hold())
+    }
+
+    /// Lets the channels go on after [`Receiver::hold_round`].
+    pub(crate) fn release_round(&self) {
+        self.shared.rounds.release();
+    }
+
+    fn settle<T>(&self, outcome: Result<Result<T, Error>, Stopped>) -> Result<T, Error> {
         match outcome {
-            Ok(Ok(())) => Ok(()),
+            Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) => {
                 self.cancel.trip(error);
                 Err(self.failure())

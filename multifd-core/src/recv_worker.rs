@@ -1,15 +1,17 @@
 //! One receiving channel's thread: read packets, check them, put their pages in place.
 
-use crate::receiver::Shared;
+use crate::receiver::{Shared, Target};
 use crate::rounds::Stopped;
 use crate::{
     Arrival, Buffers, ChannelError, ChannelStats, Error, IncomingPages, Method, Plain, RecvChannel, Unpack,
+    checksum, device_state,
 };
 use bytes::Bytes;
 use multifd_packet::{
     DEVICE_STATE_PACKET_LEN, DeviceStatePacket, Geometry, HEADER_LEN, Header, INIT_PACKET_LEN, InitPacket,
-    MAX_RAM_PACKET_LEN, PacketError, RamPacket,
+    MAX_RAM_PACKET_LEN, PacketError, RAM_PACKET_FIXED_LEN, RamPacket,
 };
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -17,11 +19,13 @@ pub(crate) struct RecvWorker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) slot: usize,
     pub(crate) channel: Box<dyn RecvChannel>,
-    pub(crate) geometry: Geometry,
+    /// The shape of packets; what passes through shows it in its first packet.
+    pub(crate) geometry: Option<Geometry>,
     /// The slot until the init packet has said the id.
     pub(crate) id: u8,
     pub(crate) packets: u64,
-    pub(crate) unpack: Option<Box<dyn Unpack>>,
+    /// Decoders, by method: made when they are first needed.
+    pub(crate) unpackers: Vec<(multifd_packet::Method, Box<dyn Unpack>)>,
     pub(crate) pages_since_sync: bool,
 }
 
@@ -122,27 +126,57 @@ impl RecvWorker {
         self.shared.stats.add(self.id, delta);
     }
 
-    /// Takes the rest of a RAM packet, its payload, and the round's end; `true` if the transfer was stopped.
-    fn take_ram(&mut self, buffer: &mut [u8]) -> Result<bool, Error> {
+    /// Receives the rest of a RAM packet, whose header is in `buffer` already; returns the shape of packets.
+    fn recv_ram_packet(&mut self, buffer: &mut [u8]) -> Result<Geometry, Error> {
+        let mut recv = |range: std::ops::Range<usize>| {
+            let room = buffer.get_mut(range).unwrap_or_default();
+            let failed = |source| Error::Channel {
+                channel: self.id,
+                doing: "receiving a packet",
+                source,
+            };
+            self.channel.recv(room).map_err(failed)
+        };
+        if let Some(geometry) = self.geometry {
+            recv(HEADER_LEN..geometry.packet_len())?;
+            return Ok(geometry);
+        }
+        recv(HEADER_LEN..RAM_PACKET_FIXED_LEN)?;
+        let geometry = Geometry::of_packet(buffer).map_err(|e| self.packet(e))?;
         let rest = buffer
-            .get_mut(HEADER_LEN..self.geometry.packet_len())
+            .get_mut(RAM_PACKET_FIXED_LEN..geometry.packet_len())
             .unwrap_or_default();
         self.channel
             .recv(rest)
             .map_err(|e| self.io("receiving a packet", e))?;
-        let packet = RamPacket::parse(buffer, self.geometry).map_err(|e| self.packet(e))?;
+        if let Target::Passing(gate) = &self.shared.target {
+            gate.arrived(self.id, geometry)?;
+        }
+        self.geometry = Some(geometry);
+        Ok(geometry)
+    }
+
+    /// Takes the rest of a RAM packet, its payload, and the round's end; `true` if the transfer was stopped.
+    fn take_ram(&mut self, buffer: &mut [u8]) -> Result<bool, Error> {
+        let geometry = self.recv_ram_packet(buffer)?;
+        let packet = RamPacket::parse(buffer, geometry).map_err(|e| self.packet(e))?;
+        let sealed = buffer.get(..geometry.packet_len()).unwrap_or_default();
+        let payload_crc =
+            checksum::verify(sealed, self.shared.require_checksums).map_err(|e| self.packet(e))?;
         let fields = *packet.fields();
         let next = fields.packet_num.saturating_add(1);
         self.shared.numbered.fetch_max(next, Ordering::Relaxed);
         self.shared.ram_packets.fetch_add(1, Ordering::Relaxed);
         let (normal, zero) = (packet.normal().len() as u64, packet.zero().len() as u64);
         if normal + zero > 0 {
-            self.take_pages(&packet)?;
+            if !self.take_pages(&packet, payload_crc)? {
+                return Ok(true);
+            }
             self.pages_since_sync = true;
         }
         self.count(&ChannelStats {
-            wire_bytes: self.geometry.packet_len() as u64 + u64::from(fields.payload_len),
-            guest_bytes: (normal + zero) * u64::from(self.geometry.page_size()),
+            wire_bytes: geometry.packet_len() as u64 + u64::from(fields.payload_len),
+            guest_bytes: (normal + zero) * u64::from(geometry.page_size()),
             normal_pages: normal,
             zero_pages: zero,
             packets: 1,
@@ -160,35 +194,66 @@ impl RecvWorker {
         Ok(false)
     }
 
-    fn take_pages(&mut self, packet: &RamPacket<'_>) -> Result<(), Error> {
+    /// Puts a packet's pages where they go; `false` if the transfer was stopped.
+    fn take_pages(&mut self, packet: &RamPacket<'_>, payload_crc: Option<u32>) -> Result<bool, Error> {
         let shared = Arc::clone(&self.shared);
-        let name = packet.fields().block;
-        let block = shared.ram.find(name).ok_or_else(|| Error::UnknownBlock {
-            channel: self.id,
-            block: name.into(),
-        })?;
-        let pages = IncomingPages::new(block, packet).map_err(|source| Error::Place {
-            channel: self.id,
-            source,
-        })?;
-        pages.clear_zero_pages();
+        match &shared.target {
+            Target::Ram(ram) => {
+                let name = packet.fields().block;
+                let block = ram.find(name).ok_or_else(|| Error::UnknownBlock {
+                    channel: self.id,
+                    block: name.into(),
+                })?;
+                let pages = IncomingPages::new(block, packet).map_err(|source| Error::Place {
+                    channel: self.id,
+                    source,
+                })?;
+                pages.clear_zero_pages();
+                self.unpack(packet, &pages, payload_crc)?;
+            }
+            Target::Passing(gate) => {
+                let Some(passage) = gate.passage() else {
+                    return Ok(false);
+                };
+                passage.pass(packet, |pages| self.unpack(packet, pages, payload_crc))?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Takes a packet's payload, if it has one.
+    fn unpack(
+        &mut self,
+        packet: &RamPacket<'_>,
+        pages: &IncomingPages<'_>,
+        payload_crc: Option<u32>,
+    ) -> Result<(), Error> {
         if pages.is_empty() {
             return Ok(());
         }
-        let mut unpack = match self.unpack.take() {
-            Some(unpack) if shared.method.get() == Some(&packet.fields().flags.method()) => unpack,
-            _ => self.make_unpack(packet.fields().flags.method())?,
+        let method = packet.fields().flags.method();
+        let index = if let Some(index) = self.unpackers.iter().position(|(known, _)| *known == method) {
+            index
+        } else {
+            let unpacker = self.make_unpack(method)?;
+            self.unpackers.push((method, unpacker));
+            self.unpackers.len() - 1
         };
-        let result = unpack.unpack(&pages, self.channel.as_mut());
-        self.unpack = Some(unpack);
-        result.map_err(|source| Error::Payload {
-            channel: self.id,
-            block: name.into(),
-            source,
+        let Some((_, unpack)) = self.unpackers.get_mut(index) else {
+            return Ok(());
+        };
+        checksum::checked(self.channel.as_mut(), payload_crc, |channel| {
+            unpack.unpack(pages, channel)
         })
+        .map_err(|source| Error::Payload {
+            channel: self.id,
+            block: packet.fields().block.into(),
+            source,
+        })?
+        .map_err(|e| self.packet(e))
     }
 
-    /// The decoder for the method all channels use: the first one seen, if it is among those that may be used.
+    /// A decoder for the method, if it is among those that may be used.
     fn make_unpack(&self, found: multifd_packet::Method) -> Result<Box<dyn Unpack>, Error> {
         let methods = &self.shared.methods;
         let plain: &dyn Method = &Plain;
@@ -198,20 +263,15 @@ impl RecvWorker {
                 .map(|m| &**m as &dyn Method)
                 .chain(methods.is_empty().then_some(plain))
         };
-        let unexpected = |expected| Error::UnexpectedMethod {
-            channel: self.id,
-            found,
-            expected,
-        };
         let Some(method) = known().find(|m| m.kind() == found) else {
             let names: Vec<_> = known().map(|m| m.kind().name()).collect();
-            return Err(unexpected(names.join(" or ")));
+            return Err(Error::UnexpectedMethod {
+                channel: self.id,
+                found,
+                expected: names.join(" or "),
+            });
         };
-        // A method that can not be decoded is not one to agree on.
-        let agreed = *self.shared.method.get_or_init(|| found);
-        if agreed != found {
-            return Err(unexpected(agreed.to_string()));
-        }
+        self.shared.seen.fetch_or(1 << found as u32, Ordering::Relaxed);
         method.unpacker().map_err(|source| Error::Method {
             channel: self.id,
             source,
@@ -244,12 +304,14 @@ impl RecvWorker {
             doing: "receiving device state",
             source,
         })?;
-        sink.take(Buffers {
+        let buffers = Buffers {
             label: fields.idstr.into(),
             instance: fields.instance_id,
             data: Bytes::from(data),
-        })
-        .map_err(refuse)?;
+        };
+        catch_unwind(AssertUnwindSafe(|| sink.take(buffers)))
+            .unwrap_or_else(|panic| Err(device_state::panic_message(panic.as_ref())))
+            .map_err(refuse)?;
         self.count(&ChannelStats {
             wire_bytes: DEVICE_STATE_PACKET_LEN as u64 + u64::from(fields.payload_len),
             buffer_bytes: fields.payload_len.into(),

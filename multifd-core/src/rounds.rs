@@ -123,10 +123,40 @@ impl Rounds {
             }
             state = self.wait(state);
         }
+        drop(state);
+        self.release();
+        Ok(Ok(()))
+    }
+
+    /// Waits until every channel has received SYNC, or every channel has ended: `false`.
+    pub(crate) fn hold(&self) -> Result<Result<bool, Error>, Stopped> {
+        let mut state = lock(&self.state);
+        loop {
+            if state.stopped {
+                return Err(Stopped);
+            }
+            if state.slots.iter().all(|s| s.ended) {
+                return Ok(Ok(false));
+            }
+            if state.slots.iter().all(|s| s.at_sync) {
+                return Ok(Ok(true));
+            }
+            let ended = state.slots.iter().find(|s| s.ended);
+            if let Some(gone) = ended.filter(|_| state.slots.iter().any(|s| s.at_sync)) {
+                return Ok(Err(Error::EndedEarly {
+                    channel: gone.id.unwrap_or(0),
+                }));
+            }
+            state = self.wait(state);
+        }
+    }
+
+    /// Ends a round that every channel has reached the end of.
+    pub(crate) fn release(&self) {
+        let mut state = lock(&self.state);
         state.slots.iter_mut().for_each(|s| s.at_sync = false);
         state.round += 1;
         self.changed.notify_all();
-        Ok(Ok(()))
     }
 
     /// No further round will be joined: a SYNC is an error from now on.

@@ -1,10 +1,12 @@
 //! One sending channel's thread: pull work, prepare it, send it.
 
+use crate::checksum::{self, Checksums};
 use crate::memory::IovBuf;
+use crate::prepare_pool::PoolRun;
 use crate::work_queue::{Work, WorkQueue};
 use crate::{
-    Buffers, ChannelError, ChannelStats, Error, Iov, Outgoing, PageBatch, PayloadBuf, Prepare, SendChannel,
-    StatsHandle, SyncScope, WriteFlags, ZeroPages,
+    Buffers, ChannelError, ChannelStats, Error, Iov, Observer, Outgoing, PageBatch, PayloadBuf, Prepare,
+    SendChannel, SentPacket, StatsHandle, SyncScope, WriteFlags, ZeroPages,
 };
 use multifd_packet::{
     DEVICE_STATE_PACKET_LEN, DeviceStateFields, DeviceStatePacket, Flags, Geometry, InitPacket,
@@ -12,6 +14,7 @@ use multifd_packet::{
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 pub(crate) struct SendWorker {
     pub(crate) id: u8,
@@ -22,10 +25,39 @@ pub(crate) struct SendWorker {
     pub(crate) packet_num: Arc<AtomicU64>,
     pub(crate) geometry: Geometry,
     pub(crate) kind: Method,
-    pub(crate) prepare: Box<dyn Prepare>,
+    pub(crate) preparing: Preparing,
+    pub(crate) observer: Option<Arc<dyn Observer>>,
     pub(crate) channel: Box<dyn SendChannel>,
     pub(crate) zero_pages: ZeroPages,
     pub(crate) flags: WriteFlags,
+    pub(crate) checksums: Checksums,
+}
+
+/// Who prepares this channel's packets.
+pub(crate) enum Preparing {
+    /// Its own thread.
+    Here(Box<dyn Prepare>),
+    /// A pool.
+    Pool(Arc<PoolRun>),
+}
+
+/// Sorts out zero pages, if they are looked for, and prepares the payload of the others.
+pub(crate) fn prepare_batch(
+    prepare: &mut dyn Prepare,
+    zero_pages: ZeroPages,
+    batch: &mut PageBatch,
+    payload: &mut PayloadBuf,
+) -> Result<(), Error> {
+    if zero_pages == ZeroPages::Detect {
+        batch.sort_out_zero_pages()?;
+    }
+    payload.clear();
+    if batch.normal().is_empty() {
+        return Ok(());
+    }
+    prepare
+        .prepare(batch, payload)
+        .map_err(|source| Error::Prepare { source })
 }
 
 /// Buffers a channel uses again for every packet.
@@ -51,11 +83,27 @@ impl SendWorker {
         self.send(&mut room, len, None, &[], ChannelStats::default())?;
         let mut round = 0;
         let queue = Arc::clone(&self.queue);
-        while let Some(work) = queue.pull(&mut round) {
+        while let Some(work) = queue.pull(self.id.into(), &mut round) {
+            if let Preparing::Pool(pool) = &self.preparing {
+                pool.kick();
+            }
             match work {
                 Work::Pages(mut batch) => {
-                    self.send_pages(&mut room, &mut batch)?;
-                    queue.recycle(batch);
+                    match &mut self.preparing {
+                        Preparing::Here(prepare) => {
+                            prepare_batch(prepare.as_mut(), self.zero_pages, &mut batch, &mut room.payload)
+                                .map_err(|e| e.on_channel(self.id))?;
+                        }
+                        // What did not need the pool has no contents.
+                        Preparing::Pool(_) => room.payload.clear(),
+                    }
+                    self.send_pages(&mut room, &batch)?;
+                    queue.recycle(batch, None);
+                }
+                Work::Prepared(batch, mut payload) => {
+                    std::mem::swap(&mut room.payload, &mut payload);
+                    self.send_pages(&mut room, &batch)?;
+                    queue.recycle(batch, Some(payload));
                 }
                 Work::Buffers(buffers) => self.send_buffers(&mut room, &buffers)?,
                 Work::Sync(scope) => {
@@ -98,35 +146,20 @@ impl SendWorker {
         self.packet_num.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn send_pages(&mut self, room: &mut Room, batch: &mut PageBatch) -> Result<(), Error> {
-        if self.zero_pages == ZeroPages::Detect {
-            batch.sort_out_zero_pages()?;
-        }
-        room.payload.clear();
-        if !batch.normal().is_empty() {
-            self.prepare
-                .prepare(batch, &mut room.payload)
-                .map_err(|source| Error::Method {
-                    channel: self.id,
-                    source,
-                })?;
-        }
+    fn send_pages(&mut self, room: &mut Room, batch: &PageBatch) -> Result<(), Error> {
+        let (block, normal, zero) = batch.on_wire();
         let fields = RamFields {
-            flags: Flags::data(self.kind),
+            flags: Flags::data(room.payload.method().unwrap_or(self.kind)),
             // A payload no packet can announce is refused by the encoder.
             payload_len: u32::try_from(room.payload.len()).unwrap_or(u32::MAX),
             packet_num: self.next_num(),
-            block: batch.block().name(),
+            block,
         };
-        let len = RamPacket::encode(
-            &fields,
-            self.geometry,
-            batch.normal(),
-            batch.zero(),
-            &mut room.header,
-        )
-        .map_err(|e| self.packet(e))?;
-        let (normal, zero) = (batch.normal().len() as u64, batch.zero().len() as u64);
+        let len = RamPacket::encode(&fields, self.geometry, normal, zero, &mut room.header)
+            .map_err(|e| self.packet(e))?;
+        let payload_crc = checksum::payload_crc(self.checksums, batch, &room.payload)?;
+        self.seal(room, len, payload_crc)?;
+        let (normal, zero) = (normal.len() as u64, zero.len() as u64);
         let delta = ChannelStats {
             guest_bytes: (normal + zero) * u64::from(self.geometry.page_size()),
             normal_pages: normal,
@@ -135,6 +168,15 @@ impl SendWorker {
             ..ChannelStats::default()
         };
         self.send(room, len, Some(batch), &[], delta)
+    }
+
+    /// Puts checksums into the RAM packet at the start of the header's room.
+    fn seal(&self, room: &mut Room, len: usize, payload: Option<u32>) -> Result<(), Error> {
+        if self.checksums == Checksums::Off {
+            return Ok(());
+        }
+        let packet = room.header.get_mut(..len).unwrap_or_default();
+        checksum::seal(packet, payload).map_err(|e| self.packet(e))
     }
 
     fn send_buffers(&mut self, room: &mut Room, buffers: &Buffers) -> Result<(), Error> {
@@ -164,6 +206,7 @@ impl SendWorker {
             };
             let len = RamPacket::encode(&fields, self.geometry, &[], &[], &mut room.header)
                 .map_err(|e| self.packet(e))?;
+            self.seal(room, len, None)?;
             room.payload.clear();
             self.send(
                 room,
@@ -213,9 +256,18 @@ impl SendWorker {
         let flags = WriteFlags {
             zero_copy: self.flags.zero_copy && guest_only,
         };
+        let observer = self.observer.as_ref().filter(|_| pages.is_some());
+        let begun = observer.map(|_| Instant::now());
         self.channel
             .send(&message, flags)
             .map_err(|e| self.io("sending", e))?;
+        if let (Some(observer), Some(begun)) = (observer, begun) {
+            observer.sent(&SentPacket {
+                channel: self.id,
+                wire_bytes: delta.wire_bytes,
+                sending: begun.elapsed(),
+            });
+        }
         self.stats.add(self.id, &delta);
         Ok(())
     }

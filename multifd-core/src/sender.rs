@@ -1,14 +1,17 @@
 //! The sending engine: one thread a channel, idle channels pull.
 
-use crate::send_worker::SendWorker;
+use crate::prepare_pool::PoolRun;
+use crate::relay::Passage;
+use crate::send_worker::{Preparing, SendWorker};
 use crate::work_queue::{Work, WorkQueue};
 use crate::{
-    BlockError, Buffers, CancelHandle, Error, Method, PageBatch, RamBlock, RamMap, Stats, StatsHandle,
-    Transport, Unblock, UnblockGuard, WriteFlags, ZeroPages,
+    BlockError, BufferQueue, Buffers, CancelHandle, Checksums, Error, Method, PageBatch, RamBlock, RamMap,
+    Stats, StatsHandle, Transport, Unblock, UnblockGuard, WriteFlags, ZeroPages, checksum,
 };
+use multifd_packet::Geometry;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 /// How far a sync reaches.
@@ -31,6 +34,10 @@ pub struct SenderConfig {
     pub zero_pages: ZeroPages,
     /// How guest pages are written.
     pub flags: WriteFlags,
+    /// What carries checksums; needs the feature `checksum`.
+    pub checksums: Checksums,
+    /// Most bytes one device-state packet carries; a receiver takes 16 MiB unless it is told otherwise.
+    pub max_device_state: u32,
     /// Ends this transfer from elsewhere, and is told of its first error. One a transfer.
     pub cancel: CancelHandle,
 }
@@ -42,6 +49,8 @@ impl Default for SenderConfig {
             uuid: [0; 16],
             zero_pages: ZeroPages::default(),
             flags: WriteFlags::default(),
+            checksums: Checksums::Off,
+            max_device_state: 16 << 20,
             cancel: CancelHandle::default(),
         }
     }
@@ -54,6 +63,8 @@ impl Default for SenderConfig {
 pub struct Sender {
     ram: RamMap,
     queue: Arc<WorkQueue>,
+    pool: Option<Arc<PoolRun>>,
+    max_device_state: u32,
     cancel: CancelHandle,
     unblock: Vec<UnblockGuard>,
     stats: StatsHandle,
@@ -82,12 +93,31 @@ impl Sender {
         transport: &dyn Transport,
         config: &SenderConfig,
     ) -> Result<Self, Error> {
+        let geometry = ram.geometry()?;
+        Self::start_with(geometry, ram, method, transport, config)
+    }
+
+    /// Starts, for packets of a shape that `ram` may not show.
+    pub(crate) fn start_with(
+        geometry: Geometry,
+        ram: RamMap,
+        method: &dyn Method,
+        transport: &dyn Transport,
+        config: &SenderConfig,
+    ) -> Result<Self, Error> {
         if config.channels == 0 {
             return Err(Error::Config("a transfer needs at least one channel".into()));
         }
+        if config.checksums != Checksums::Off && !checksum::AVAILABLE {
+            return Err(checksum::missing());
+        }
         let channels = usize::from(config.channels);
+        let workers = method.pool().map(|pool| pool.workers);
+        let threads = workers.as_ref().map_or(0, |workers| workers.threads().max(1));
         let mut sender = Self {
-            queue: Arc::new(WorkQueue::new(channels)),
+            queue: Arc::new(WorkQueue::new(channels, threads)),
+            pool: None,
+            max_device_state: config.max_device_state,
             cancel: config.cancel.clone(),
             unblock: Vec::with_capacity(channels + 1),
             stats: StatsHandle::new(channels),
@@ -97,7 +127,20 @@ impl Sender {
             ram,
         };
         sender.unblock_on_failure(Box::new(Arc::clone(&sender.queue)));
-        if let Err(error) = sender.open_channels(method, transport, config) {
+        let started = (|| {
+            if let Some(workers) = workers {
+                let preparers = (0..threads).map(|_| method.preparer()).collect::<Result<_, _>>();
+                sender.pool = Some(Arc::new(PoolRun {
+                    queue: Arc::clone(&sender.queue),
+                    workers,
+                    preparers: Mutex::new(preparers.map_err(|source| Error::Prepare { source })?),
+                    zero_pages: config.zero_pages,
+                    cancel: config.cancel.clone(),
+                }));
+            }
+            sender.open_channels(geometry, method, transport, config)
+        })();
+        if let Err(error) = started {
             // Known to whoever holds the handle before the engine's own end cancels the transfer.
             sender.cancel.trip(error.clone());
             return Err(error);
@@ -107,12 +150,13 @@ impl Sender {
 
     fn open_channels(
         &mut self,
+        geometry: Geometry,
         method: &dyn Method,
         transport: &dyn Transport,
         config: &SenderConfig,
     ) -> Result<(), Error> {
-        let geometry = self.ram.geometry()?;
         let packet_num = Arc::new(AtomicU64::new(0));
+        let observer = method.observer();
         for id in 0..config.channels {
             let failed = |source| Error::Channel {
                 channel: id,
@@ -121,6 +165,14 @@ impl Sender {
             };
             let channel = transport.open(id).map_err(failed)?;
             self.unblock_on_failure(channel.unblock_handle().map_err(failed)?);
+            let preparing = match &self.pool {
+                Some(pool) => Preparing::Pool(Arc::clone(pool)),
+                None => Preparing::Here(
+                    method
+                        .preparer()
+                        .map_err(|source| Error::Method { channel: id, source })?,
+                ),
+            };
             let worker = SendWorker {
                 id,
                 uuid: config.uuid,
@@ -129,12 +181,12 @@ impl Sender {
                 packet_num: Arc::clone(&packet_num),
                 geometry,
                 kind: method.kind(),
-                prepare: method
-                    .preparer()
-                    .map_err(|source| Error::Method { channel: id, source })?,
+                preparing,
+                observer: observer.clone(),
                 channel,
                 zero_pages: config.zero_pages,
                 flags: config.flags,
+                checksums: config.checksums,
             };
             let cancel = self.cancel.clone();
             let thread = std::thread::Builder::new()
@@ -229,21 +281,34 @@ impl Sender {
         Ok(())
     }
 
-    /// Queues a buffer that is no guest pages; it passes straight through to a channel.
+    /// Queues a buffer that is no guest pages; it passes straight through to a channel. See [`Sender::buffers`] for more
+    /// ways to.
     ///
     /// # Errors
-    /// [`Error::Config`] for an empty buffer or one over 4 GiB; else the transfer's first error.
+    /// As [`BufferQueue::queue`].
     pub fn queue_buffers(&self, buffers: Buffers) -> Result<(), Error> {
-        if buffers.data.is_empty() || u32::try_from(buffers.data.len()).is_err() {
-            return Err(Error::Config(format!(
-                "device state {:?} has {} bytes; a packet carries 1 to 4294967295",
-                buffers.label,
-                buffers.data.len()
-            )));
+        self.buffers().queue(buffers)
+    }
+
+    /// Where buffers that are no guest pages are queued, by several threads at once, beside pages.
+    pub fn buffers(&self) -> BufferQueue {
+        BufferQueue {
+            queue: Arc::clone(&self.queue),
+            channels: self.threads.len(),
+            max: self.max_device_state,
+            cancel: self.cancel.clone(),
         }
-        self.queue
-            .push(Work::Buffers(buffers))
-            .map_err(|_| self.failure())
+    }
+
+    /// The way in for packets that another engine has received.
+    pub(crate) fn passage(&self, geometry: Geometry) -> Passage {
+        Passage {
+            queue: Arc::clone(&self.queue),
+            pool: self.pool.clone(),
+            buffers: self.buffers(),
+            geometry,
+            cancel: self.cancel.clone(),
+        }
     }
 
     /// Ends a round: returns when all that was queued has been sent, as far as `scope` says.
@@ -298,14 +363,20 @@ impl Sender {
         self.cancel.failure()
     }
 
-    /// Gives the batch being filled to the channels.
+    /// Gives the batch being filled to the channels, or to the pool.
     fn hand_over(&mut self) -> Result<(), Error> {
         match self.filling.take() {
-            Some(batch) if !batch.is_empty() => {
-                self.queue.push(Work::Pages(batch)).map_err(|_| self.failure())
-            }
+            Some(batch) if !batch.is_empty() => self.give(batch),
             _ => self.cancel.check(),
         }
+    }
+
+    fn give(&self, batch: PageBatch) -> Result<(), Error> {
+        match &self.pool {
+            None => self.queue.push(Work::Pages(batch)),
+            Some(pool) => self.queue.push_raw(batch).map(|()| pool.kick()),
+        }
+        .map_err(|_| self.failure())
     }
 
     fn join(&mut self) {
@@ -313,6 +384,7 @@ impl Sender {
             // A panic has been caught and kept as the transfer's error.
             let _ = thread.join();
         }
+        self.queue.wait_jobs();
         self.unblock.clear();
     }
 }

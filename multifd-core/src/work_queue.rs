@@ -3,26 +3,35 @@
 //! Only pointers to batches move under its lock; no I/O and no guest memory is touched while it is held.
 
 use crate::shutdown::lock;
-use crate::{Buffers, PageBatch, RamBlock, SyncScope, Unblock};
+use crate::{Buffers, PageBatch, PayloadBuf, RamBlock, SyncScope, Unblock};
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// One thing for a channel to do.
 pub(crate) enum Work {
-    /// Send these pages.
+    /// Prepare and send these pages.
     Pages(PageBatch),
+    /// Send these pages, which have been prepared.
+    Prepared(PageBatch, PayloadBuf),
     /// Send this buffer.
     Buffers(Buffers),
     /// End the round on this channel.
     Sync(SyncScope),
 }
 
-/// The queue was stopped: the transfer has failed or was cancelled.
+/// Nothing more is taken: the transfer has failed, was cancelled, or has been finished.
 pub(crate) struct Stopped;
 
 struct State {
     ring: VecDeque<Work>,
+    /// Buffers that must go over one channel, by channel.
+    pinned: Vec<VecDeque<Buffers>>,
+    /// Pages for the pool that prepares them, how many batches it has in hand, and how many of its jobs run.
+    raw: VecDeque<PageBatch>,
+    preparing: usize,
+    jobs: usize,
     spare: Vec<PageBatch>,
+    spare_payloads: Vec<PayloadBuf>,
     /// Rounds begun, and channels that have not ended the latest.
     round: u64,
     scope: SyncScope,
@@ -31,27 +40,50 @@ struct State {
     stopped: bool,
 }
 
+impl State {
+    /// Whether everything has been given to a channel, apart from what is pinned to others than `channel`.
+    fn is_drained(&self, channel: usize) -> bool {
+        self.ring.is_empty()
+            && self.raw.is_empty()
+            && self.preparing == 0
+            && self.pinned.get(channel).is_none_or(VecDeque::is_empty)
+    }
+
+    fn is_done(&self) -> bool {
+        self.closed || self.stopped
+    }
+}
+
 pub(crate) struct WorkQueue {
     state: Mutex<State>,
     /// There is work, or an end to it: waits of the channels.
     work: Condvar,
-    /// There is room, or a round has ended: waits of the client.
+    /// There is room, a round has ended, or a job of the pool has: waits of the client.
     room: Condvar,
     channels: usize,
     depth: usize,
 }
+
+/// Buffers pinned to a channel that may wait for it.
+const PINNED_DEPTH: usize = 4;
 
 fn wait<'a>(on: &Condvar, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
     on.wait(state).unwrap_or_else(PoisonError::into_inner)
 }
 
 impl WorkQueue {
-    /// A queue for `channels` channels; two batches a channel keep each of them busy while the client fills more.
-    pub(crate) fn new(channels: usize) -> Self {
-        let depth = 2 * channels;
+    /// A queue for `channels` channels, fed by `pool` threads if there are any; two batches each keep all of them busy while
+    /// the client fills more.
+    pub(crate) fn new(channels: usize, pool: usize) -> Self {
+        let depth = 2 * channels.max(pool);
         let state = State {
-            ring: VecDeque::with_capacity(depth),
-            spare: Vec::with_capacity(depth + channels + 1),
+            ring: VecDeque::with_capacity(depth + pool),
+            pinned: (0..channels).map(|_| VecDeque::new()).collect(),
+            raw: VecDeque::with_capacity(depth),
+            preparing: 0,
+            jobs: 0,
+            spare: Vec::with_capacity(2 * depth + channels + pool + 1),
+            spare_payloads: Vec::with_capacity(depth + channels + pool),
             round: 0,
             scope: SyncScope::Peer,
             to_sync: 0,
@@ -67,13 +99,14 @@ impl WorkQueue {
         }
     }
 
-    /// Hands work to whichever channel is idle next, waiting for room.
+    /// Hands work to whichever channel is idle next, waiting for room. While a round is being ended, that includes its end:
+    /// what comes meanwhile belongs to the next one.
     pub(crate) fn push(&self, work: Work) -> Result<(), Stopped> {
         let mut state = lock(&self.state);
-        while !state.stopped && state.ring.len() >= self.depth {
+        while !state.is_done() && (state.ring.len() >= self.depth || state.to_sync > 0) {
             state = wait(&self.room, state);
         }
-        if state.stopped {
+        if state.is_done() {
             return Err(Stopped);
         }
         state.ring.push_back(work);
@@ -82,26 +115,129 @@ impl WorkQueue {
         Ok(())
     }
 
+    /// Hands a buffer to one channel, waiting for room.
+    pub(crate) fn push_pinned(&self, channel: usize, buffers: Buffers) -> Result<(), Stopped> {
+        let mut state = lock(&self.state);
+        loop {
+            if state.is_done() {
+                return Err(Stopped);
+            }
+            let free = state.to_sync == 0;
+            match state.pinned.get_mut(channel) {
+                Some(own) if free && own.len() < PINNED_DEPTH => {
+                    own.push_back(buffers);
+                    break;
+                }
+                Some(_) => {}
+                None => return Err(Stopped),
+            }
+            state = wait(&self.room, state);
+        }
+        drop(state);
+        // Only that one channel has a use for it.
+        self.work.notify_all();
+        Ok(())
+    }
+
+    /// Hands pages to the pool, waiting for room.
+    pub(crate) fn push_raw(&self, batch: PageBatch) -> Result<(), Stopped> {
+        let mut state = lock(&self.state);
+        while !state.is_done() && (state.raw.len() >= self.depth || state.to_sync > 0) {
+            state = wait(&self.room, state);
+        }
+        if state.is_done() {
+            return Err(Stopped);
+        }
+        state.raw.push_back(batch);
+        Ok(())
+    }
+
+    /// Whether the pool is to start another job, given that it runs `most` at once; the job is counted.
+    pub(crate) fn begin_job(&self, most: usize) -> bool {
+        let mut state = lock(&self.state);
+        let begin = !state.stopped
+            && !state.raw.is_empty()
+            && state.jobs < most
+            && state.ring.len() + state.preparing < self.depth;
+        state.jobs += usize::from(begin);
+        begin
+    }
+
+    /// What a job is to prepare next; `None`, and the job is over, if there is nothing, or no room for it.
+    pub(crate) fn pull_raw(&self) -> Option<(PageBatch, PayloadBuf)> {
+        let mut state = lock(&self.state);
+        if !state.stopped
+            && state.ring.len() + state.preparing < self.depth
+            && let Some(batch) = state.raw.pop_front()
+        {
+            state.preparing += 1;
+            let payload = state.spare_payloads.pop().unwrap_or_default();
+            drop(state);
+            self.room.notify_all();
+            return Some((batch, payload));
+        }
+        state.jobs -= 1;
+        drop(state);
+        self.room.notify_all();
+        None
+    }
+
+    /// Takes what a job has prepared.
+    pub(crate) fn push_prepared(&self, batch: PageBatch, payload: PayloadBuf) {
+        let mut state = lock(&self.state);
+        state.preparing -= 1;
+        state.ring.push_back(Work::Prepared(batch, payload));
+        let last = state.raw.is_empty() && state.preparing == 0;
+        drop(state);
+        if last {
+            // Channels may be waiting for the round's end, too.
+            self.work.notify_all();
+        } else {
+            self.work.notify_one();
+        }
+    }
+
+    /// Ends a job that could not do its work; the transfer has been stopped.
+    pub(crate) fn abandon_job(&self) {
+        let mut state = lock(&self.state);
+        state.preparing -= 1;
+        state.jobs -= 1;
+        drop(state);
+        self.room.notify_all();
+    }
+
+    /// Waits until no job of the pool runs.
+    pub(crate) fn wait_jobs(&self) {
+        let mut state = lock(&self.state);
+        while state.jobs > 0 {
+            state = wait(&self.room, state);
+        }
+    }
+
     /// The next work for a channel that has ended `round` rounds; `None` when there will be no more.
     ///
-    /// A channel gets [`Work::Sync`] only when the queue is empty, once a round.
-    pub(crate) fn pull(&self, round: &mut u64) -> Option<Work> {
+    /// A channel gets [`Work::Sync`] only when there is nothing else for it, once a round.
+    pub(crate) fn pull(&self, channel: usize, round: &mut u64) -> Option<Work> {
         let mut state = lock(&self.state);
         loop {
             if state.stopped {
                 return None;
             }
-            if let Some(work) = state.ring.pop_front() {
+            let own = state.pinned.get_mut(channel).and_then(VecDeque::pop_front);
+            if let Some(work) = own.map(Work::Buffers).or_else(|| state.ring.pop_front()) {
                 drop(state);
-                self.room.notify_one();
+                // The client, and whoever queues buffers: all that wait may have a use for the room.
+                self.room.notify_all();
                 return Some(work);
             }
-            if *round < state.round {
-                *round = state.round;
-                return Some(Work::Sync(state.scope));
-            }
-            if state.closed {
-                return None;
+            if state.is_drained(channel) {
+                if *round < state.round {
+                    *round = state.round;
+                    return Some(Work::Sync(state.scope));
+                }
+                if state.closed {
+                    return None;
+                }
             }
             state = wait(&self.work, state);
         }
@@ -130,10 +266,11 @@ impl WorkQueue {
         if state.stopped { Err(Stopped) } else { Ok(()) }
     }
 
-    /// No more work will come; what is queued is still done.
+    /// No more work is taken; what is queued is still done.
     pub(crate) fn close(&self) {
         lock(&self.state).closed = true;
         self.work.notify_all();
+        self.room.notify_all();
     }
 
     /// Whether the transfer has failed or was cancelled.
@@ -153,9 +290,16 @@ impl WorkQueue {
         }
     }
 
-    /// Gives a sent batch back.
-    pub(crate) fn recycle(&self, batch: PageBatch) {
-        lock(&self.state).spare.push(batch);
+    /// A batch that has been sent, of whatever block.
+    pub(crate) fn any_spare(&self) -> Option<PageBatch> {
+        lock(&self.state).spare.pop()
+    }
+
+    /// Gives a sent batch back, and the room of its payload.
+    pub(crate) fn recycle(&self, batch: PageBatch, payload: Option<PayloadBuf>) {
+        let mut state = lock(&self.state);
+        state.spare.push(batch);
+        state.spare_payloads.extend(payload);
     }
 }
 

@@ -38,6 +38,8 @@ pub struct ReceiveOptions {
     /// Makes the memory of each RAM block, `page_size` bytes a page: a VMM's own. It must read as zeros. Without it, blocks
     /// are private anonymous memory.
     pub memory: Option<MakeMemory>,
+    /// Whether every packet must carry a checksum; those that do are checked in any case.
+    pub require_checksums: bool,
     /// Who takes device state that comes over multifd channels; without one it is refused.
     pub device_state: Option<Arc<dyn DeviceStateSink>>,
     /// Called once, when the RAM blocks are known.
@@ -55,6 +57,7 @@ impl Default for ReceiveOptions {
             progress: Arc::new(Progress::new(Duration::from_secs(30))),
             cancel: CancelHandle::default(),
             memory: None,
+            require_checksums: false,
             device_state: None,
             on_start: None,
         }
@@ -83,8 +86,8 @@ pub struct Received {
     pub rounds: u64,
     /// How the source syncs.
     pub sync: SyncStyle,
-    /// The compression method in use; none if every page was zero.
-    pub method: multifd_packet::Method,
+    /// The compression methods of the packets with contents; none at all if every page was zero.
+    pub methods: Vec<multifd_packet::Method>,
 }
 
 /// Receives a migration: reads `main` to its end, takes channels from `source`, and returns when all of the VM is in place
@@ -168,14 +171,10 @@ impl<R: Read> Reception<'_, R> {
         };
         let tail = self.tail(first)?;
         let receiver = self.receiver.take();
-        let (method, uuid, stats) = match receiver {
+        let (methods, uuid, stats) = match receiver {
             Some(receiver) => {
-                let (method, uuid) = (receiver.method(), receiver.uuid());
-                (
-                    method.unwrap_or_default(),
-                    uuid.unwrap_or_default(),
-                    receiver.finish()?,
-                )
+                let (methods, uuid) = (receiver.methods(), receiver.uuid());
+                (methods, uuid.unwrap_or_default(), receiver.finish()?)
             }
             None => return Err(unexpected(0, "a migration without RAM blocks".into())),
         };
@@ -192,7 +191,7 @@ impl<R: Read> Reception<'_, R> {
             main_bytes: self.input.offset(),
             rounds: self.rounds,
             sync: self.sync.unwrap_or(SyncStyle::EachRound),
-            method,
+            methods,
         })
     }
 
@@ -283,6 +282,7 @@ impl<R: Read> Reception<'_, R> {
             max_channels: self.options.channels.map_or(255, usize::from),
             progress: Arc::clone(&self.options.progress),
             cancel: self.options.cancel.clone(),
+            require_checksums: self.options.require_checksums,
             device_state: self.options.device_state.clone(),
             ..ReceiverConfig::default()
         };

@@ -15,10 +15,13 @@ pub struct RamBlock {
     len: usize,
     geometry: Geometry,
     // Whatever keeps the memory mapped.
-    _owner: Box<dyn Any + Send + Sync>,
+    owner: Box<dyn Any + Send + Sync>,
+    /// Nobody else has this memory mapped.
+    private: bool,
+    frozen: bool,
 }
 
-// SAFETY: the memory stays mapped while `_owner` lives, and is only touched by volatile or kernel accesses that
+// SAFETY: the memory stays mapped while `owner` lives, and is only touched by volatile or kernel accesses that
 // tolerate other writers; nothing in the block depends on the thread.
 unsafe impl Send for RamBlock {}
 // SAFETY: as for Send.
@@ -52,7 +55,72 @@ impl RamBlock {
             .no_reserve_swap()
             .map_anon()
             .map_err(no_memory)?;
-        Self::from_mmap(name, map, page_size)
+        let mut block = Self::from_mmap(name, map, page_size)?;
+        block.private = true;
+        Ok(block)
+    }
+
+    /// Makes the block's memory read-only for good, so that a codec may read it in place. Only blocks made by
+    /// [`RamBlock::anonymous`] can be frozen: nobody else writes to them. A write through a [`Region`] of a frozen block is
+    /// a fault (`SIGSEGV`), and a [`Receiver`](crate::Receiver) refuses such blocks.
+    ///
+    /// # Errors
+    /// [`BlockError::Map`] if the memory is not the block's alone; [`BlockError::Memory`] if the system refuses.
+    pub fn freeze(self) -> Result<Self, BlockError> {
+        let Self {
+            name,
+            owner,
+            private,
+            frozen,
+            len,
+            ..
+        } = self;
+        let refuse = |reason| BlockError::Map {
+            block: name.to_string(),
+            reason,
+        };
+        if frozen {
+            return Ok(Self {
+                name,
+                owner,
+                private,
+                frozen,
+                ..self
+            });
+        }
+        if !private {
+            return Err(refuse("only memory that nobody else can write to can be frozen"));
+        }
+        let map = owner
+            .downcast::<MmapMut>()
+            .map_err(|_| refuse("its memory is no mapping of its own"))?;
+        let map = map.make_read_only().map_err(|source| BlockError::Memory {
+            block: name.to_string(),
+            len: len as u64,
+            source: Arc::new(source),
+        })?;
+        Ok(Self {
+            name,
+            owner: Box::new(map),
+            private,
+            frozen: true,
+            ..self
+        })
+    }
+
+    /// Whether the memory has been made read-only.
+    pub fn is_frozen(&self) -> bool {
+        self.frozen
+    }
+
+    /// The bytes of a frozen block's range in place; `None` if the block is not frozen, or the range does not lie in it
+    /// whole.
+    pub fn frozen_bytes(&self, offset: u64, len: usize) -> Option<&[u8]> {
+        let region = self.region(offset, len).ok().filter(|_| self.frozen)?;
+        // SAFETY: the range is mapped for as long as the block lives, and nobody can write to it: the mapping is private
+        // to this process, anonymous, owned by the block, and read-only since it was frozen, which took the block by
+        // value, so that no region from before is left.
+        Some(unsafe { std::slice::from_raw_parts(region.as_mut_ptr(), region.len()) })
     }
 
     /// A block over a writable mapping the caller made, whole.
@@ -86,7 +154,9 @@ impl RamBlock {
             base,
             len,
             geometry,
-            _owner: Box::new(owner),
+            owner: Box::new(owner),
+            private: false,
+            frozen: false,
         })
     }
 
@@ -279,6 +349,23 @@ mod tests {
         assert!(RamBlock::anonymous("a", 4095, 4096).is_err());
         assert!(RamBlock::anonymous("a", 0, 4096).is_err());
         assert!(RamBlock::anonymous("a", 4096, 3000).is_err());
+    }
+
+    #[test]
+    fn only_private_memory_can_be_frozen_and_then_it_can_be_read_in_place() {
+        let block = RamBlock::anonymous("b", 8192, 4096).unwrap();
+        block.page(4096).unwrap().copy_from(b"abc");
+        assert_eq!(block.frozen_bytes(4096, 3), None);
+        let block = block.freeze().unwrap().freeze().unwrap();
+        assert_eq!(block.frozen_bytes(4096, 3), Some(&b"abc"[..]));
+        assert_eq!(block.frozen_bytes(8190, 3), None);
+        assert_eq!(block.page(4096).unwrap().copy_to(&mut [0; 3]), 3);
+
+        let shared = MmapOptions::new().len(4096).map_anon().unwrap();
+        assert!(matches!(
+            RamBlock::from_mmap("s", shared, 4096).unwrap().freeze(),
+            Err(BlockError::Map { .. })
+        ));
     }
 
     #[test]
