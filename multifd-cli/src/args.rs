@@ -1,5 +1,6 @@
 //! The command line: help, completions and man pages are all made from these definitions.
 
+use crate::encoding::{Encoding, Level, parse_level};
 use crate::options::{
     Compression, Control, Deadlines, Dialect, Direct, Show, Uuid, Writing, YEAR, parse_uuid,
 };
@@ -25,6 +26,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     Recv(Recv),
     Send(Send),
+    Relay(Relay),
     Snapshot(Snapshot),
     Restore(Restore),
     Inspect(Inspect),
@@ -58,9 +60,12 @@ pub(crate) struct Recv {
     /// How many channels there must be [default: as many as connect]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..))]
     pub(crate) channels: Option<u8>,
-    /// The only compression accepted [default: whatever the source uses]
+    /// The only compression accepted [default: whatever the source uses, packet by packet]
     #[arg(long, value_name = "METHOD")]
     pub(crate) compression: Option<Compression>,
+    /// Refuse packets without a checksum; those that have one are checked in any case
+    #[arg(long)]
+    pub(crate) require_checksum: bool,
     /// The only VM accepted, by its UUID [default: any, but one]
     #[arg(long, value_name = "UUID", value_parser = parse_uuid)]
     pub(crate) uuid: Option<Uuid>,
@@ -82,6 +87,8 @@ pub(crate) struct Recv {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   multifd send vm.mapped --to tcp:HOST:4444 --channels 4 --compression zstd
+  multifd send vm.mapped --to tcp:HOST:4444 --compression auto --checksum
+      to another multifd, which takes whatever comes
   multifd send --raw RAM.bin --block pc.ram --to unix:/run/vm.sock")]
 pub(crate) struct Send {
     /// The mapped-ram file to send
@@ -99,12 +106,8 @@ pub(crate) struct Send {
     /// How many channels
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..))]
     pub(crate) channels: u8,
-    /// The compression
-    #[arg(long, value_name = "METHOD", default_value = "none")]
-    pub(crate) compression: Compression,
-    /// The compression's level: zlib 0 to 9, zstd 0 to 20
-    #[arg(long, value_name = "L", default_value_t = 1)]
-    pub(crate) level: u8,
+    #[command(flatten)]
+    pub(crate) encoding: Encoding,
     /// Whether page data is read past the page cache
     #[arg(long, value_name = "WHEN", default_value = "off")]
     pub(crate) direct_io: Direct,
@@ -113,6 +116,44 @@ pub(crate) struct Send {
     pub(crate) uuid: Option<Uuid>,
     #[command(flatten)]
     pub(crate) dialect: Dialect,
+    /// Seconds to wait, when all is sent, for the destination to be done with it
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=YEAR))]
+    pub(crate) finish_timeout: u64,
+    #[command(flatten)]
+    pub(crate) deadlines: Deadlines,
+    #[command(flatten)]
+    pub(crate) show: Show,
+}
+
+/// Pass a migration on, its packets encoded anew: between two QEMUs, or two of anything that speaks the protocol
+///
+/// The main connection passes as it is; what comes over the channels is decoded, encoded by another method, and sent over as many
+/// channels as wanted, round by round. Guest RAM is not held. Two relays make a compressed tunnel for QEMUs that send without
+/// compression.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  on the source's side of a slow link:
+  multifd relay --listen tcp:127.0.0.1:4444 --to tcp:FAR_RELAY:4445 --compression auto
+  on the destination's side, where QEMU listens on port 4444 with 4 channels:
+  multifd relay --listen tcp:0.0.0.0:4445 --to tcp:127.0.0.1:4444 --channels 4")]
+pub(crate) struct Relay {
+    /// Where to listen for the source: tcp:HOST:PORT or unix:PATH; port 0 lets the system choose
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) listen: Address,
+    /// Where the destination listens: tcp:HOST:PORT or unix:PATH
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) to: Address,
+    /// How many channels go out [default: as many as come in]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..))]
+    pub(crate) channels: Option<u8>,
+    /// How many channels come in [default: as many as connect]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..))]
+    pub(crate) from_channels: Option<u8>,
+    #[command(flatten)]
+    pub(crate) encoding: Encoding,
+    /// Refuse packets without a checksum; those that have one are checked in any case
+    #[arg(long)]
+    pub(crate) require_checksum: bool,
     /// Seconds to wait, when all is sent, for the destination to be done with it
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=YEAR))]
     pub(crate) finish_timeout: u64,
@@ -274,9 +315,9 @@ pub(crate) struct Demo {
         default_value = "none,zlib,zstd"
     )]
     pub(crate) compression: Vec<Compression>,
-    /// The compression's level
-    #[arg(long, value_name = "L", default_value_t = 1)]
-    pub(crate) level: u8,
+    /// The compression's level: zlib 0 to 9, zstd 0 to 20, or auto for zstd
+    #[arg(long, value_name = "L", default_value = "1", value_parser = parse_level)]
+    pub(crate) level: Level,
     /// Seed of the image
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) seed: u64,

@@ -1,6 +1,7 @@
 //! `multifd demo`: the whole path over loopback, by every method, every byte compared.
 
 use crate::args::Demo;
+use crate::encoding::{Encoding, Level};
 use crate::failure::{Failure, doing};
 use crate::options::Compression;
 use crate::progress::Slot;
@@ -10,7 +11,6 @@ use multifd_core::{CancelHandle, Method, RamBlock, RamMap, SenderConfig};
 use multifd_qemu::{ReceiveOptions, Received, SendOptions, Snapshot, receive, send};
 use multifd_transport_socket::{Address, SocketListener, SocketOptions, SocketTransport};
 use serde::Serialize;
-use std::sync::Arc;
 use std::time::Instant;
 
 const PAGE_SIZE: u32 = 4096;
@@ -57,7 +57,7 @@ pub(crate) fn run(args: &Demo) -> Result<(), Failure> {
     for block in ram.blocks() {
         image::fill(block, args.seed)?;
     }
-    let snapshot = Snapshot::of_ram(ram);
+    let snapshot = Snapshot::of_ram(ram.freeze()?);
     let mut rows = Vec::new();
     if !args.show.json {
         report::say("method  channels  seconds  guest GiB/s    wire bytes  ratio");
@@ -87,7 +87,17 @@ fn measure(
     channels: u8,
     cancel: &CancelHandle,
 ) -> Result<Row, Failure> {
-    let method = method::method(compression, args.level)?;
+    let encoding = Encoding {
+        compression,
+        level: match args.level {
+            // What chooses levels itself, or has none, takes none.
+            Level::Auto if compression != Compression::Zstd => Level::Fixed(1),
+            level => level,
+        },
+        compress_threads: None,
+        checksum: false,
+    };
+    let encoder = encoding.encoder(Some(channels))?;
     let loopback = Address::Tcp {
         host: "127.0.0.1".into(),
         port: 0,
@@ -101,8 +111,15 @@ fn measure(
     let _guard = cancel.also_unblock(listener.unblocker());
     let begun = Instant::now();
     let (sent, received) = std::thread::scope(|scope| {
-        let destination = scope.spawn(|| arrive(&mut listener, &method, cancel));
-        let sent = depart(args, snapshot, method.as_ref(), channels, &transport, cancel);
+        let destination = scope.spawn(|| arrive(&mut listener, cancel));
+        let sent = depart(
+            args,
+            snapshot,
+            encoder.method.as_ref(),
+            channels,
+            &transport,
+            cancel,
+        );
         if sent.is_err() {
             // Nothing more will arrive.
             cancel.cancel();
@@ -138,17 +155,13 @@ fn measure(
     })
 }
 
-fn arrive(
-    listener: &mut SocketListener,
-    method: &Arc<dyn Method>,
-    cancel: &CancelHandle,
-) -> Result<Received, Failure> {
+fn arrive(listener: &mut SocketListener, cancel: &CancelHandle) -> Result<Received, Failure> {
     let mut main = listener
         .accept_main()
         .map_err(doing("waiting for the migration"))?;
     let _guard = cancel.also_unblock(main.read_unblocker());
     let options = ReceiveOptions {
-        methods: vec![Arc::clone(method)],
+        methods: method::decoders(None),
         cancel: cancel.clone(),
         ..ReceiveOptions::default()
     };

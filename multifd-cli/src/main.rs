@@ -5,6 +5,7 @@ mod args;
 mod demo;
 mod diff;
 mod elf;
+mod encoding;
 mod extract;
 mod failure;
 mod generate;
@@ -18,6 +19,7 @@ mod private_socket;
 mod progress;
 mod qmp;
 mod recv;
+mod relay;
 mod report;
 mod restore;
 mod send;
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
     let (json, outcome) = match Cli::parse().command {
         Command::Recv(args) => (args.show.json, recv::run(&args)),
         Command::Send(args) => (args.show.json, send::run(&args)),
+        Command::Relay(args) => (args.show.json, relay::run(&args)),
         Command::Snapshot(args) => (args.show.json, snapshot::run(&args)),
         Command::Restore(args) => (args.show.json, restore::run(&args)),
         Command::Inspect(args) => (args.show.json, inspect::run(&args)),

@@ -1,26 +1,12 @@
 //! The methods by their names on the command line.
 
-use crate::failure::Failure;
 use crate::options::Compression;
-use clap::ValueEnum;
 use multifd_compress::{Qatzip, Qpl, Uadk, Zlib, Zstd};
 use multifd_core::{Method, Plain};
 use std::sync::Arc;
 
-/// The method at a level.
-pub(crate) fn method(compression: Compression, level: u8) -> Result<Arc<dyn Method>, Failure> {
-    Ok(match compression {
-        Compression::None => Arc::new(Plain),
-        Compression::Zlib => Arc::new(Zlib::new(level)?),
-        Compression::Zstd => Arc::new(Zstd::new(level)?),
-        Compression::Qpl => Arc::new(Qpl),
-        Compression::Uadk => Arc::new(Uadk),
-        Compression::Qatzip => Arc::new(Qatzip),
-    })
-}
-
-/// The method's name as QEMU's `multifd-compression` parameter has it.
-pub(crate) fn qemu_name(compression: Compression) -> &'static str {
+/// The method's name, as QEMU's `multifd-compression` parameter has it.
+pub(crate) fn name(compression: Compression) -> &'static str {
     match compression {
         Compression::None => "none",
         Compression::Zlib => "zlib",
@@ -28,12 +14,23 @@ pub(crate) fn qemu_name(compression: Compression) -> &'static str {
         Compression::Qpl => "qpl",
         Compression::Uadk => "uadk",
         Compression::Qatzip => "qatzip",
+        Compression::Auto => "auto",
     }
 }
 
 /// What may be received: the one asked for, or all there are.
-pub(crate) fn decoders(only: Option<Compression>) -> Result<Vec<Arc<dyn Method>>, Failure> {
-    let all = Compression::value_variants().iter();
-    let wanted = all.filter(|one| only.is_none_or(|only| only == **one));
-    wanted.map(|one| method(*one, 1)).collect()
+pub(crate) fn decoders(only: Option<Compression>) -> Vec<Arc<dyn Method>> {
+    let all: [Arc<dyn Method>; 6] = [
+        Arc::new(Plain),
+        Arc::new(Zlib::default()),
+        Arc::new(Zstd::default()),
+        Arc::new(Qpl),
+        Arc::new(Uadk),
+        Arc::new(Qatzip),
+    ];
+    let only = only.filter(|&only| only != Compression::Auto).map(name);
+    let wanted = all
+        .into_iter()
+        .filter(|one| only.is_none_or(|only| only == one.kind().name()));
+    wanted.collect()
 }

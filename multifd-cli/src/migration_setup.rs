@@ -1,7 +1,7 @@
 //! What has to be set on a QEMU for a migration by us, and how to set it back.
 
 use crate::failure::Failure;
-use crate::method::qemu_name;
+use crate::method;
 use crate::options::Compression;
 use crate::qmp::Qmp;
 use serde_json::{Map, Value, json};
@@ -64,7 +64,7 @@ impl Changed {
         let mut wanted = Map::new();
         for (name, value) in [
             ("multifd-channels", json!(channels)),
-            ("multifd-compression", json!(qemu_name(compression))),
+            ("multifd-compression", json!(method::name(compression))),
             ("zero-page-detection", json!("multifd")),
             ("max-bandwidth", json!(0)),
             ("tls-creds", json!("")),

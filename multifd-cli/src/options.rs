@@ -1,5 +1,6 @@
 //! Options that several commands share, and how their values are read.
 
+use clap::builder::TypedValueParser;
 use clap::{Args, ValueEnum};
 use multifd_transport_file::DirectIo;
 use multifd_transport_socket::{Address, SocketOptions};
@@ -92,7 +93,7 @@ pub(crate) struct Control {
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..))]
     pub(crate) channels: u8,
     /// The compression
-    #[arg(long, value_name = "METHOD", default_value = "none")]
+    #[arg(long, value_name = "METHOD", default_value = "none", value_parser = one_method())]
     pub(crate) compression: Compression,
     /// Start the guest afterwards
     #[arg(long, conflicts_with = "stop")]
@@ -148,6 +149,18 @@ pub(crate) enum Compression {
     Uadk,
     /// gzip over a packet's pages, as Intel's QAT accelerator does
     Qatzip,
+    /// No compression or a level of zstd for each packet, whatever finishes soonest
+    Auto,
+}
+
+/// A compression that a QEMU can be told to use.
+fn one_method() -> impl TypedValueParser<Value = Compression> {
+    clap::builder::EnumValueParser::<Compression>::new().try_map(|compression| {
+        if compression == Compression::Auto {
+            return Err("a QEMU has to be told one method");
+        }
+        Ok(compression)
+    })
 }
 
 /// A UUID as its 16 bytes.

@@ -25,9 +25,10 @@ pub(crate) fn run(args: &Recv) -> Result<(), Failure> {
         report::note(&format!("listening on {address}"));
     }
     let options = ReceiveOptions {
-        methods: method::decoders(args.compression)?,
+        methods: method::decoders(args.compression),
         channels: args.channels,
         uuid: args.uuid.map(|uuid| uuid.0),
+        require_checksums: args.require_checksum,
         need_vmdesc: !args.allow_no_vmdesc,
         limits: Limits {
             ram_bytes: args
@@ -107,12 +108,14 @@ pub(crate) fn finish(out: &Path, show: Show, received: &Received, written: Writt
         sync: report::sync_name(received.sync),
         rounds: Some(received.rounds),
         seconds: begun.elapsed().as_secs_f64(),
+        channel_seconds: received.stats.elapsed.as_secs_f64(),
         main_bytes: received.main_bytes,
         total: received.stats.total().into(),
         channels: report::channels(&received.stats),
         blocks: report::blocks(snapshot.blocks()),
         file: Some(out.display().to_string()),
         stored_pages: Some(written.pages),
+        auto: None,
     };
     let text = format!(
         "{}\n{}: machine {}, {} pages stored",

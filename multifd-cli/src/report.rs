@@ -1,5 +1,6 @@
 //! What a command has done, for people and for programs.
 
+use crate::encoding::Chosen;
 use indicatif::HumanBytes;
 use multifd_core::{ChannelStats, Stats};
 use multifd_packet::Method;
@@ -41,6 +42,12 @@ pub(crate) struct Counts {
     syncs: u64,
 }
 
+impl Counts {
+    pub(crate) fn wire_bytes(&self) -> u64 {
+        self.wire_bytes
+    }
+}
+
 impl From<ChannelStats> for Counts {
     fn from(stats: ChannelStats) -> Self {
         Self {
@@ -71,6 +78,8 @@ pub(crate) struct Transfer {
     pub(crate) sync: &'static str,
     pub(crate) rounds: Option<u64>,
     pub(crate) seconds: f64,
+    /// From the opening of the channels to their end.
+    pub(crate) channel_seconds: f64,
     pub(crate) main_bytes: u64,
     pub(crate) total: Counts,
     pub(crate) channels: Vec<Counts>,
@@ -79,6 +88,8 @@ pub(crate) struct Transfer {
     pub(crate) file: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) stored_pages: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) auto: Option<Chosen>,
 }
 
 impl Transfer {

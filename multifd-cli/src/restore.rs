@@ -1,12 +1,13 @@
 //! `multifd restore`: a file into a QEMU that waits for it.
 
 use crate::args::Restore;
+use crate::encoding::{Encoding, Level};
 use crate::failure::Failure;
 use crate::migration_setup::Changed;
 use crate::private_socket::MeetingPlace;
 use crate::qmp::Qmp;
 use crate::send::{self, Way};
-use crate::{method, signals, snapshot_file};
+use crate::{signals, snapshot_file};
 use multifd_transport_socket::{Address, SocketTransport};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -14,7 +15,13 @@ use std::time::{Duration, Instant};
 pub(crate) fn run(args: &Restore) -> Result<(), Failure> {
     let cancel = signals::cancel_on_signal()?;
     let control = &args.control;
-    let method = method::method(control.compression, 1)?;
+    let encoding = Encoding {
+        compression: control.compression,
+        level: Level::Fixed(1),
+        compress_threads: None,
+        checksum: false,
+    };
+    let encoder = encoding.encoder(Some(control.channels))?;
     let mut snapshot = snapshot_file::read(&args.file, args.direct_io)?;
     let timeout = Duration::from_secs(args.deadlines.timeout);
     let mut qmp = Qmp::connect(&control.qmp, timeout)?;
@@ -24,6 +31,7 @@ pub(crate) fn run(args: &Restore) -> Result<(), Failure> {
             "QEMU does not wait for a migration (its guest is {status}): start it with -incoming defer"
         )));
     }
+    snapshot.ram = std::mem::take(&mut snapshot.ram).freeze()?;
     // A QEMU takes no UUID but its own.
     snapshot.uuid = own_uuid(&mut qmp)?;
     if control.stop {
@@ -36,7 +44,8 @@ pub(crate) fn run(args: &Restore) -> Result<(), Failure> {
     let address = listening_on(&mut qmp, &place.address)?;
     let transport = SocketTransport::new(address, args.deadlines.socket());
     let way = Way {
-        method: method.as_ref(),
+        encoder: &encoder,
+        checksums: encoding.checksums(),
         transport: &transport,
         channels: control.channels,
         dialect: args.dialect,
@@ -52,7 +61,7 @@ pub(crate) fn run(args: &Restore) -> Result<(), Failure> {
     if control.resume && !qmp.guest()?.0 {
         qmp.execute("cont", &json!({}))?;
     }
-    send::finish(args.show, &snapshot, method.as_ref(), &sent, begun);
+    send::finish(args.show, &snapshot, &encoder, &sent, begun);
     Ok(())
 }
 

@@ -1,20 +1,21 @@
 //! `multifd send`: the source of a migration, from a file.
 
 use crate::args::Send;
+use crate::encoding::Encoder;
 use crate::failure::{Failure, doing};
 use crate::options::{Dialect, Show, Sync, ZeroPages};
 use crate::progress::Slot;
 use crate::recv::cancelled;
 use crate::report::{self, Transfer};
-use crate::{method, signals, snapshot_file};
-use multifd_core::{CancelHandle, ChannelError, Method, SenderConfig};
+use crate::{signals, snapshot_file};
+use multifd_core::{CancelHandle, ChannelError, Checksums, SenderConfig};
 use multifd_qemu::{SendOptions, Sent, Snapshot, SyncStyle, ZeroPageStyle, send};
 use multifd_transport_socket::{SocketStream, SocketTransport};
 use std::time::{Duration, Instant};
 
 pub(crate) fn run(args: &Send) -> Result<(), Failure> {
     let cancel = signals::cancel_on_signal()?;
-    let method = method::method(args.compression, args.level)?;
+    let encoder = args.encoding.encoder(Some(args.channels))?;
     let mut snapshot = match (&args.file, &args.raw) {
         (Some(file), _) => snapshot_file::read(file, args.direct_io)?,
         (None, Some(raw)) => snapshot_file::read_raw(raw, &args.block)?,
@@ -23,9 +24,12 @@ pub(crate) fn run(args: &Send) -> Result<(), Failure> {
     if let Some(uuid) = args.uuid {
         snapshot.uuid = uuid.0;
     }
+    // Nobody changes it any more: a codec may read it in place.
+    snapshot.ram = std::mem::take(&mut snapshot.ram).freeze()?;
     let transport = SocketTransport::new(args.to.clone(), args.deadlines.socket());
     let way = Way {
-        method: method.as_ref(),
+        encoder: &encoder,
+        checksums: args.encoding.checksums(),
         transport: &transport,
         channels: args.channels,
         dialect: args.dialect,
@@ -33,13 +37,14 @@ pub(crate) fn run(args: &Send) -> Result<(), Failure> {
     };
     let begun = Instant::now();
     let sent = give(&snapshot, &way, &cancel, args.show)?;
-    finish(args.show, &snapshot, method.as_ref(), &sent, begun);
+    finish(args.show, &snapshot, &encoder, &sent, begun);
     Ok(())
 }
 
 /// By which way a snapshot goes.
 pub(crate) struct Way<'a> {
-    pub(crate) method: &'a dyn Method,
+    pub(crate) encoder: &'a Encoder,
+    pub(crate) checksums: Checksums,
     pub(crate) transport: &'a SocketTransport,
     pub(crate) channels: u8,
     pub(crate) dialect: Dialect,
@@ -63,6 +68,7 @@ pub(crate) fn give(
     let options = SendOptions {
         sender: SenderConfig {
             channels: way.channels,
+            checksums: way.checksums,
             cancel: cancel.clone(),
             ..SenderConfig::default()
         },
@@ -77,7 +83,13 @@ pub(crate) fn give(
         }),
         on_start: Some(watch.on_start("sending", show.quiet)),
     };
-    let sent = send(snapshot, &mut main, way.method, way.transport, options)?;
+    let sent = send(
+        snapshot,
+        &mut main,
+        way.encoder.method.as_ref(),
+        way.transport,
+        options,
+    )?;
     drop(watch);
     main.abort_on_close(false)
         .map_err(doing("ending the migration"))?;
@@ -110,21 +122,28 @@ fn wait_closed(main: &mut SocketStream, timeout: Duration) -> Result<(), Channel
 }
 
 /// Prints what has been sent.
-pub(crate) fn finish(show: Show, snapshot: &Snapshot, method: &dyn Method, sent: &Sent, begun: Instant) {
+pub(crate) fn finish(show: Show, snapshot: &Snapshot, encoder: &Encoder, sent: &Sent, begun: Instant) {
     let result = Transfer {
         ok: true,
         machine: snapshot.configuration.machine.clone(),
         uuid: report::uuid(snapshot.uuid),
-        compression: method.kind().name().into(),
+        compression: encoder.name().into(),
         sync: report::sync_name(sent.sync),
         rounds: None,
         seconds: begun.elapsed().as_secs_f64(),
+        channel_seconds: sent.stats.elapsed.as_secs_f64(),
         main_bytes: sent.main_bytes,
         total: sent.stats.total().into(),
         channels: report::channels(&sent.stats),
         blocks: report::blocks(snapshot.blocks()),
         file: None,
         stored_pages: None,
+        auto: encoder.chosen(),
     };
-    report::print(show.json, &result, &result.line("sent"));
+    let mut line = result.line("sent");
+    if let Some(auto) = &result.auto {
+        line.push('\n');
+        line.push_str(auto.line());
+    }
+    report::print(show.json, &result, &line);
 }

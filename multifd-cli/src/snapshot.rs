@@ -65,7 +65,7 @@ fn transfer(args: &Snapshot, qmp: &mut Qmp, cancel: &CancelHandle) -> Result<(In
     // Not the one a signal trips: QEMU is to be told first, see `call_off`.
     let broken_off = CancelHandle::default();
     let receiving = ReceiveOptions {
-        methods: method::decoders(Some(args.control.compression))?,
+        methods: method::decoders(Some(args.control.compression)),
         channels: Some(args.control.channels),
         progress: Arc::new(Progress::new(options.stall)),
         cancel: broken_off.clone(),

@@ -1,6 +1,8 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "auto")]
+mod auto;
 #[cfg(any(
     feature = "zlib",
     feature = "zstd",
@@ -11,6 +13,10 @@
 mod packet_bytes;
 #[cfg(any(feature = "qpl", feature = "uadk"))]
 mod paged;
+#[cfg(feature = "auto")]
+mod pilot;
+#[cfg(feature = "pool")]
+mod pool;
 #[cfg(feature = "qatzip")]
 mod qatzip;
 #[cfg(feature = "qpl")]
@@ -24,6 +30,10 @@ mod zlib;
 #[cfg(feature = "zstd")]
 mod zstd;
 
+#[cfg(feature = "auto")]
+pub use auto::{Auto, AutoReport, ChoiceReport};
+#[cfg(feature = "pool")]
+pub use pool::CompressPool;
 #[cfg(feature = "qatzip")]
 pub use qatzip::Qatzip;
 #[cfg(feature = "qpl")]

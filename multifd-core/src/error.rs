@@ -52,6 +52,14 @@ pub enum MethodError {
         /// The codec's words.
         reason: String,
     },
+    /// The threads of a pool could not be started.
+    #[error("{threads} threads to compress on can not be had: {reason}")]
+    Threads {
+        /// How many were asked for; 0: as many as there are processors.
+        threads: usize,
+        /// The system's words.
+        reason: String,
+    },
     /// The parameters of the method are out of range.
     #[error("{method} level {found} is not between {min} and {max}")]
     Level {

@@ -27,10 +27,15 @@ impl Progress {
         self.last_ms.fetch_max(now, Ordering::Relaxed);
     }
 
+    /// How long nothing has arrived.
+    pub fn quiet(&self) -> Duration {
+        let last = Duration::from_millis(self.last_ms.load(Ordering::Relaxed));
+        self.started.elapsed().saturating_sub(last)
+    }
+
     /// Whether nothing has arrived for the deadline.
     pub fn is_stalled(&self) -> bool {
-        let last = Duration::from_millis(self.last_ms.load(Ordering::Relaxed));
-        self.started.elapsed().saturating_sub(last) >= self.deadline
+        self.quiet() >= self.deadline
     }
 
     /// The deadline.

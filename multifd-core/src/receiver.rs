@@ -93,7 +93,7 @@ pub struct Receiver {
     cancel: CancelHandle,
     unblock: Vec<UnblockGuard>,
     threads: Vec<JoinHandle<()>>,
-    geometry: Option<Geometry>,
+    geometry: Geometry,
     max_channels: usize,
 }
 
@@ -118,15 +118,19 @@ impl Receiver {
                 reason: "it is frozen: nothing can be received into it",
             }));
         }
-        Self::with(Target::Ram(ram), Some(geometry), config)
+        Self::with(Target::Ram(ram), geometry, config)
     }
 
     /// A receiver whose pages go on to a sender, once `gate` is open.
-    pub(crate) fn passing(gate: Arc<Gate>, config: ReceiverConfig) -> Result<Self, Error> {
-        Self::with(Target::Passing(gate), None, config)
+    pub(crate) fn passing(
+        gate: Arc<Gate>,
+        geometry: Geometry,
+        config: ReceiverConfig,
+    ) -> Result<Self, Error> {
+        Self::with(Target::Passing(gate), geometry, config)
     }
 
-    fn with(target: Target, geometry: Option<Geometry>, config: ReceiverConfig) -> Result<Self, Error> {
+    fn with(target: Target, geometry: Geometry, config: ReceiverConfig) -> Result<Self, Error> {
         if config.require_checksums && !checksum::AVAILABLE {
             return Err(checksum::missing());
         }

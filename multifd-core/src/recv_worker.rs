@@ -9,7 +9,7 @@ use crate::{
 use bytes::Bytes;
 use multifd_packet::{
     DEVICE_STATE_PACKET_LEN, DeviceStatePacket, Geometry, HEADER_LEN, Header, INIT_PACKET_LEN, InitPacket,
-    MAX_RAM_PACKET_LEN, PacketError, RAM_PACKET_FIXED_LEN, RamPacket,
+    MAX_RAM_PACKET_LEN, PacketError, RamPacket,
 };
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -19,8 +19,7 @@ pub(crate) struct RecvWorker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) slot: usize,
     pub(crate) channel: Box<dyn RecvChannel>,
-    /// The shape of packets; what passes through shows it in its first packet.
-    pub(crate) geometry: Option<Geometry>,
+    pub(crate) geometry: Geometry,
     /// The slot until the init packet has said the id.
     pub(crate) id: u8,
     pub(crate) packets: u64,
@@ -126,39 +125,18 @@ impl RecvWorker {
         self.shared.stats.add(self.id, delta);
     }
 
-    /// Receives the rest of a RAM packet, whose header is in `buffer` already; returns the shape of packets.
-    fn recv_ram_packet(&mut self, buffer: &mut [u8]) -> Result<Geometry, Error> {
-        let mut recv = |range: std::ops::Range<usize>| {
-            let room = buffer.get_mut(range).unwrap_or_default();
-            let failed = |source| Error::Channel {
-                channel: self.id,
-                doing: "receiving a packet",
-                source,
-            };
-            self.channel.recv(room).map_err(failed)
-        };
-        if let Some(geometry) = self.geometry {
-            recv(HEADER_LEN..geometry.packet_len())?;
-            return Ok(geometry);
-        }
-        recv(HEADER_LEN..RAM_PACKET_FIXED_LEN)?;
-        let geometry = Geometry::of_packet(buffer).map_err(|e| self.packet(e))?;
+    /// Takes the rest of a RAM packet, its payload, and the round's end; `true` if the transfer was stopped.
+    fn take_ram(&mut self, buffer: &mut [u8]) -> Result<bool, Error> {
+        let geometry = self.geometry;
         let rest = buffer
-            .get_mut(RAM_PACKET_FIXED_LEN..geometry.packet_len())
+            .get_mut(HEADER_LEN..geometry.packet_len())
             .unwrap_or_default();
         self.channel
             .recv(rest)
             .map_err(|e| self.io("receiving a packet", e))?;
         if let Target::Passing(gate) = &self.shared.target {
-            gate.arrived(self.id, geometry)?;
+            gate.spoken();
         }
-        self.geometry = Some(geometry);
-        Ok(geometry)
-    }
-
-    /// Takes the rest of a RAM packet, its payload, and the round's end; `true` if the transfer was stopped.
-    fn take_ram(&mut self, buffer: &mut [u8]) -> Result<bool, Error> {
-        let geometry = self.recv_ram_packet(buffer)?;
         let packet = RamPacket::parse(buffer, geometry).map_err(|e| self.packet(e))?;
         let sealed = buffer.get(..geometry.packet_len()).unwrap_or_default();
         let payload_crc =

@@ -4,8 +4,8 @@ use crate::prepare_pool::PoolRun;
 use crate::shutdown::lock;
 use crate::work_queue::{Work, WorkQueue};
 use crate::{
-    BufferQueue, Buffers, CancelHandle, ChannelSource, DeviceStateSink, Error, IncomingPages, Method,
-    Progress, RamBlock, RamMap, Receiver, ReceiverConfig, Sender, SenderConfig, Stats, StatsHandle,
+    BlockError, BufferQueue, Buffers, CancelHandle, ChannelSource, DeviceStateSink, Error, IncomingPages,
+    Method, Progress, RamBlock, RamMap, Receiver, ReceiverConfig, Sender, SenderConfig, Stats, StatsHandle,
     SyncScope, Transport, Unblock, WriteFlags, ZeroPages,
 };
 use multifd_packet::{Geometry, RamPacket};
@@ -15,6 +15,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 pub struct RelayConfig {
     /// Methods that may be decoded. Empty means no compression only.
     pub methods: Vec<Arc<dyn Method>>,
+    /// Bytes of a guest page: it says how long packets are.
+    pub page_size: u32,
     /// How many channels come in; without it, those that have connected when the first packet comes on one of them. A QEMU,
     /// and our [`Sender`], open all of them before they send anything.
     pub incoming: Option<u8>,
@@ -42,6 +44,7 @@ impl Default for RelayConfig {
         let receiver = ReceiverConfig::default();
         Self {
             methods: Vec::new(),
+            page_size: 4096,
             incoming: None,
             outgoing: None,
             uuid: None,
@@ -93,8 +96,10 @@ pub fn relay(
 ) -> Result<Relayed, Error> {
     let gate = Arc::new(Gate::default());
     let _gate_guard = config.cancel.also_unblock(Box::new(Arc::clone(&gate)));
+    let geometry = Geometry::new(config.page_size).map_err(BlockError::from)?;
     let mut receiver = Receiver::passing(
         Arc::clone(&gate),
+        geometry,
         ReceiverConfig {
             methods: std::mem::take(&mut config.methods),
             uuid: config.uuid,
@@ -107,7 +112,6 @@ pub fn relay(
         },
     )?;
     gather(source, &mut receiver, &gate, &config)?;
-    let geometry = gate.wait_first().ok_or_else(|| config.cancel.failure())?;
     let channels = u8::try_from(receiver.channels()).unwrap_or(u8::MAX);
     let mut sender = Sender::start_with(
         geometry,
@@ -182,7 +186,7 @@ fn gather(
         }
         if have == 0 && expected.is_none() {
             // When one channel speaks, all have connected.
-            gate.wait_first().ok_or_else(|| config.cancel.failure())?;
+            gate.wait_spoken().ok_or_else(|| config.cancel.failure())?;
         }
     }
     receiver.wait_identified()
@@ -206,8 +210,8 @@ fn refuse_late(source: &mut dyn ChannelSource, receiver: &Receiver) -> Result<()
 
 #[derive(Default)]
 struct GateState {
-    /// The shape of packets, once the first has come.
-    geometry: Option<Geometry>,
+    /// A packet has come.
+    spoken: bool,
     passage: Option<Arc<Passage>>,
     stopped: bool,
 }
@@ -220,18 +224,13 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
-    /// Says that a packet of this shape has come; all must have the same.
-    pub(crate) fn arrived(&self, channel: u8, geometry: Geometry) -> Result<(), Error> {
-        let first = *lock(&self.state).geometry.get_or_insert(geometry);
-        self.changed.notify_all();
-        if first != geometry {
-            return Err(Error::Config(format!(
-                "channel {channel}: its packets are for pages of {} bytes, those of another channel for {}",
-                geometry.page_size(),
-                first.page_size()
-            )));
+    /// Says that a packet has come.
+    pub(crate) fn spoken(&self) {
+        let mut state = lock(&self.state);
+        if !state.spoken {
+            state.spoken = true;
+            self.changed.notify_all();
         }
-        Ok(())
     }
 
     fn wait<T>(&self, ready: impl Fn(&GateState) -> Option<T>) -> Option<T> {
@@ -247,8 +246,8 @@ impl Gate {
         }
     }
 
-    fn wait_first(&self) -> Option<Geometry> {
-        self.wait(|state| state.geometry)
+    fn wait_spoken(&self) -> Option<()> {
+        self.wait(|state| state.spoken.then_some(()))
     }
 
     fn open(&self, passage: Passage) {

@@ -50,24 +50,6 @@ impl Geometry {
         Ok(Self { page_size })
     }
 
-    /// The geometry that a RAM packet shows: it has room for as many pages as its `pages_alloc` says. `bytes` holds at
-    /// least the packet's first [`RAM_PACKET_FIXED_LEN`].
-    ///
-    /// # Errors
-    /// [`PacketError::Short`]; [`PacketError::BadPageSize`] if no page size gives that room.
-    pub fn of_packet(bytes: &[u8]) -> Result<Self, PacketError> {
-        let (raw, _) = RawRam::ref_from_prefix(bytes).map_err(|_| PacketError::Short {
-            what: "RAM packet",
-            expected: RAM_PACKET_FIXED_LEN,
-            found: bytes.len(),
-        })?;
-        let found = PACKET_GUEST_BYTES.checked_div(raw.pages_alloc.get()).unwrap_or(0);
-        if found.checked_mul(raw.pages_alloc.get()) != Some(PACKET_GUEST_BYTES) {
-            return Err(PacketError::BadPageSize { found: found.into() });
-        }
-        Self::new(found)
-    }
-
     /// Bytes of a guest page.
     pub const fn page_size(self) -> u32 {
         self.page_size
@@ -367,19 +349,6 @@ mod tests {
         assert_eq!(geometry().pages_per_packet(), 128);
         assert_eq!(geometry().packet_len(), 1344);
         assert_eq!(Geometry::new(65536).unwrap().packet_len(), 320 + 64);
-        let mut packet = encode_ok(&[], &[]);
-        assert_eq!(Geometry::of_packet(&packet), Ok(geometry()));
-        assert!(matches!(
-            Geometry::of_packet(&packet[..319]),
-            Err(PacketError::Short { .. })
-        ));
-        for bad in [0u32, 3, 127, 1 << 12, u32::MAX] {
-            packet[12..16].copy_from_slice(&bad.to_be_bytes());
-            assert!(
-                matches!(Geometry::of_packet(&packet), Err(PacketError::BadPageSize { .. })),
-                "{bad}"
-            );
-        }
         for bad in [0, 1, 256, 4095, 1 << 20] {
             assert_eq!(
                 Geometry::new(bad),

@@ -19,7 +19,7 @@ pub use error::Error;
 pub use limits::Limits;
 pub use mapped::{MappedBlock, MappedFile, MappedWriter};
 pub use ram::BlockInfo;
-pub use receive::{MakeMemory, ReceiveOptions, Received, receive};
+pub use receive::{MakeMemory, ReceiveOptions, Received, read_configuration, receive};
 pub use send::{SendOptions, Sent, ZeroPageStyle, send};
 pub use snapshot::{Snapshot, Started, SyncStyle};
 pub use tail::Tail;

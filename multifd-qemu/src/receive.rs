@@ -121,6 +121,24 @@ pub fn receive(
     })
 }
 
+/// Reads the first elements of a main channel, up to the machine's configuration and one byte more: for whoever passes the
+/// channel on and has to know the page size.
+///
+/// # Errors
+/// [`Error`]: if it is no main channel.
+pub fn read_configuration(
+    main: impl Read,
+    limits: &Limits,
+    progress: Arc<Progress>,
+) -> Result<Configuration, Error> {
+    let mut input = Input::new(main, 0, Some(progress));
+    read_header(&mut input)?;
+    if input.u8("the first element")? != CONFIGURATION {
+        return Ok(Configuration::default());
+    }
+    Ok(Configuration::read(&mut input, limits)?.0)
+}
+
 struct Reception<'a, R> {
     input: Input<R>,
     source: &'a mut dyn ChannelSource,

@@ -82,6 +82,17 @@ impl SocketStream {
         self
     }
 
+    /// The same connection once more, so that one thread can read while another writes. Bytes that were read ahead stay
+    /// where they are first asked for.
+    #[must_use]
+    pub fn second(&mut self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+            head: std::mem::take(&mut self.head),
+            progress: self.progress.clone(),
+        }
+    }
+
     /// A handle that makes every blocked and later call on this connection fail, from another thread. The peer may see
     /// the end of the stream.
     pub fn unblocker(&self) -> Box<dyn Unblock> {

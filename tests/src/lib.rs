@@ -5,5 +5,6 @@
 pub mod golden;
 pub mod guest;
 pub mod mapped;
+pub mod netns;
 pub mod program;
 pub mod qemu;

@@ -1,5 +1,6 @@
 //! The program `multifd`, as a user runs it.
 
+use crate::netns;
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -50,7 +51,7 @@ pub fn json(output: &Output) -> Value {
         .unwrap_or_else(|e| panic!("{e}: {text:?}, {}", String::from_utf8_lossy(&output.stderr)))
 }
 
-/// A `multifd recv --json` that listens. It is killed when dropped.
+/// A `multifd recv --json`, or `multifd relay --json`, that listens. It is killed when dropped.
 pub struct Recv {
     child: Option<Child>,
     stderr: BufReader<ChildStderr>,
@@ -67,12 +68,20 @@ impl std::fmt::Debug for Recv {
 }
 
 impl Recv {
-    /// Starts it, and waits until it listens.
+    /// Starts `multifd recv`, and waits until it listens.
     pub fn start(listen: &str, out: &Path, more: &[&str]) -> Self {
-        let mut child = Command::new(path())
-            .args(["recv", "--json", "--listen", listen, "--out"])
-            .arg(out)
-            .args(more)
+        let out = out.to_str().unwrap();
+        Self::listening(
+            None,
+            &[&["recv", "--listen", listen, "--out", out], more].concat(),
+        )
+    }
+
+    /// Starts a command that listens, in a network namespace, and waits until it does.
+    pub fn listening(netns: Option<&str>, args: &[&str]) -> Self {
+        let mut child = netns::command(netns, path().as_ref())
+            .args(args)
+            .arg("--json")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -95,6 +104,13 @@ impl Recv {
     /// The process's id.
     pub fn pid(&self) -> u32 {
         self.child.as_ref().map_or(0, Child::id)
+    }
+
+    /// Kills it.
+    pub fn kill(mut self) {
+        let mut child = self.child.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     /// Waits for its end.
@@ -122,6 +138,11 @@ impl Drop for Recv {
         if let Some(child) = &mut self.child {
             let _ = child.kill();
             let _ = child.wait();
+            if std::thread::panicking() {
+                let mut said = String::new();
+                let _ = self.stderr.read_to_string(&mut said);
+                eprintln!("multifd on {} said: {said}", self.address);
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! A real QEMU, driven over QMP.
 
 use crate::guest::sha256;
+use crate::netns;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -50,21 +51,31 @@ struct Turn;
 
 impl Turn {
     fn wait() -> Self {
-        let free = |running: &mut usize| *running >= AT_ONCE;
+        Self::wait_for::<1>();
+        Self
+    }
+
+    /// Two at once: whoever holds one and waits for another may wait for somebody who does the same.
+    fn wait_pair() -> (Self, Self) {
+        Self::wait_for::<2>();
+        (Self, Self)
+    }
+
+    fn wait_for<const N: usize>() {
+        let full = |running: &mut usize| *running + N > AT_ONCE;
         let lock = RUNNING.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut running = RUNNING
             .1
-            .wait_while(lock, free)
+            .wait_while(lock, full)
             .unwrap_or_else(PoisonError::into_inner);
-        *running += 1;
-        Self
+        *running += N;
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
         *RUNNING.0.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
-        RUNNING.1.notify_one();
+        RUNNING.1.notify_all();
     }
 }
 
@@ -83,6 +94,10 @@ pub struct Machine {
     pub incoming: bool,
     /// More arguments.
     pub more: &'static [&'static str],
+    /// The network namespace it runs in.
+    pub netns: Option<String>,
+    /// Whether the RAM of a guest that boots holds something, too, out of its way.
+    pub filled: bool,
 }
 
 impl Default for Machine {
@@ -94,6 +109,8 @@ impl Default for Machine {
             seed: 1,
             incoming: false,
             more: &[],
+            netns: None,
+            filled: false,
         }
     }
 }
@@ -123,19 +140,33 @@ impl std::fmt::Debug for Qemu {
 impl Qemu {
     /// Starts a QEMU, paused.
     pub fn start(machine: &Machine) -> Self {
-        let turn = Turn::wait();
+        Self::start_in(Turn::wait(), machine)
+    }
+
+    /// Starts two that are needed at the same time.
+    pub fn start_pair(one: &Machine, other: &Machine) -> (Self, Self) {
+        let (first, second) = Turn::wait_pair();
+        (Self::start_in(first, one), Self::start_in(second, other))
+    }
+
+    fn start_in(turn: Turn, machine: &Machine) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         let (ram, serial, stderr) = (path("ram"), path("serial"), path("stderr"));
         let len = machine.ram_mib << 20;
-        if machine.boot || machine.incoming {
+        if machine.boot && machine.filled {
+            // The firmware and the boot sector use what is below.
+            let mut bytes = seeded(len, machine.seed);
+            bytes[..2 << 20].fill(0);
+            std::fs::write(&ram, bytes).unwrap();
+        } else if machine.boot || machine.incoming {
             std::fs::File::create(&ram).unwrap().set_len(len as u64).unwrap();
         } else {
             std::fs::write(&ram, seeded(len, machine.seed)).unwrap();
         }
         // QEMU connects to us: there is nothing to wait for but the connection.
         let listener = UnixListener::bind(path("qmp")).unwrap();
-        let mut command = Command::new(program().expect("a QEMU"));
+        let mut command = netns::command(machine.netns.as_deref(), program().expect("a QEMU").as_ref());
         command
             .args([
                 "-nodefaults",
@@ -269,7 +300,11 @@ impl Qemu {
         }
         let info = self.execute("query-migrate", &json!({}));
         let port = info["socket-address"][0]["port"].as_str();
-        format!("tcp:127.0.0.1:{}", port.unwrap_or_else(|| panic!("{info}")))
+        let host = uri
+            .trim_start_matches("tcp:")
+            .rsplit_once(':')
+            .map_or("127.0.0.1", |(host, _)| host);
+        format!("tcp:{host}:{}", port.unwrap_or_else(|| panic!("{info}")))
     }
 
     /// Waits until the migration has one of these states, and returns it.
@@ -296,8 +331,10 @@ impl Qemu {
     /// Waits until the migration is over and must have succeeded.
     pub fn wait_completed(&mut self) {
         let status = self.wait_migration(&["completed", "failed", "cancelled"]);
-        let info = || self.said();
-        assert_eq!(status, "completed", "{}", info());
+        if status != "completed" {
+            let info = self.execute("query-migrate", &json!({}));
+            panic!("the migration {status}: {info}; {}", self.said());
+        }
     }
 
     /// Waits until the migration has begun its round `n`; `false` if it stops the guest before that.

@@ -1,0 +1,401 @@
+//! What `Auto` knows, and how it decides: a model of the link and of what each choice costs, fed with measurements. It knows
+//! no clock, so that it can be tried out without one.
+#![allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss
+)] // Estimates of speeds.
+
+use std::time::Duration;
+
+/// How much better another choice must look before it is taken.
+const MARGIN: f64 = 1.05;
+/// Below this share of their time spent sending, the channels do not wait for the link.
+const WAITING: f64 = 0.25;
+/// A window of measurement.
+const WINDOW: Duration = Duration::from_millis(100);
+const WINDOW_PACKETS: u64 = 16;
+/// The first one is shorter: it costs the most if the first choice is a bad one.
+const FIRST_WINDOW: Duration = Duration::from_millis(20);
+const FIRST_PACKETS: u64 = 4;
+/// The share of all computing that may be spent on comparing choices.
+const COMPARING: f64 = 0.03;
+const COMPARE_EVERY: Duration = Duration::from_millis(150);
+/// Comparisons at the very start.
+const FIRST_COMPARISONS: u64 = 3;
+/// How much of what older comparisons said is kept at a new one.
+const KEPT: f64 = 0.8;
+
+/// One choice: no compression, or zstd at a level.
+#[derive(Debug, Clone)]
+pub(crate) struct Choice {
+    /// `None`: no compression.
+    pub(crate) level: Option<i32>,
+    /// Of the packets it was compared on: seconds and wire bytes, its own and those of the reference.
+    own: (f64, f64),
+    reference: (f64, f64),
+    /// Of what was sent by it.
+    pub(crate) packets: u64,
+    pub(crate) guest_bytes: u64,
+    pub(crate) wire_bytes: u64,
+}
+
+/// The state of one transfer.
+#[derive(Debug)]
+pub(crate) struct Pilot {
+    pub(crate) choices: Vec<Choice>,
+    /// Index of the choice that every comparison includes: the quickest level.
+    reference: usize,
+    pub(crate) current: usize,
+    /// Of the reference: seconds and wire bytes for each guest byte.
+    cost: Option<(f64, f64)>,
+    /// Threads that compress at the same time, as far as was seen.
+    pub(crate) parallel: f64,
+    most_parallel: f64,
+    /// Bytes a second that the link takes; unknown while nothing has waited for it.
+    pub(crate) link: Option<f64>,
+    window: Window,
+    windows: u64,
+    /// Quiet windows in a row, and how many of them it takes to believe that the link has become faster.
+    quiet: u64,
+    patience: u64,
+    tried_faster: bool,
+    comparisons: u64,
+    compared_at: Duration,
+    comparing: Duration,
+}
+
+#[derive(Debug, Default)]
+struct Window {
+    start: Duration,
+    packets: u64,
+    wire_bytes: u64,
+    guest_bytes: u64,
+    sending: Duration,
+    channels: Vec<bool>,
+}
+
+/// One result of a comparison.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Measured {
+    pub(crate) choice: usize,
+    pub(crate) computing: Duration,
+    pub(crate) wire_bytes: usize,
+}
+
+impl Pilot {
+    /// Starts with the quickest level. `levels` go from the quickest on.
+    pub(crate) fn new(levels: &[i32], with_none: bool, parallel: f64) -> Self {
+        let none = with_none.then_some(None);
+        let all = none.into_iter().chain(levels.iter().map(|&level| Some(level)));
+        let choices = all
+            .map(|level| Choice {
+                level,
+                own: (0.0, 0.0),
+                reference: (0.0, 0.0),
+                packets: 0,
+                guest_bytes: 0,
+                wire_bytes: 0,
+            })
+            .collect();
+        let first = usize::from(with_none);
+        Self {
+            choices,
+            reference: first,
+            current: first,
+            cost: None,
+            parallel,
+            most_parallel: parallel,
+            link: None,
+            window: Window::default(),
+            windows: 0,
+            quiet: 0,
+            patience: 1,
+            tried_faster: false,
+            comparisons: 0,
+            compared_at: Duration::ZERO,
+            comparing: Duration::ZERO,
+        }
+    }
+
+    /// Whether the next packet is one to compare choices on.
+    pub(crate) fn wants_comparison(&self, now: Duration) -> bool {
+        if self.comparisons < FIRST_COMPARISONS {
+            return true;
+        }
+        let share = self.comparing.as_secs_f64() / (now.as_secs_f64() * self.parallel);
+        share < COMPARING && now.saturating_sub(self.compared_at) >= COMPARE_EVERY
+    }
+
+    /// The choices a comparison goes through, in order.
+    pub(crate) fn candidates(&self) -> std::ops::Range<usize> {
+        self.reference..self.choices.len()
+    }
+
+    /// Whether a level still more thorough than the last one measured could be better.
+    pub(crate) fn goes_on(&self, guest_bytes: usize, last: Measured) -> bool {
+        let Some(link) = self.link else { return false };
+        let (guest, computing) = (guest_bytes as f64, last.computing.as_secs_f64());
+        let by_computing = self.parallel * guest / computing.max(1e-9);
+        let by_link = link * guest / last.wire_bytes.max(1) as f64;
+        by_computing > by_link
+    }
+
+    /// Takes the results of a comparison: all on the same packet, the reference first.
+    pub(crate) fn compared(&mut self, now: Duration, guest_bytes: usize, results: &[Measured]) {
+        self.comparisons += 1;
+        self.compared_at = now;
+        let Some(first) = results.first() else { return };
+        let reference = (first.computing.as_secs_f64().max(1e-9), first.wire_bytes as f64);
+        let fresh = (
+            reference.0 / guest_bytes.max(1) as f64,
+            reference.1 / guest_bytes.max(1) as f64,
+        );
+        let kept = |old: f64, new: f64| KEPT * old + (1.0 - KEPT) * new;
+        self.cost = Some(match self.cost {
+            Some(old) => (kept(old.0, fresh.0), kept(old.1, fresh.1)),
+            None => fresh,
+        });
+        for result in results {
+            self.comparing += result.computing;
+            if let Some(choice) = self.choices.get_mut(result.choice) {
+                let own = (result.computing.as_secs_f64(), result.wire_bytes as f64);
+                choice.own = (KEPT * choice.own.0 + own.0, KEPT * choice.own.1 + own.1);
+                choice.reference = (
+                    KEPT * choice.reference.0 + reference.0,
+                    KEPT * choice.reference.1 + reference.1,
+                );
+            }
+        }
+        self.decide();
+    }
+
+    /// Seconds of computing and wire bytes for each guest byte; `None` if the choice has never been compared.
+    pub(crate) fn costs(&self, choice: &Choice) -> Option<(f64, f64)> {
+        if choice.level.is_none() {
+            return Some((0.0, 1.0));
+        }
+        let (seconds, bytes) = self.cost?;
+        if choice.reference.0 <= 0.0 || choice.reference.1 <= 0.0 {
+            return None;
+        }
+        Some((
+            seconds * choice.own.0 / choice.reference.0,
+            bytes * choice.own.1 / choice.reference.1,
+        ))
+    }
+
+    /// Guest bytes a second that a choice would come to: as fast as it computes, or as the link takes what it makes.
+    pub(crate) fn speed(&self, index: usize) -> Option<f64> {
+        let (seconds, bytes) = self.costs(self.choices.get(index)?)?;
+        let by_link = self.link.map_or(f64::INFINITY, |link| link / bytes.max(1e-6));
+        let by_computing = if seconds > 0.0 {
+            self.parallel / seconds
+        } else {
+            f64::INFINITY
+        };
+        Some(by_link.min(by_computing))
+    }
+
+    fn decide(&mut self) {
+        let Some(now) = self.speed(self.current) else {
+            return;
+        };
+        let mut best = (self.current, now * MARGIN);
+        for index in 0..self.choices.len() {
+            // Nothing is known of the link before the first window has ended: no reason to go without compression.
+            let blind = self.windows == 0 && self.choices.get(index).is_some_and(|c| c.level.is_none());
+            if let Some(speed) = self.speed(index).filter(|_| !blind)
+                && speed > best.1
+            {
+                best = (index, speed);
+            }
+        }
+        self.current = best.0;
+    }
+
+    /// A packet has been prepared by `choice`.
+    pub(crate) fn prepared(&mut self, choice: usize, guest_bytes: usize, wire_bytes: usize) {
+        self.window.guest_bytes += guest_bytes as u64;
+        if let Some(choice) = self.choices.get_mut(choice) {
+            choice.packets += 1;
+            choice.guest_bytes += guest_bytes as u64;
+            choice.wire_bytes += wire_bytes as u64;
+        }
+    }
+
+    /// A packet has been sent; `now` counts from the start of the transfer.
+    pub(crate) fn sent(&mut self, now: Duration, channel: u8, wire_bytes: u64, sending: Duration) {
+        let window = &mut self.window;
+        window.packets += 1;
+        window.wire_bytes += wire_bytes;
+        window.sending += sending;
+        let channel = usize::from(channel);
+        if window.channels.len() <= channel {
+            window.channels.resize(channel + 1, false);
+        }
+        if let Some(seen) = window.channels.get_mut(channel) {
+            *seen = true;
+        }
+        let (length, packets) = if self.windows == 0 {
+            (FIRST_WINDOW, FIRST_PACKETS)
+        } else {
+            (WINDOW, WINDOW_PACKETS)
+        };
+        if now.saturating_sub(window.start) >= length && window.packets >= packets {
+            self.end_window(now);
+        }
+    }
+
+    fn end_window(&mut self, now: Duration) {
+        let window = std::mem::replace(
+            &mut self.window,
+            Window {
+                start: now,
+                ..Window::default()
+            },
+        );
+        self.windows += 1;
+        let seconds = now.saturating_sub(window.start).as_secs_f64().max(1e-6);
+        let channels = window.channels.iter().filter(|seen| **seen).count().max(1) as f64;
+        let waiting = window.sending.as_secs_f64() / (seconds * channels);
+        let rate = window.wire_bytes as f64 / seconds;
+        if waiting >= WAITING {
+            self.quiet = 0;
+            if std::mem::take(&mut self.tried_faster) && self.link.is_some_and(|link| rate < link * 0.8) {
+                // It was not faster after all: be slower to believe it the next time.
+                self.patience = (self.patience * 2).min(64);
+            }
+            self.link = Some(self.link.map_or(rate, |link| f64::midpoint(link, rate)));
+        } else {
+            // The link has room: it takes at least this much, and how much more is not known.
+            if let Some((cost, _)) = self.choices.get(self.current).and_then(|c| self.costs(c)) {
+                let seen = window.guest_bytes as f64 / seconds * cost;
+                self.parallel = f64::midpoint(self.parallel, seen).clamp(0.5, self.most_parallel);
+            }
+            self.quiet += 1;
+            if let Some(link) = &mut self.link {
+                *link = link.max(rate);
+                if self.quiet >= self.patience {
+                    *link *= 1.5;
+                    self.quiet = 0;
+                    self.tried_faster = true;
+                }
+            }
+        }
+        self.decide();
+    }
+
+    /// One more thread compresses, up to as many as there are processors.
+    pub(crate) fn add_thread(&mut self, processors: f64) {
+        self.most_parallel = (self.most_parallel + 1.0).min(processors);
+        self.parallel = self.most_parallel;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A machine and a link, in bytes a second; each level's speed and ratio.
+    struct World {
+        link: f64,
+        cores: f64,
+    }
+
+    const LEVELS: [i32; 4] = [1, 3, 9, 19];
+    const PACKET: usize = 524_288;
+
+    impl World {
+        /// Guest bytes a second of one core, and wire bytes for each guest byte.
+        fn level(index: usize) -> (f64, f64) {
+            [(400e6, 0.55), (220e6, 0.5), (45e6, 0.46), (3e6, 0.44)][index]
+        }
+
+        fn speed(&self, index: Option<usize>) -> f64 {
+            match index {
+                None => self.link,
+                Some(level) => {
+                    let (speed, ratio) = Self::level(level);
+                    (self.cores * speed).min(self.link / ratio)
+                }
+            }
+        }
+
+        /// Runs a transfer, and returns guest bytes a second over all of it.
+        fn run(&self, pilot: &mut Pilot, bytes: f64) -> f64 {
+            let (mut now, mut done) = (0.0, 0.0);
+            let duration = Duration::from_secs_f64;
+            while done < bytes {
+                let at = duration(now);
+                if pilot.wants_comparison(at) {
+                    let mut results = Vec::new();
+                    for choice in pilot.candidates() {
+                        let (speed, ratio) = Self::level(choice - 1);
+                        let last = Measured {
+                            choice,
+                            computing: duration(PACKET as f64 / speed),
+                            wire_bytes: (PACKET as f64 * ratio) as usize,
+                        };
+                        results.push(last);
+                        now += PACKET as f64 / speed / self.cores;
+                        if !pilot.goes_on(PACKET, last) {
+                            break;
+                        }
+                    }
+                    pilot.compared(at, PACKET, &results);
+                }
+                let index = pilot.current.checked_sub(1);
+                let ratio = index.map_or(1.0, |index| Self::level(index).1);
+                let computing = index.map_or(0.0, |index| PACKET as f64 / Self::level(index).0 / self.cores);
+                let took = PACKET as f64 / self.speed(index);
+                let wire = PACKET as f64 * ratio;
+                pilot.prepared(pilot.current, PACKET, wire as usize);
+                now += took;
+                done += PACKET as f64;
+                // Two channels: what is not spent on computing is spent waiting, or copying into the socket.
+                let sending = 2.0 * (took - computing).max(wire / 4e9);
+                pilot.sent(duration(now), 0, wire as u64, duration(sending / 2.0));
+                pilot.sent(duration(now), 1, 0, duration(sending / 2.0));
+            }
+            done / now
+        }
+    }
+
+    #[test]
+    fn it_comes_close_to_the_best_choice_whatever_the_link() {
+        for link in [12e6, 30e6, 120e6, 300e6, 1200e6, 3000e6] {
+            let world = World { link, cores: 2.0 };
+            let mut pilot = Pilot::new(&LEVELS, true, 2.0);
+            let reached = world.run(&mut pilot, 2e9);
+            let best = (0..4)
+                .map(Some)
+                .chain([None])
+                .map(|index| world.speed(index))
+                .fold(0.0, f64::max);
+            assert!(
+                reached > 0.9 * best,
+                "link {link:e}: {reached:e} of {best:e}\n{pilot:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn it_follows_a_link_that_changes() {
+        let mut pilot = Pilot::new(&LEVELS, true, 2.0);
+        World {
+            link: 12e6,
+            cores: 2.0,
+        }
+        .run(&mut pilot, 3e8);
+        let slow = pilot.current;
+        // The clock of the runs starts anew; so does the window.
+        for (link, expected) in [(3e9, 0), (12e6, slow)] {
+            pilot.window = Window::default();
+            pilot.compared_at = Duration::ZERO;
+            World { link, cores: 2.0 }.run(&mut pilot, 6e9 * (link / 3e9).max(0.1));
+            assert_eq!(pilot.current, expected, "link {link:e}: {pilot:?}");
+        }
+        assert!(slow > 1, "{pilot:?}");
+    }
+}
