@@ -56,7 +56,7 @@ pub(crate) struct Encoder {
 
 impl Encoding {
     /// The method, for a transfer over `channels` channels.
-    pub(crate) fn encoder(&self, channels: Option<u8>) -> Result<Encoder, Failure> {
+    pub(crate) fn encoder(self, channels: Option<u8>) -> Result<Encoder, Failure> {
         let level = match (self.compression, self.level) {
             (Compression::Auto | Compression::Zstd, Level::Auto) => 0,
             (_, Level::Auto) => {
@@ -94,7 +94,7 @@ impl Encoding {
         Ok(Encoder { method, auto })
     }
 
-    fn on_channels(&self, method: Arc<dyn Method>) -> Result<Encoder, Failure> {
+    fn on_channels(self, method: Arc<dyn Method>) -> Result<Encoder, Failure> {
         if self.compress_threads.unwrap_or(0) > 0 {
             return Err(Failure::Other(format!(
                 "--compress-threads is for methods whose packets can be made by any thread; {} is not one",
@@ -105,7 +105,7 @@ impl Encoding {
     }
 
     /// What carries checksums, from memory that nobody writes to.
-    pub(crate) fn checksums(&self) -> Checksums {
+    pub(crate) fn checksums(self) -> Checksums {
         if self.checksum {
             Checksums::AtRest
         } else {
@@ -117,7 +117,8 @@ impl Encoding {
 /// What an automatic choice came to.
 #[derive(Debug, Serialize)]
 pub(crate) struct Chosen {
-    chosen: String,
+    #[serde(rename = "chosen")]
+    name: String,
     link_bytes_per_second: Option<f64>,
     threads: f64,
     choices: Vec<ChosenChoice>,
@@ -154,7 +155,7 @@ impl Encoder {
             expected_bytes_per_second: choice.expected.filter(|speed| speed.is_finite()),
         };
         Some(Chosen {
-            chosen: name(report.level),
+            name: name(report.level),
             link_bytes_per_second: report.link,
             threads: report.threads,
             choices: report.choices.iter().map(choice).collect(),

@@ -8,72 +8,14 @@
 ))]
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod channel;
+
+use channel::{block, contents, unpack};
 use multifd_compress::{Qatzip, Qpl, Uadk, Zlib, Zstd};
-use multifd_core::{
-    Arrival, ChannelError, IncomingPages, Method, MethodError, PageBatch, PayloadBuf, RamBlock, RecvChannel,
-    Unblock, Unpack, UnpackError,
-};
-use multifd_packet::{Flags, Geometry, RamFields, RamPacket};
+use multifd_core::{Method, MethodError, PageBatch, PayloadBuf, RamBlock, UnpackError};
 use proptest::prelude::*;
 use std::io::Write;
 use std::sync::Arc;
-
-struct Bytes<'a>(&'a [u8]);
-
-struct Nothing;
-
-impl Unblock for Nothing {
-    fn unblock(&self) {}
-}
-
-impl RecvChannel for Bytes<'_> {
-    fn recv_start(&mut self, buffer: &mut [u8]) -> Result<Arrival, ChannelError> {
-        let (now, rest) = self.0.split_at_checked(buffer.len()).unwrap();
-        buffer.copy_from_slice(now);
-        self.0 = rest;
-        Ok(Arrival::Message)
-    }
-
-    fn unblock_handle(&self) -> Result<Box<dyn Unblock>, ChannelError> {
-        Ok(Box::new(Nothing))
-    }
-}
-
-fn block(pages: usize) -> Arc<RamBlock> {
-    Arc::new(RamBlock::anonymous("pc.ram", pages as u64 * 4096, 4096).unwrap())
-}
-
-fn contents(block: &RamBlock) -> Vec<u8> {
-    let mut all = vec![0; block.len() as usize];
-    block.region(0, all.len()).unwrap().copy_to(&mut all);
-    all
-}
-
-fn unpack(
-    unpacker: &mut dyn Unpack,
-    kind: multifd_packet::Method,
-    target: &RamBlock,
-    offsets: &[u64],
-    payload: &[u8],
-) -> Result<(), UnpackError> {
-    let mut wire = [0; 1344];
-    let fields = RamFields {
-        flags: Flags::data(kind),
-        payload_len: payload.len() as u32,
-        packet_num: 0,
-        block: "pc.ram",
-    };
-    let geometry = Geometry::new(4096).unwrap();
-    RamPacket::encode(&fields, geometry, offsets, &[], &mut wire).unwrap();
-    let packet = RamPacket::parse(&wire, geometry).unwrap();
-    let mut channel = Bytes(payload);
-    let result = unpacker.unpack(&IncomingPages::new(target, &packet).unwrap(), &mut channel);
-    assert!(
-        channel.0.is_empty(),
-        "the payload is taken whole, whatever it holds"
-    );
-    result
-}
 
 fn methods() -> Vec<Box<dyn Method>> {
     let mut all: Vec<Box<dyn Method>> = vec![Box::new(Zlib::default()), Box::new(Zstd::default())];
@@ -266,6 +208,38 @@ fn one_zstd_frame_a_packet_decodes_like_one_a_channel() {
     }
     let expected: Vec<u8> = (0..6).flat_map(|page| fill(page, 1)).collect();
     assert!(contents(&target) == expected);
+}
+
+#[test]
+fn every_zstd_packet_is_a_frame_of_its_own_and_frozen_memory_is_read_in_place() {
+    let frozen = RamBlock::anonymous("pc.ram", 40 * 4096, 4096).unwrap();
+    let pages: Vec<u8> = (0..40).flat_map(|page| fill(page, 3)).collect();
+    frozen.region(0, pages.len()).unwrap().copy_from(&pages);
+    let frozen = Arc::new(frozen.freeze().unwrap());
+    let open = block(40);
+    open.region(0, pages.len()).unwrap().copy_from(&pages);
+    for method in methods() {
+        // Pages one after another; with a gap between them; in another order.
+        for numbers in [(0..40).collect::<Vec<u64>>(), vec![0, 1, 2, 9, 10], vec![7, 6, 5]] {
+            let offsets: Vec<u64> = numbers.iter().map(|page| page * 4096).collect();
+            let payloads = [&frozen, &open].map(|block| {
+                let mut payload = PayloadBuf::default();
+                let batch = PageBatch::from_offsets(block, &offsets).unwrap();
+                method.preparer().unwrap().prepare(&batch, &mut payload).unwrap();
+                payload.staged().clone()
+            });
+            assert!(payloads[0] == payloads[1], "{} {numbers:?}", method.kind());
+            if method.kind() == multifd_packet::Method::Zstd {
+                let mut plain = vec![0; offsets.len() * 4096];
+                let len = zstd_safe::find_frame_compressed_size(&payloads[0]).unwrap();
+                assert_eq!(len, payloads[0].len(), "one frame, and nothing after it");
+                assert_eq!(
+                    zstd_safe::decompress(&mut plain[..], &payloads[0]).unwrap(),
+                    plain.len()
+                );
+            }
+        }
+    }
 }
 
 #[test]

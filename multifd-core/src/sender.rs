@@ -343,6 +343,7 @@ impl Sender {
     /// [`Error::Config`] if pages were queued after the last [`Sender::sync`], which no receiver takes; else the
     /// transfer's first error.
     pub fn finish(mut self) -> Result<Stats, Error> {
+        self.cancel.check()?;
         if self.open {
             return Err(Error::Config(
                 "pages were queued and no sync came after them: a receiver would refuse the transfer".into(),

@@ -140,6 +140,63 @@ fn how_channels_sync_and_zero_pages_go_can_be_said() {
     }
 }
 
+/// A QEMU neither sees checksums, nor who compressed a packet, nor that its level changes.
+#[test]
+fn what_is_ours_alone_a_qemu_does_not_notice() {
+    if program().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut source = Qemu::start(&Machine::default());
+    source.multifd(2, "none", "multifd");
+    let file = snapshot(&mut source, folder.path());
+    let expected = source.ram_bytes();
+    drop(source);
+    let cases: [(&str, &[&str]); 7] = [
+        ("none", &["--checksum"]),
+        ("zlib", &["--checksum"]),
+        ("zstd", &["--checksum", "--compress-threads", "0"]),
+        ("zstd", &["--compress-threads", "3", "--level", "19"]),
+        ("zstd", &["--channels", "1"]),
+        ("zstd", &["--level", "auto"]),
+        (
+            "zstd",
+            &["--level", "auto", "--checksum", "--compress-threads", "2"],
+        ),
+    ];
+    for (compression, more) in cases {
+        let mut target = Qemu::start(&Machine {
+            incoming: true,
+            ..Machine::default()
+        });
+        let channels = if more.contains(&"--channels") { 1 } else { 2 };
+        target.multifd(channels, compression, "multifd");
+        let address = target.listen("tcp:127.0.0.1:0");
+        let file = file.to_str().unwrap();
+        let args = [
+            "send",
+            file,
+            "--to",
+            &address,
+            "--compression",
+            compression,
+            "--uuid",
+            UUID,
+            "--json",
+        ];
+        let output = run(&[&args[..], more].concat());
+        assert!(
+            output.status.success(),
+            "{compression} {more:?}: {}; QEMU: {}",
+            String::from_utf8_lossy(&output.stderr),
+            target.said()
+        );
+        target.wait_completed();
+        assert!(target.ram_bytes() == expected, "{compression} {more:?}");
+        assert_eq!(json(&output)["auto"].is_object(), more.contains(&"auto"));
+    }
+}
+
 #[test]
 fn the_guest_goes_on_where_it_was() {
     if program().is_none() {

@@ -17,20 +17,22 @@ fn relay(netns: Option<&str>, listen: &str, to: &str, more: &[&str]) -> Recv {
     )
 }
 
+/// Machine type, method and channels in, method and channels out, options of the relay.
+type Case = (
+    &'static str,
+    &'static str,
+    u8,
+    &'static str,
+    u8,
+    &'static [&'static str],
+);
+
 /// A paused guest passes from one QEMU to another, which speak different methods over different numbers of channels.
 #[test]
 fn a_relay_joins_qemus_that_do_not_agree() {
     if program().is_none() {
         return;
     }
-    type Case = (
-        &'static str,
-        &'static str,
-        u8,
-        &'static str,
-        u8,
-        &'static [&'static str],
-    );
     let cases: [Case; 6] = [
         (
             "pc",

@@ -47,6 +47,11 @@ impl Pipe {
         self.shared.1.notify_all();
     }
 
+    /// All bytes that have been sent and not received.
+    pub fn taken(&self) -> Vec<u8> {
+        self.state().bytes.iter().copied().collect()
+    }
+
     /// The peer ends the channel.
     pub fn end(&self) {
         self.state().ended = true;
@@ -117,6 +122,28 @@ impl RecvChannel for Pipe {
         }
         self.shared.1.notify_all();
         Ok(Arrival::Message)
+    }
+
+    fn recv(&mut self, buffer: &mut [u8]) -> Result<(), ChannelError> {
+        // Within a message a peer may be slow: the machine is busy with other tests.
+        for _ in 0..100 {
+            match self.recv_start(buffer)? {
+                Arrival::Message => return Ok(()),
+                Arrival::End => break,
+                Arrival::Idle { .. } => {}
+            }
+        }
+        let ended = self.state().ended;
+        Err(if ended {
+            ChannelError::Closed {
+                received: 0,
+                expected: buffer.len(),
+            }
+        } else {
+            ChannelError::Stalled {
+                deadline: Duration::from_secs(2),
+            }
+        })
     }
 
     fn unblock_handle(&self) -> Result<Box<dyn Unblock>, ChannelError> {
