@@ -123,7 +123,7 @@ fn dictionaries_are_refused() {
 
 #[test]
 fn what_is_cut_goes_on_or_comes_twice_is_refused() {
-    let pages: Vec<u8> = (0..3 * 4096).map(|i| (i * i / 7) as u8).collect();
+    let pages: Vec<u8> = (0..3 * 4096u32).map(|i| (i * i / 7) as u8).collect();
     let [a, b, c] = [0, 1, 2].map(|page| &pages[page * 4096..][..4096]);
     let whole: [(&dyn Method, Vec<u8>); 5] = [
         (&Zlib::default(), zlib(&pages)),
@@ -155,7 +155,7 @@ fn what_is_cut_goes_on_or_comes_twice_is_refused() {
 
 #[test]
 fn members_and_frames_that_follow_each_other_are_one_payload() {
-    let pages: Vec<u8> = (0..3 * 4096).map(|i| (i / 5) as u8).collect();
+    let pages: Vec<u8> = (0..3 * 4096u32).map(|i| (i / 5) as u8).collect();
     // gzip and zstd allow it, QATzip does it, and QEMU takes it.
     let (one, two) = pages.split_at(5000);
     three_pages(&Qatzip, &[gzip(one), gzip(two)].concat()).unwrap();

@@ -99,7 +99,7 @@ fn receive(mut listener: SocketListener) -> Result<(u64, u64), Anything> {
     }
     receiver.wait_sync()?;
     receiver.wait_sync()?;
-    let received = receiver.finish()?.total();
+    let arrived_counts = receiver.finish()?.total();
     for block in target.blocks() {
         for page in 0..RAM / 4096 {
             let mut number = [0; 8];
@@ -114,5 +114,5 @@ fn receive(mut listener: SocketListener) -> Result<(u64, u64), Anything> {
     if device.as_slice() != state() {
         return Err("the device's state is wrong".into());
     }
-    Ok((received.normal_pages, received.buffer_bytes))
+    Ok((arrived_counts.normal_pages, arrived_counts.buffer_bytes))
 }
