@@ -2,7 +2,7 @@
 
 use crate::encoding::{Encoding, Level, parse_level};
 use crate::options::{
-    Compression, Control, Deadlines, Dialect, Direct, Show, Uuid, Writing, YEAR, parse_uuid,
+    Compression, Control, Deadlines, Dialect, Direct, Show, Uuid, Writing, YEAR, ZeroCopy, parse_uuid,
 };
 use crate::size::parse_size;
 use clap::{Args, Parser, Subcommand};
@@ -108,6 +108,9 @@ pub(crate) struct Send {
     pub(crate) channels: u8,
     #[command(flatten)]
     pub(crate) encoding: Encoding,
+    /// Whether uncompressed pages are sent without a copy (`MSG_ZEROCOPY`): it pays on fast links, not on this machine alone
+    #[arg(long, value_name = "WHEN", default_value = "off")]
+    pub(crate) zero_copy: ZeroCopy,
     /// Whether page data is read past the page cache
     #[arg(long, value_name = "WHEN", default_value = "off")]
     pub(crate) direct_io: Direct,

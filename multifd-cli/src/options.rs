@@ -36,6 +36,7 @@ impl Deadlines {
         SocketOptions {
             connect: Duration::from_secs(self.connect_timeout),
             stall: Duration::from_secs(self.timeout),
+            ..SocketOptions::default()
         }
     }
 }
@@ -76,6 +77,17 @@ pub(crate) struct Writing {
     /// Replace the file if there is one
     #[arg(long)]
     pub(crate) force: bool,
+}
+
+/// Whether pages are sent without a copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ZeroCopy {
+    /// With a copy into the kernel
+    Off,
+    /// Without, or fail: TCP only; memory is locked while it is under way
+    On,
+    /// Without, as far as memory can be locked and the connection allows it
+    Auto,
 }
 
 /// How to reach a QEMU on this machine.

@@ -25,6 +25,7 @@ impl Qmp {
         let options = SocketOptions {
             connect: deadline,
             stall: TICK,
+            ..SocketOptions::default()
         };
         let stream = SocketTransport::new(address.clone(), options).connect();
         let stream = stream.map_err(|source| Failure::Connection {

@@ -116,6 +116,7 @@ pub(crate) fn finish(out: &Path, show: Show, received: &Received, written: Writt
         file: Some(out.display().to_string()),
         stored_pages: Some(written.pages),
         auto: None,
+        zero_copy: None,
     };
     let text = format!(
         "{}\n{}: machine {}, {} pages stored",

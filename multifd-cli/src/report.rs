@@ -5,6 +5,7 @@ use indicatif::HumanBytes;
 use multifd_core::{ChannelStats, Stats};
 use multifd_packet::Method;
 use multifd_qemu::{BlockInfo, SyncStyle};
+use multifd_transport_socket::ZeroCopyCounts;
 use serde::Serialize;
 use std::io::Write;
 
@@ -90,6 +91,46 @@ pub(crate) struct Transfer {
     pub(crate) stored_pages: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) auto: Option<Chosen>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) zero_copy: Option<ZeroCopy>,
+}
+
+/// How zero-copy sends went.
+#[derive(Debug, Serialize)]
+pub(crate) struct ZeroCopy {
+    sends: u64,
+    copied: u64,
+    fell_back: u64,
+}
+
+impl From<ZeroCopyCounts> for ZeroCopy {
+    fn from(counts: ZeroCopyCounts) -> Self {
+        let ZeroCopyCounts {
+            sends,
+            copied,
+            fell_back,
+        } = counts;
+        Self {
+            sends,
+            copied,
+            fell_back,
+        }
+    }
+}
+
+impl ZeroCopy {
+    /// For people.
+    pub(crate) fn line(&self) -> String {
+        let Self {
+            sends,
+            copied,
+            fell_back,
+        } = self;
+        let really = sends - copied.min(sends);
+        format!(
+            "zero copy: {really} of {sends} sends went without one; {fell_back} more were not tried for want of memory to lock"
+        )
+    }
 }
 
 impl Transfer {

@@ -8,6 +8,7 @@ use crate::private_socket::MeetingPlace;
 use crate::qmp::Qmp;
 use crate::send::{self, Way};
 use crate::{signals, snapshot_file};
+use multifd_core::WriteFlags;
 use multifd_transport_socket::{Address, SocketTransport};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -48,6 +49,7 @@ pub(crate) fn run(args: &Restore) -> Result<(), Failure> {
         checksums: encoding.checksums(),
         transport: &transport,
         channels: control.channels,
+        flags: WriteFlags::default(),
         dialect: args.dialect,
         finish: timeout,
     };
@@ -61,7 +63,7 @@ pub(crate) fn run(args: &Restore) -> Result<(), Failure> {
     if control.resume && !qmp.guest()?.0 {
         qmp.execute("cont", &json!({}))?;
     }
-    send::finish(args.show, &snapshot, &encoder, &sent, begun);
+    send::finish(args.show, &snapshot, &encoder, &sent, begun, None);
     Ok(())
 }
 

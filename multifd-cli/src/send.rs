@@ -3,14 +3,14 @@
 use crate::args::Send;
 use crate::encoding::Encoder;
 use crate::failure::{Failure, doing};
-use crate::options::{Dialect, Show, Sync, ZeroPages};
+use crate::options::{Dialect, Show, Sync, ZeroCopy, ZeroPages};
 use crate::progress::Slot;
 use crate::recv::cancelled;
 use crate::report::{self, Transfer};
 use crate::{signals, snapshot_file};
-use multifd_core::{CancelHandle, ChannelError, Checksums, SenderConfig};
+use multifd_core::{CancelHandle, ChannelError, Checksums, SenderConfig, WriteFlags};
 use multifd_qemu::{SendOptions, Sent, Snapshot, SyncStyle, ZeroPageStyle, send};
-use multifd_transport_socket::{SocketStream, SocketTransport};
+use multifd_transport_socket::{Address, SocketOptions, SocketStream, SocketTransport};
 use std::time::{Duration, Instant};
 
 pub(crate) fn run(args: &Send) -> Result<(), Failure> {
@@ -26,18 +26,30 @@ pub(crate) fn run(args: &Send) -> Result<(), Failure> {
     }
     // Nobody changes it any more: a codec may read it in place.
     snapshot.ram = std::mem::take(&mut snapshot.ram).freeze()?;
-    let transport = SocketTransport::new(args.to.clone(), args.deadlines.socket());
+    let transport = SocketTransport::new(
+        args.to.clone(),
+        SocketOptions {
+            zero_copy_fallback: args.zero_copy == ZeroCopy::Auto,
+            ..args.deadlines.socket()
+        },
+    );
+    let zero_copy = match (args.zero_copy, &args.to) {
+        (ZeroCopy::Off, _) | (ZeroCopy::Auto, Address::Unix(_)) => false,
+        (ZeroCopy::On | ZeroCopy::Auto, _) => true,
+    };
     let way = Way {
         encoder: &encoder,
         checksums: args.encoding.checksums(),
         transport: &transport,
         channels: args.channels,
+        flags: WriteFlags { zero_copy },
         dialect: args.dialect,
         finish: Duration::from_secs(args.finish_timeout),
     };
     let begun = Instant::now();
     let sent = give(&snapshot, &way, &cancel, args.show)?;
-    finish(args.show, &snapshot, &encoder, &sent, begun);
+    let zero_copy = zero_copy.then(|| transport.zero_copy_counts().into());
+    finish(args.show, &snapshot, &encoder, &sent, begun, zero_copy);
     Ok(())
 }
 
@@ -47,6 +59,7 @@ pub(crate) struct Way<'a> {
     pub(crate) checksums: Checksums,
     pub(crate) transport: &'a SocketTransport,
     pub(crate) channels: u8,
+    pub(crate) flags: WriteFlags,
     pub(crate) dialect: Dialect,
     /// How long the destination may take when all is sent.
     pub(crate) finish: Duration,
@@ -68,6 +81,7 @@ pub(crate) fn give(
     let options = SendOptions {
         sender: SenderConfig {
             channels: way.channels,
+            flags: way.flags,
             checksums: way.checksums,
             cancel: cancel.clone(),
             ..SenderConfig::default()
@@ -122,7 +136,14 @@ fn wait_closed(main: &mut SocketStream, timeout: Duration) -> Result<(), Channel
 }
 
 /// Prints what has been sent.
-pub(crate) fn finish(show: Show, snapshot: &Snapshot, encoder: &Encoder, sent: &Sent, begun: Instant) {
+pub(crate) fn finish(
+    show: Show,
+    snapshot: &Snapshot,
+    encoder: &Encoder,
+    sent: &Sent,
+    begun: Instant,
+    zero_copy: Option<report::ZeroCopy>,
+) {
     let result = Transfer {
         ok: true,
         machine: snapshot.configuration.machine.clone(),
@@ -139,11 +160,16 @@ pub(crate) fn finish(show: Show, snapshot: &Snapshot, encoder: &Encoder, sent: &
         file: None,
         stored_pages: None,
         auto: encoder.chosen(),
+        zero_copy,
     };
     let mut line = result.line("sent");
     if let Some(auto) = &result.auto {
         line.push('\n');
         line.push_str(auto.line());
+    }
+    if let Some(zero_copy) = &result.zero_copy {
+        line.push('\n');
+        line.push_str(&zero_copy.line());
     }
     report::print(show.json, &result, &line);
 }

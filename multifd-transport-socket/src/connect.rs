@@ -1,10 +1,12 @@
 //! The connecting side.
 
+use crate::zero_copy::{Counters, ZeroCopy, ZeroCopyCounts};
 use crate::{Address, SocketOptions, SocketStream};
 use multifd_core::{ChannelError, SendChannel, Transport};
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::io;
 use std::net::ToSocketAddrs;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Connects channels, and QEMU's main connection, to one address.
@@ -12,12 +14,22 @@ use std::time::Instant;
 pub struct SocketTransport {
     address: Address,
     options: SocketOptions,
+    zero_copy: Arc<Counters>,
 }
 
 impl SocketTransport {
     /// A transport to `address`; nothing is connected yet.
     pub fn new(address: Address, options: SocketOptions) -> Self {
-        Self { address, options }
+        Self {
+            address,
+            options,
+            zero_copy: Arc::default(),
+        }
+    }
+
+    /// How zero-copy sends have gone so far, over all connections.
+    pub fn zero_copy_counts(&self) -> ZeroCopyCounts {
+        self.zero_copy.read()
     }
 
     /// Makes one connection. A name with several addresses is tried in the resolver's order, within one deadline.
@@ -60,7 +72,8 @@ impl SocketTransport {
 
 impl Transport for SocketTransport {
     fn open(&self, _id: u8) -> Result<Box<dyn SendChannel>, ChannelError> {
-        Ok(Box::new(self.connect()?))
+        let zero_copy = ZeroCopy::new(Arc::clone(&self.zero_copy), self.options.zero_copy_fallback);
+        Ok(Box::new(self.connect()?.with_zero_copy(zero_copy)))
     }
 }
 

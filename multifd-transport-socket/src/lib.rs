@@ -9,9 +9,11 @@ mod stream;
 // All of this crate's unsafe code: raw IOVs handed to the kernel.
 #[allow(unsafe_code)]
 mod sys;
+mod zero_copy;
 
 pub use address::{Address, AddressError};
 pub use connect::SocketTransport;
 pub use listen::SocketListener;
 pub use options::SocketOptions;
 pub use stream::SocketStream;
+pub use zero_copy::ZeroCopyCounts;

@@ -1,6 +1,7 @@
 //! A connected stream socket: a channel of either kind, or QEMU's main connection.
 
 use crate::sys;
+use crate::zero_copy::ZeroCopy;
 use multifd_core::{
     Arrival, ChannelError, Iov, Outgoing, Progress, RecvChannel, Region, SendChannel, Unblock, WriteFlags,
 };
@@ -22,6 +23,7 @@ pub struct SocketStream {
     /// Bytes read to find out what the connection is, for whoever reads next.
     head: Vec<u8>,
     progress: Option<Arc<Progress>>,
+    zero_copy: ZeroCopy,
 }
 
 #[derive(Debug)]
@@ -74,7 +76,13 @@ impl SocketStream {
             shared: Arc::new(shared),
             head: Vec::new(),
             progress: None,
+            zero_copy: ZeroCopy::default(),
         })
+    }
+
+    pub(crate) fn with_zero_copy(mut self, zero_copy: ZeroCopy) -> Self {
+        self.zero_copy = zero_copy;
+        self
     }
 
     pub(crate) fn with_head(mut self, head: Vec<u8>) -> Self {
@@ -90,6 +98,7 @@ impl SocketStream {
             shared: Arc::clone(&self.shared),
             head: std::mem::take(&mut self.head),
             progress: self.progress.clone(),
+            zero_copy: ZeroCopy::default(),
         }
     }
 
@@ -149,7 +158,7 @@ impl SocketStream {
     /// nothing.
     pub fn refuse(&self) {
         // A peer that is gone has no use for it.
-        let _ = sys::send(&self.shared.socket, &[Iov::from(&[0u8][..])]);
+        let _ = sys::send(&self.shared.socket, &[Iov::from(&[0u8][..])], 0);
     }
 
     /// Sorts out what a system call returned: what to do again, what is a stall, what is an error.
@@ -207,17 +216,45 @@ impl SocketStream {
         }
     }
 
-    fn send_iovs(&self, iovs: &[Iov<'_>]) -> Result<(), ChannelError> {
+    /// Sends all of `iovs`; `more` says that something follows at once.
+    fn send_iovs(&self, iovs: &[Iov<'_>], more: bool) -> Result<(), ChannelError> {
+        let flags = if more { libc::MSG_MORE } else { 0 };
         let mut left = iovs;
         let mut since = Instant::now();
         // Bytes of the first IOV that have gone already.
         let mut gone = 0;
         while let Some(first) = left.first() {
             let result = if gone == 0 {
-                sys::send(&self.shared.socket, left)
+                sys::send(&self.shared.socket, left, flags)
             } else {
-                sys::send(&self.shared.socket, &[first.advanced(gone)])
+                sys::send(&self.shared.socket, &[first.advanced(gone)], flags)
             };
+            match self.step(libc::POLLOUT, since, result)? {
+                Step::Moved(n) => {
+                    (left, gone) = skip(left, Iov::len, gone + n);
+                    since = Instant::now();
+                }
+                Step::Again => {}
+                Step::Idle => return Err(self.stalled()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends all of `iovs` without a copy.
+    fn send_in_place(&mut self, iovs: &[Iov<'_>]) -> Result<(), ChannelError> {
+        let shared = Arc::clone(&self.shared);
+        let mut left = iovs;
+        let mut since = Instant::now();
+        let mut gone = 0;
+        while let Some(first) = left.first() {
+            let rest = [first.advanced(gone)];
+            let now = if gone == 0 { left } else { &rest };
+            let result = self.zero_copy.send(&shared.socket, now, shared.deadline)?;
+            if result.is_err() && self.zero_copy.is_pending() {
+                // Notices that wait look like a socket that is ready.
+                self.zero_copy.reap(&shared.socket)?;
+            }
             match self.step(libc::POLLOUT, since, result)? {
                 Step::Moved(n) => {
                     (left, gone) = skip(left, Iov::len, gone + n);
@@ -283,8 +320,20 @@ fn skip<T>(mut list: &[T], len: impl Fn(&T) -> usize, mut moved: usize) -> (&[T]
 }
 
 impl SendChannel for SocketStream {
-    fn send(&mut self, message: &Outgoing<'_>, _flags: WriteFlags) -> Result<(), ChannelError> {
-        self.send_iovs(message.iovs())
+    fn send(&mut self, message: &Outgoing<'_>, flags: WriteFlags) -> Result<(), ChannelError> {
+        let (iovs, payload) = (message.iovs(), message.payload());
+        if !flags.zero_copy || payload.is_empty() {
+            return self.send_iovs(iovs, false);
+        }
+        // The header's memory is used again at once: it goes by itself, and with a copy.
+        let header = iovs.get(..iovs.len() - payload.len()).unwrap_or_default();
+        self.send_iovs(header, true)?;
+        self.send_in_place(payload)
+    }
+
+    fn flush(&mut self) -> Result<(), ChannelError> {
+        let shared = Arc::clone(&self.shared);
+        self.zero_copy.finish(&shared.socket, shared.deadline)
     }
 
     fn close(&mut self) -> Result<(), ChannelError> {
@@ -366,7 +415,7 @@ impl Read for SocketStream {
 
 impl Write for SocketStream {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        self.send_iovs(&[Iov::from(buffer)]).map_err(into_io)?;
+        self.send_iovs(&[Iov::from(buffer)], false).map_err(into_io)?;
         Ok(buffer.len())
     }
 

@@ -23,11 +23,27 @@ fn check(result: isize) -> io::Result<usize> {
 }
 
 /// One `sendmsg` of as many IOVs as it takes; returns the bytes sent.
-pub(crate) fn send(socket: &Socket, iovs: &[Iov<'_>]) -> io::Result<usize> {
+pub(crate) fn send(socket: &Socket, iovs: &[Iov<'_>], flags: libc::c_int) -> io::Result<usize> {
     // `Iov` has the layout of `struct iovec`: that is documented and asserted below.
     let message = message(iovs.as_ptr().cast(), iovs.len());
     // SAFETY: the IOVs name memory that is readable while they live; the kernel only reads the message and the memory.
-    check(unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) })
+    check(unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL | flags) })
+}
+
+/// Lets `MSG_ZEROCOPY` mean something on a socket.
+pub(crate) fn enable_zero_copy(socket: &Socket) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: the option's value is one `int`, which is there and only read.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ZEROCOPY,
+            (&raw const on).cast(),
+            size_of_val(&on) as libc::socklen_t,
+        )
+    };
+    check(result as isize).map(|_| ())
 }
 
 /// One `recvmsg` into as many regions as it takes, waiting for all of their bytes; returns the bytes received.

@@ -17,6 +17,7 @@ fn options(stall_ms: u64) -> SocketOptions {
     SocketOptions {
         connect: Duration::from_secs(5),
         stall: Duration::from_millis(stall_ms),
+        ..SocketOptions::default()
     }
 }
 

@@ -37,6 +37,7 @@ fn socket_options() -> SocketOptions {
     SocketOptions {
         connect: Duration::from_millis(400),
         stall: Duration::from_millis(400),
+        ..SocketOptions::default()
     }
 }
 
