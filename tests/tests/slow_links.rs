@@ -58,7 +58,7 @@ fn image(len: usize) -> Vec<u8> {
                 at += run.len();
             }
             _ => {
-                let mut state = (number as u64 * 0x9e37_79b9_7f4a_7c15) | 1;
+                let mut state = (number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
                 for word in run.chunks_mut(8) {
                     state ^= state << 13;
                     state ^= state >> 7;
