@@ -63,7 +63,7 @@ pub(crate) struct Recv {
     /// The only compression accepted [default: whatever the source uses, packet by packet]
     #[arg(long, value_name = "METHOD")]
     pub(crate) compression: Option<Compression>,
-    /// Refuse packets without a checksum; those that have one are checked in any case
+    /// Refuse packets without a checksum of themselves and of their contents; those that have one are checked in any case
     #[arg(long)]
     pub(crate) require_checksum: bool,
     /// The only VM accepted, by its UUID [default: any, but one]
@@ -133,6 +133,8 @@ pub(crate) struct Send {
 /// The main connection passes as it is; what comes over the channels is decoded, encoded by another method, and sent over as many
 /// channels as wanted, round by round. Guest RAM is not held. Two relays make a compressed tunnel for QEMUs that send without
 /// compression.
+///
+/// That it succeeds says that everything was passed on, both ways, to the end; whether the destination took it, the two ends know.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   on the source's side of a slow link:
@@ -154,7 +156,7 @@ pub(crate) struct Relay {
     pub(crate) from_channels: Option<u8>,
     #[command(flatten)]
     pub(crate) encoding: Encoding,
-    /// Refuse packets without a checksum; those that have one are checked in any case
+    /// Refuse packets without a checksum of themselves and of their contents; those that have one are checked in any case
     #[arg(long)]
     pub(crate) require_checksum: bool,
     /// Seconds to wait, when all is sent, for the destination to be done with it

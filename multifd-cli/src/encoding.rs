@@ -16,14 +16,14 @@ pub(crate) struct Encoding {
     /// The compression; auto is for another multifd at the far end, as a QEMU takes one method only
     #[arg(long, value_name = "METHOD", default_value = "none")]
     pub(crate) compression: Compression,
-    /// The compression's level: zlib 0 to 9, zstd 0 to 20, or auto for zstd
+    /// The compression's level: zlib 0 to 9, zstd 0 to 20, or auto for zstd; the others have none
     #[arg(long, value_name = "L", default_value = "1", value_parser = parse_level)]
     pub(crate) level: Level,
     /// Threads that compress while the channels only send; 0: each channel compresses its own packets, as zlib always does
-    /// [default: as many as there are processors, if there are fewer channels]
+    /// [default: as many as there are processors, unless there are as many channels]
     #[arg(long, value_name = "N")]
     pub(crate) compress_threads: Option<u16>,
-    /// Send checksums of packets and of their contents, for another multifd; a QEMU does not mind
+    /// Send checksums of packets and of their contents, not of the main connection, for another multifd; a QEMU does not mind
     #[arg(long)]
     pub(crate) checksum: bool,
 }
@@ -82,7 +82,7 @@ impl Encoding {
             Compression::Qatzip => Arc::new(Qatzip),
         };
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let few = channels.is_some_and(|channels| usize::from(channels) < processors);
+        let few = channels.is_none_or(|channels| usize::from(channels) < processors);
         let threads = self
             .compress_threads
             .map_or(if few { processors } else { 0 }, usize::from);

@@ -28,9 +28,12 @@ pub(crate) fn decoders(only: Option<Compression>) -> Vec<Arc<dyn Method>> {
         Arc::new(Uadk),
         Arc::new(Qatzip),
     ];
-    let only = only.filter(|&only| only != Compression::Auto).map(name);
-    let wanted = all
-        .into_iter()
-        .filter(|one| only.is_none_or(|only| only == one.kind().name()));
-    wanted.collect()
+    let accepted = |kind: &str| match only {
+        None => true,
+        Some(Compression::Auto) => kind == "none" || kind == "zstd",
+        Some(only) => kind == name(only),
+    };
+    all.into_iter()
+        .filter(|one| accepted(one.kind().name()))
+        .collect()
 }

@@ -153,7 +153,7 @@ pub(crate) enum Compression {
     None,
     /// One zlib stream a channel
     Zlib,
-    /// One zstd frame a channel
+    /// A zstd frame a packet
     Zstd,
     /// Raw deflate a page, as Intel's IAA accelerator does
     Qpl,

@@ -59,6 +59,7 @@ pub(crate) fn run(args: &Relay) -> Result<(), Failure> {
     let source_guard = cancel.also_unblock(tee.inner.read_unblocker());
     let configuration = read_configuration(&mut tee, &Limits::default(), Arc::clone(&progress))?;
     let seen = tee.seen;
+    let already = seen.len() as u64;
     drop(source_guard);
     let transport = SocketTransport::new(args.to.clone(), options);
     let mut destination = transport
@@ -75,7 +76,7 @@ pub(crate) fn run(args: &Relay) -> Result<(), Failure> {
         }),
         first_error: Mutex::new(None),
         source_done: AtomicBool::new(false),
-        bytes: AtomicU64::new(0),
+        bytes: AtomicU64::new(already),
     });
     let watch = Arc::new(Mutex::new(None));
     let config = RelayConfig {
@@ -118,7 +119,7 @@ pub(crate) fn run(args: &Relay) -> Result<(), Failure> {
         rounds: passed.rounds,
         main_bytes: mains.bytes.load(Ordering::Relaxed),
         incoming_compression: report::methods(&passed.methods),
-        outgoing_compression: method::name(args.encoding.compression),
+        outgoing_compression: encoder.name(),
         incoming: passed.incoming.total().into(),
         outgoing: passed.outgoing.total().into(),
         ratio: ratio(&passed),
@@ -246,7 +247,8 @@ impl Mains {
         }
         let _guards = [
             self.cancel.also_unblock(source.read_unblocker()),
-            self.cancel.also_unblock(destination.read_unblocker()),
+            // It may be blocked in a write.
+            self.cancel.also_unblock(destination.unblocker()),
         ];
         let from_source = source.second();
         let (from_destination, to_source) = (destination.second(), source.second());
@@ -290,13 +292,14 @@ impl Mains {
         while let Some(bytes) = self.read(&mut source, &mut room, doing)? {
             self.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
             lock(&self.way).pass(bytes)?;
+            self.progress.touch();
         }
         self.source_done.store(true, Ordering::Release);
         self.progress.touch();
         lock(&self.way).end()
     }
 
-    /// From the destination to the source; its end must not come before the source's.
+    /// From the destination to the source, to its end.
     fn back(&self, mut destination: SocketStream, mut source: SocketStream) -> Result<(), Failure> {
         destination.set_progress(Arc::clone(&self.progress));
         let mut room = vec![0; ROOM];
@@ -304,12 +307,11 @@ impl Mains {
         while let Some(bytes) = self.read(&mut destination, &mut room, doing)? {
             write(&mut source, bytes, "writing to the source's main connection")?;
         }
-        if self.source_done.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        Err(Failure::Other(
-            "the destination closed the main connection before the migration was complete".into(),
-        ))
+        // With a return path it ends its side first, and says nothing of how the migration ended by that. What it does not take
+        // any more is an error of whoever writes.
+        source
+            .end_writing()
+            .map_err(crate::failure::doing("ending the source's main connection"))
     }
 
     /// What has come; `None` at the connection's end. Silence is a stall only if there is silence everywhere.

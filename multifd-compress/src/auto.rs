@@ -12,7 +12,7 @@ use multifd_core::{
     IndependentPackets, Method, MethodError, Observer, PageBatch, PayloadBuf, Prepare, SentPacket, Unpack,
 };
 use rustix::time::{ClockId, clock_gettime};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Levels that are tried, from the quickest on.
@@ -34,7 +34,8 @@ pub struct Auto {
 
 #[derive(Debug)]
 struct Shared {
-    started: Instant,
+    /// When the first packet was prepared.
+    started: OnceLock<Instant>,
     processors: f64,
     pilot: Mutex<Pilot>,
     mixed: bool,
@@ -83,7 +84,7 @@ impl Auto {
     fn new(levels: &[i32], mixed: bool) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let shared = Shared {
-            started: Instant::now(),
+            started: OnceLock::new(),
             processors: processors as f64,
             pilot: Mutex::new(Pilot::new(levels, mixed, 0.0)),
             mixed,
@@ -113,6 +114,11 @@ impl Auto {
 }
 
 impl Shared {
+    /// Time since the first packet.
+    fn now(&self) -> Duration {
+        self.started.get_or_init(Instant::now).elapsed()
+    }
+
     fn pilot(&self) -> MutexGuard<'_, Pilot> {
         self.pilot.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -146,7 +152,7 @@ impl IndependentPackets for Auto {}
 
 impl Observer for Shared {
     fn sent(&self, packet: &SentPacket) {
-        let now = self.started.elapsed();
+        let now = self.now();
         self.pilot()
             .sent(now, packet.channel, packet.wire_bytes, packet.sending);
     }
@@ -162,11 +168,12 @@ struct AutoPrepare {
 impl Prepare for AutoPrepare {
     fn prepare(&mut self, pages: &PageBatch, payload: &mut PayloadBuf) -> Result<(), MethodError> {
         let guest_bytes = pages.normal().len() * pages.block().page_size() as usize;
-        let now = self.shared.started.elapsed();
+        let now = self.shared.now();
         let (mut choice, mut level, compare) = {
-            let pilot = self.shared.pilot();
+            let mut pilot = self.shared.pilot();
+            let compare = pilot.begin_comparison(now);
             let level = pilot.choices.get(pilot.current).and_then(|choice| choice.level);
-            (pilot.current, level, pilot.wants_comparison(now))
+            (pilot.current, level, compare)
         };
         if compare {
             self.compare(pages, payload, guest_bytes)?;
@@ -218,7 +225,7 @@ impl AutoPrepare {
                 break;
             }
         }
-        let now = self.shared.started.elapsed();
+        let now = self.shared.now();
         self.shared.pilot().compared(now, guest_bytes, &self.results);
         Ok(())
     }

@@ -63,6 +63,7 @@ pub(crate) struct Pilot {
     comparisons: u64,
     compared_at: Duration,
     comparing: Duration,
+    is_comparing: bool,
 }
 
 #[derive(Debug, Default)]
@@ -115,11 +116,18 @@ impl Pilot {
             comparisons: 0,
             compared_at: Duration::ZERO,
             comparing: Duration::ZERO,
+            is_comparing: false,
         }
     }
 
-    /// Whether the next packet is one to compare choices on.
-    pub(crate) fn wants_comparison(&self, now: Duration) -> bool {
+    /// Whether the next packet is one to compare choices on; if so, nobody else compares before the results are in.
+    pub(crate) fn begin_comparison(&mut self, now: Duration) -> bool {
+        let begin = !self.is_comparing && self.is_comparison_due(now);
+        self.is_comparing |= begin;
+        begin
+    }
+
+    fn is_comparison_due(&self, now: Duration) -> bool {
         if self.comparisons < FIRST_COMPARISONS {
             return true;
         }
@@ -145,6 +153,7 @@ impl Pilot {
     pub(crate) fn compared(&mut self, now: Duration, guest_bytes: usize, results: &[Measured]) {
         self.comparisons += 1;
         self.compared_at = now;
+        self.is_comparing = false;
         let Some(first) = results.first() else { return };
         let reference = (first.computing.as_secs_f64().max(1e-9), first.wire_bytes as f64);
         let fresh = (
@@ -195,6 +204,17 @@ impl Pilot {
             f64::INFINITY
         };
         Some(by_link.min(by_computing))
+    }
+
+    /// Guest bytes a second of the quickest level, if the link were no limit.
+    fn fastest_computing(&self) -> f64 {
+        let levels = self.choices.iter().filter(|choice| choice.level.is_some());
+        let seconds = levels
+            .filter_map(|choice| self.costs(choice))
+            .map(|(seconds, _)| seconds);
+        seconds.fold(0.0, |best, seconds| {
+            f64::max(best, self.parallel / seconds.max(1e-12))
+        })
     }
 
     fn decide(&mut self) {
@@ -266,17 +286,26 @@ impl Pilot {
                 // It was not faster after all: be slower to believe it the next time.
                 self.patience = (self.patience * 2).min(64);
             }
-            self.link = Some(self.link.map_or(rate, |link| f64::midpoint(link, rate)));
+            self.link = Some(match self.link {
+                // Far off: what was believed of it is worth nothing.
+                Some(link) if link < 2.0 * rate && rate < 2.0 * link => f64::midpoint(link, rate),
+                _ => rate,
+            });
         } else {
             // The link has room: it takes at least this much, and how much more is not known.
             if let Some((cost, _)) = self.choices.get(self.current).and_then(|c| self.costs(c)) {
                 let seen = window.guest_bytes as f64 / seconds * cost;
-                self.parallel = f64::midpoint(self.parallel, seen).clamp(0.5, self.most_parallel);
+                // Far less than there could be: the source had little to send.
+                if seen >= self.parallel / 2.0 {
+                    self.parallel = f64::midpoint(self.parallel, seen).clamp(0.5, self.most_parallel);
+                }
             }
             self.quiet += 1;
+            // Beyond this it makes no difference: what compresses least is the choice then.
+            let enough = 2.0 * self.fastest_computing();
             if let Some(link) = &mut self.link {
                 *link = link.max(rate);
-                if self.quiet >= self.patience {
+                if self.quiet >= self.patience && *link < enough {
                     *link *= 1.5;
                     self.quiet = 0;
                     self.tried_faster = true;
@@ -328,7 +357,7 @@ mod tests {
             let duration = Duration::from_secs_f64;
             while done < bytes {
                 let at = duration(now);
-                if pilot.wants_comparison(at) {
+                if pilot.begin_comparison(at) {
                     let mut results = Vec::new();
                     for choice in pilot.candidates() {
                         let (speed, ratio) = Self::level(choice - 1);
@@ -378,6 +407,30 @@ mod tests {
                 "link {link:e}: {reached:e} of {best:e}\n{pilot:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_source_with_little_to_send_says_nothing_of_the_link() {
+        let slow = World {
+            link: 12e6,
+            cores: 2.0,
+        };
+        let mut pilot = Pilot::new(&LEVELS, true, 2.0);
+        slow.run(&mut pilot, 3e8);
+        let chosen = pilot.current;
+        let mut now = Duration::from_secs(1000);
+        pilot.window = Window::default();
+        for _ in 0..200_000 {
+            now += Duration::from_millis(10);
+            pilot.prepared(pilot.current, PACKET, PACKET / 2);
+            pilot.sent(now, 0, PACKET as u64 / 2, Duration::from_micros(50));
+        }
+        assert!(pilot.link.is_some_and(f64::is_finite), "{pilot:?}");
+        pilot.window = Window::default();
+        pilot.compared_at = Duration::ZERO;
+        let reached = slow.run(&mut pilot, 3e8);
+        assert_eq!(pilot.current, chosen, "{pilot:?}");
+        assert!(reached > 0.8 * slow.speed(Some(chosen - 1)), "{reached:e}");
     }
 
     #[test]

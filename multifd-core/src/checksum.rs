@@ -65,9 +65,14 @@ mod with {
     }
 
     /// Checks a packet that has come; returns the checksum its payload must have.
-    pub(crate) fn verify(packet: &[u8], require: bool) -> Result<Option<u32>, PacketError> {
+    pub(crate) fn verify(
+        packet: &[u8],
+        has_payload: bool,
+        require: bool,
+    ) -> Result<Option<u32>, PacketError> {
         match Seal::verify(packet)? {
             None if require => Err(PacketError::NoChecksum),
+            Some(Seal { payload: None }) if require && has_payload => Err(PacketError::NoChecksum),
             seal => Ok(seal.and_then(|seal| seal.payload)),
         }
     }
@@ -153,7 +158,7 @@ mod without {
     }
 
     #[allow(clippy::unnecessary_wraps)]
-    pub(crate) fn verify(_: &[u8], _: bool) -> Result<Option<u32>, PacketError> {
+    pub(crate) fn verify(_: &[u8], _: bool, _: bool) -> Result<Option<u32>, PacketError> {
         Ok(None)
     }
 

@@ -16,8 +16,14 @@ impl<'a> IncomingPages<'a> {
     /// Checks a packet's pages, normal and zero, against their block.
     ///
     /// # Errors
-    /// [`BlockError::Outside`] for the first page that does not lie in the block whole.
+    /// [`BlockError::Outside`] for the first page that does not lie in the block whole; [`BlockError::Map`] if it is frozen.
     pub fn new(block: &'a RamBlock, packet: &'a RamPacket<'a>) -> Result<Self, BlockError> {
+        if block.is_frozen() {
+            return Err(BlockError::Map {
+                block: block.name().into(),
+                reason: "it is frozen: nothing can be received into it",
+            });
+        }
         for offset in packet.normal().iter().chain(packet.zero().iter()) {
             block.page(offset)?;
         }

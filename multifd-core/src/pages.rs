@@ -90,8 +90,9 @@ impl PageBatch {
         wire.zero.extend(packet.zero().iter());
     }
 
-    /// The block's name, the normal and the zero pages, as the packet has them.
-    pub(crate) fn on_wire(&self) -> (&str, &[u64], &[u64]) {
+    /// The block's name, and the offsets of normal and zero pages in bytes, as the packet has them. For packets that pass through
+    /// a [`relay`](crate::relay()) that is not where the pages are: [`PageBatch::block`] is memory for one packet there.
+    pub fn wire_places(&self) -> (&str, &[u64], &[u64]) {
         match &self.wire {
             Some(wire) => (&wire.block, &wire.normal, &wire.zero),
             None => (self.block.name(), self.normal(), self.zero()),

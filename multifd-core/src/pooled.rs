@@ -8,7 +8,7 @@ pub trait Workers: Send + Sync {
     /// How many jobs run at once.
     fn threads(&self) -> usize;
 
-    /// Runs `job` on one of the threads, soon; never on the caller's.
+    /// Runs `job` on one of the threads, soon; never on the caller's. A job that is dropped instead ends the transfer.
     fn spawn(&self, job: Box<dyn FnOnce() + Send>);
 }
 

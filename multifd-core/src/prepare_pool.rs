@@ -3,13 +3,15 @@
 use crate::send_worker::prepare_batch;
 use crate::shutdown::lock;
 use crate::work_queue::WorkQueue;
-use crate::{CancelHandle, Error, Prepare, Workers, ZeroPages};
+use crate::{CancelHandle, Error, PageBatch, PayloadBuf, Prepare, Workers, ZeroPages};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 
 pub(crate) struct PoolRun {
     pub(crate) queue: Arc<WorkQueue>,
     pub(crate) workers: Arc<dyn Workers>,
+    /// How many jobs run at once.
+    pub(crate) threads: usize,
     /// One for each job that may run.
     pub(crate) preparers: Mutex<Vec<Box<dyn Prepare>>>,
     pub(crate) zero_pages: ZeroPages,
@@ -19,31 +21,53 @@ pub(crate) struct PoolRun {
 impl PoolRun {
     /// Starts jobs, if there is work for more than are running. Called whenever there is more work, or more room.
     pub(crate) fn kick(self: &Arc<Self>) {
-        while self.queue.begin_job(self.workers.threads()) {
-            let run = Arc::clone(self);
-            self.workers.spawn(Box::new(move || run.job()));
+        while self.queue.begin_job(self.threads) {
+            let job = Job {
+                run: Arc::clone(self),
+                ended: false,
+            };
+            self.workers.spawn(Box::new(move || job.work()));
         }
     }
 
-    fn job(&self) {
-        while let Some((mut batch, mut payload)) = self.queue.pull_raw() {
-            let Some(mut preparer) = lock(&self.preparers).pop() else {
-                // Only a panic takes one away.
-                return self.queue.abandon_job();
-            };
-            let outcome = catch_unwind(AssertUnwindSafe(|| {
-                prepare_batch(preparer.as_mut(), self.zero_pages, &mut batch, &mut payload)
-            }));
-            match outcome.unwrap_or(Err(Error::PoolPanicked)) {
-                Ok(()) => {
-                    lock(&self.preparers).push(preparer);
-                    self.queue.push_prepared(batch, payload);
-                }
-                Err(error) => {
-                    self.cancel.trip(error);
-                    return self.queue.abandon_job();
-                }
+    fn prepare(&self, batch: &mut PageBatch, payload: &mut PayloadBuf) -> Result<(), Error> {
+        // There is one for each job; only a panic takes one away.
+        let mut preparer = lock(&self.preparers).pop().ok_or(Error::PoolPanicked)?;
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            prepare_batch(preparer.as_mut(), self.zero_pages, batch, payload)
+        }));
+        outcome.unwrap_or(Err(Error::PoolPanicked))?;
+        lock(&self.preparers).push(preparer);
+        Ok(())
+    }
+}
+
+/// A job of the pool. However it ends, even without having been run, the engine knows of it.
+struct Job {
+    run: Arc<PoolRun>,
+    /// The queue has noted the end.
+    ended: bool,
+}
+
+impl Job {
+    fn work(mut self) {
+        while let Some((mut batch, mut payload)) = self.run.queue.pull_raw() {
+            if let Err(error) = self.run.prepare(&mut batch, &mut payload) {
+                self.run.cancel.trip(error);
+                return;
             }
+            self.run.queue.push_prepared(batch, payload);
+        }
+        self.ended = true;
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        if !self.ended {
+            // Tripped already, unless the pool never ran it.
+            self.run.cancel.trip(Error::PoolPanicked);
+            self.run.queue.abandon_job();
         }
     }
 }

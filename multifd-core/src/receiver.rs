@@ -27,7 +27,8 @@ pub struct ReceiverConfig {
     pub max_device_state: u32,
     /// Who takes device state; without one it is refused.
     pub device_state: Option<Arc<dyn DeviceStateSink>>,
-    /// Whether every packet must carry a checksum; those that do are checked in any case. Needs the feature `checksum`.
+    /// Whether every packet must carry a checksum of itself and of its payload; those that do are checked in any case. Device state,
+    /// which has no room for one, is refused then. Needs the feature `checksum`.
     pub require_checksums: bool,
     /// The clock of this transfer's connections.
     pub progress: Arc<Progress>,

@@ -139,9 +139,10 @@ impl RecvWorker {
         }
         let packet = RamPacket::parse(buffer, geometry).map_err(|e| self.packet(e))?;
         let sealed = buffer.get(..geometry.packet_len()).unwrap_or_default();
-        let payload_crc =
-            checksum::verify(sealed, self.shared.require_checksums).map_err(|e| self.packet(e))?;
         let fields = *packet.fields();
+        let required = self.shared.require_checksums;
+        let payload_crc =
+            checksum::verify(sealed, fields.payload_len > 0, required).map_err(|e| self.packet(e))?;
         let next = fields.packet_num.saturating_add(1);
         self.shared.numbered.fetch_max(next, Ordering::Relaxed);
         self.shared.ram_packets.fetch_add(1, Ordering::Relaxed);
@@ -271,6 +272,11 @@ impl RecvWorker {
             instance: fields.instance_id,
             reason,
         };
+        if self.shared.require_checksums {
+            return Err(refuse(
+                "it has no room for a checksum, and all must have one here".into(),
+            ));
+        }
         let sink = self
             .shared
             .device_state

@@ -31,7 +31,7 @@ pub struct RelayConfig {
     pub checksums: crate::Checksums,
     /// Whether packets that come in must carry checksums.
     pub require_checksums: bool,
-    /// The clock of the incoming connections.
+    /// The clock of all connections, incoming and outgoing: a slow way out is no stall.
     pub progress: Arc<Progress>,
     /// Ends the relay from elsewhere, and is told of its first error.
     pub cancel: CancelHandle,
@@ -83,6 +83,9 @@ pub struct Relayed {
 /// Takes the channels of one transfer from `source`, and sends what comes over them on channels of `transport`, encoded by
 /// `method`, round by round; returns when all of them have ended.
 ///
+/// `transport` must be one of streams: the far end knows from the packets where pages go, a transport to fixed places would not
+/// ([`PageBatch::wire_places`](crate::PageBatch::wire_places)).
+///
 /// Guest RAM is not held: memory is a few packets a channel, whatever the size of the guest. The main channel is the caller's,
 /// who passes it through as it is. Which pages there may be is for the far end to check: it knows the RAM blocks.
 ///
@@ -127,6 +130,7 @@ pub fn relay(
             flags: WriteFlags { zero_copy: false },
             checksums: config.checksums,
             max_device_state: config.max_device_state,
+            progress: Some(Arc::clone(&config.progress)),
             cancel: config.cancel.clone(),
         },
     )?;
@@ -136,15 +140,16 @@ pub fn relay(
     gate.open(sender.passage(geometry));
     let mut rounds = 0;
     while receiver.hold_round()? {
+        if config.incoming.is_none() {
+            // Every channel has reached the round's end: a number that is missing is on a channel nobody knows of, and the far end
+            // must not be told that the round is complete.
+            receiver.check_numbers()?;
+        }
         // Nothing of the next round goes out before every outgoing channel has ended this one.
         sender.sync(SyncScope::Peer)?;
         receiver.release_round();
         rounds += 1;
     }
-    if config.incoming.is_none() {
-        receiver.check_numbers()?;
-    }
-    refuse_late(source, &receiver)?;
     let methods = receiver.methods();
     let incoming = receiver.finish()?;
     Ok(Relayed {
@@ -190,22 +195,6 @@ fn gather(
         }
     }
     receiver.wait_identified()
-}
-
-fn refuse_late(source: &mut dyn ChannelSource, receiver: &Receiver) -> Result<(), Error> {
-    let have = receiver.channels();
-    let late = source.next_channel(false).map_err(|source| Error::Channel {
-        channel: u8::try_from(have).unwrap_or(u8::MAX),
-        doing: "accepting",
-        source,
-    })?;
-    match late {
-        Some(_) => Err(Error::ChannelCount {
-            found: have + 1,
-            expected: have,
-        }),
-        None => Ok(()),
-    }
 }
 
 #[derive(Default)]

@@ -6,7 +6,7 @@ use crate::prepare_pool::PoolRun;
 use crate::work_queue::{Work, WorkQueue};
 use crate::{
     Buffers, ChannelError, ChannelStats, Error, Iov, Observer, Outgoing, PageBatch, PayloadBuf, Prepare,
-    SendChannel, SentPacket, StatsHandle, SyncScope, WriteFlags, ZeroPages,
+    Progress, SendChannel, SentPacket, StatsHandle, SyncScope, WriteFlags, ZeroPages,
 };
 use multifd_packet::{
     DEVICE_STATE_PACKET_LEN, DeviceStateFields, DeviceStatePacket, Flags, Geometry, InitPacket,
@@ -31,6 +31,7 @@ pub(crate) struct SendWorker {
     pub(crate) zero_pages: ZeroPages,
     pub(crate) flags: WriteFlags,
     pub(crate) checksums: Checksums,
+    pub(crate) progress: Option<Arc<Progress>>,
 }
 
 /// Who prepares this channel's packets.
@@ -147,7 +148,7 @@ impl SendWorker {
     }
 
     fn send_pages(&mut self, room: &mut Room, batch: &PageBatch) -> Result<(), Error> {
-        let (block, normal, zero) = batch.on_wire();
+        let (block, normal, zero) = batch.wire_places();
         let fields = RamFields {
             flags: Flags::data(room.payload.method().unwrap_or(self.kind)),
             // A payload no packet can announce is refused by the encoder.
@@ -267,6 +268,9 @@ impl SendWorker {
                 wire_bytes: delta.wire_bytes,
                 sending: begun.elapsed(),
             });
+        }
+        if let Some(progress) = &self.progress {
+            progress.touch();
         }
         self.stats.add(self.id, &delta);
         Ok(())

@@ -5,8 +5,8 @@ use crate::relay::Passage;
 use crate::send_worker::{Preparing, SendWorker};
 use crate::work_queue::{Work, WorkQueue};
 use crate::{
-    BlockError, BufferQueue, Buffers, CancelHandle, Checksums, Error, Method, PageBatch, RamBlock, RamMap,
-    Stats, StatsHandle, Transport, Unblock, UnblockGuard, WriteFlags, ZeroPages, checksum,
+    BlockError, BufferQueue, Buffers, CancelHandle, Checksums, Error, Method, PageBatch, Progress, RamBlock,
+    RamMap, Stats, StatsHandle, Transport, Unblock, UnblockGuard, WriteFlags, ZeroPages, checksum,
 };
 use multifd_packet::Geometry;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -38,6 +38,8 @@ pub struct SenderConfig {
     pub checksums: Checksums,
     /// Most bytes one device-state packet carries; a receiver takes 16 MiB unless it is told otherwise.
     pub max_device_state: u32,
+    /// A clock that is touched whenever something has been sent.
+    pub progress: Option<Arc<Progress>>,
     /// Ends this transfer from elsewhere, and is told of its first error. One a transfer.
     pub cancel: CancelHandle,
 }
@@ -51,6 +53,7 @@ impl Default for SenderConfig {
             flags: WriteFlags::default(),
             checksums: Checksums::Off,
             max_device_state: 16 << 20,
+            progress: None,
             cancel: CancelHandle::default(),
         }
     }
@@ -133,6 +136,7 @@ impl Sender {
                 sender.pool = Some(Arc::new(PoolRun {
                     queue: Arc::clone(&sender.queue),
                     workers,
+                    threads,
                     preparers: Mutex::new(preparers.map_err(|source| Error::Prepare { source })?),
                     zero_pages: config.zero_pages,
                     cancel: config.cancel.clone(),
@@ -187,6 +191,7 @@ impl Sender {
                 zero_pages: config.zero_pages,
                 flags: config.flags,
                 checksums: config.checksums,
+                progress: config.progress.clone(),
             };
             let cancel = self.cancel.clone();
             let thread = std::thread::Builder::new()

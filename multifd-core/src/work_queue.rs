@@ -200,7 +200,6 @@ impl WorkQueue {
     /// Ends a job that could not do its work; the transfer has been stopped.
     pub(crate) fn abandon_job(&self) {
         let mut state = lock(&self.state);
-        state.preparing -= 1;
         state.jobs -= 1;
         drop(state);
         self.room.notify_all();

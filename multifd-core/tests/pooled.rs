@@ -151,6 +151,31 @@ fn a_codec_that_fails_or_panics_on_the_pool_ends_the_transfer() {
     }
 }
 
+/// Threads that are not there.
+struct Nobody;
+
+impl Workers for Nobody {
+    fn threads(&self) -> usize {
+        0
+    }
+
+    fn spawn(&self, job: Box<dyn FnOnce() + Send>) {
+        drop(job);
+    }
+}
+
+#[test]
+fn a_pool_that_does_not_run_its_jobs_ends_the_transfer() {
+    let source = guest("pc.ram", 1500);
+    let pipes = Pipes::new(2);
+    let method = Pooled::new(Flip, Arc::new(Nobody));
+    let mut sender = Sender::start(source, &method, &pipes, &config(2)).unwrap();
+    let queued = sender.queue_range(0, 0, 1500 * 4096);
+    let error = queued.and_then(|()| sender.sync(SyncScope::Peer)).unwrap_err();
+    assert!(matches!(error, Error::PoolPanicked), "{error}");
+    assert!(sender.finish().is_err());
+}
+
 #[test]
 fn a_transfer_dropped_half_way_waits_for_its_jobs() {
     let source = guest("pc.ram", 5000);

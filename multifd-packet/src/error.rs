@@ -147,8 +147,8 @@ pub enum PacketError {
         /// The rule that does not hold, as half a sentence.
         expected: &'static str,
     },
-    /// A packet carries no checksum where one is asked for.
-    #[error("the packet carries no checksum")]
+    /// A packet carries no checksum, or none of its payload, where one is asked for.
+    #[error("the packet carries no checksum of itself, or none of its payload")]
     NoChecksum,
     /// Offsets of a layout exceed 64 bits.
     #[error("{field} lies beyond the end of a 64-bit file")]

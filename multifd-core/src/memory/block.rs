@@ -280,10 +280,11 @@ impl Region<'_> {
         len
     }
 
-    /// Copies `bytes` to the start of the region and returns how many fitted.
+    /// Copies `bytes` to the start of the region and returns how many fitted. A fault (`SIGSEGV`) if the block is frozen.
     pub fn copy_from(&self, bytes: &[u8]) -> usize {
         let len = self.len.min(bytes.len());
-        // SAFETY: the region is mapped and writable; `bytes` is a slice of at least `len` bytes.
+        // SAFETY: the region is mapped, and writable, or, in a frozen block, read-only: then this is a fault that changes nothing.
+        // `bytes` is a slice of at least `len` bytes.
         unsafe { copy_in(bytes.as_ptr(), self.base, len) };
         len
     }
@@ -291,7 +292,7 @@ impl Region<'_> {
     /// Makes the region zero; memory that is zero already is only read, so untouched pages stay unallocated.
     pub fn clear(&self) {
         if !self.is_zero() {
-            // SAFETY: the region is mapped and writable. `write_bytes` forms no reference; the compiler may not
+            // SAFETY: the region is mapped; writable or not as above. `write_bytes` forms no reference; the compiler may not
             // assume anything about what others read meanwhile.
             unsafe { self.base.write_bytes(0, self.len) };
         }
