@@ -2,7 +2,8 @@
 
 use crate::encoding::{Encoding, Level, parse_level};
 use crate::options::{
-    Compression, Control, Deadlines, Dialect, Direct, Show, Uuid, Writing, YEAR, ZeroCopy, parse_uuid,
+    ClientTls, Compression, Control, Deadlines, Dialect, Direct, ServerTls, Show, Uuid, Writing, YEAR,
+    ZeroCopy, parse_uuid,
 };
 use crate::size::parse_size;
 use clap::{Args, Parser, Subcommand};
@@ -72,9 +73,11 @@ pub(crate) struct Recv {
     /// Most guest RAM accepted: bytes, or with K, M, G, T [default: as much as this machine has]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) max_ram: Option<u64>,
-    /// Take a stream without QEMU's description at its end (a machine with suppress-vmdesc=on)
+    /// Take a stream without QEMU's description at its end (a machine with suppress-vmdesc=on); under TLS it must end as TLS does then
     #[arg(long)]
     pub(crate) allow_no_vmdesc: bool,
+    #[command(flatten)]
+    pub(crate) tls: ServerTls,
     #[command(flatten)]
     pub(crate) writing: Writing,
     #[command(flatten)]
@@ -117,6 +120,8 @@ pub(crate) struct Send {
     /// The VM's UUID, for a destination that was given one [default: the one in the companion, if there is one]
     #[arg(long, value_name = "UUID", value_parser = parse_uuid)]
     pub(crate) uuid: Option<Uuid>,
+    #[command(flatten)]
+    pub(crate) tls: ClientTls,
     #[command(flatten)]
     pub(crate) dialect: Dialect,
     /// Seconds to wait, when all is sent, for the destination to be done with it

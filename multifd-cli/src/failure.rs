@@ -2,6 +2,7 @@
 
 use multifd_core::{BlockError, ChannelError, MethodError};
 use multifd_transport_file::FileError;
+use multifd_transport_socket::TlsError;
 use std::io;
 use std::path::PathBuf;
 
@@ -18,6 +19,8 @@ pub(crate) enum Failure {
     Method(#[from] MethodError),
     #[error(transparent)]
     Block(#[from] BlockError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     #[error("{doing}: {source}")]
     Connection {
         doing: &'static str,

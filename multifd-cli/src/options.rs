@@ -3,7 +3,8 @@
 use clap::builder::TypedValueParser;
 use clap::{Args, ValueEnum};
 use multifd_transport_file::DirectIo;
-use multifd_transport_socket::{Address, SocketOptions};
+use multifd_transport_socket::{Address, SocketOptions, TlsClient, TlsError, TlsServer};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// How results and progress are shown.
@@ -77,6 +78,55 @@ pub(crate) struct Writing {
     /// Replace the file if there is one
     #[arg(long)]
     pub(crate) force: bool,
+}
+
+/// TLS on the connecting side.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ClientTls {
+    /// Speak TLS, with the certificates in this folder (ca-cert.pem; client-cert.pem and client-key.pem if the destination asks for
+    /// them), as QEMU's tls-creds-x509 has them
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) tls_creds: Option<PathBuf>,
+    /// The name the destination's certificate must be for [default: the host of its address]
+    #[arg(long, value_name = "NAME", requires = "tls_creds")]
+    pub(crate) tls_hostname: Option<String>,
+}
+
+impl ClientTls {
+    /// What the transport needs, if TLS is asked for.
+    pub(crate) fn load(&self, to: &Address) -> Result<Option<TlsClient>, TlsError> {
+        let Some(folder) = &self.tls_creds else {
+            return Ok(None);
+        };
+        let host = match (&self.tls_hostname, to) {
+            (Some(name), _) => name,
+            (None, Address::Tcp { host, .. }) => host,
+            (None, Address::Unix(_)) => "localhost",
+        };
+        TlsClient::from_folder(folder, host).map(Some)
+    }
+}
+
+/// TLS on the listening side.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ServerTls {
+    /// Speak TLS, with the certificates in this folder (server-cert.pem, server-key.pem, ca-cert.pem), as QEMU's tls-creds-x509 has
+    /// them
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) tls_creds: Option<PathBuf>,
+    /// Let sources in that have no certificate of our authority
+    #[arg(long, requires = "tls_creds")]
+    pub(crate) tls_any_client: bool,
+}
+
+impl ServerTls {
+    /// What the listener needs, if TLS is asked for.
+    pub(crate) fn load(&self) -> Result<Option<TlsServer>, TlsError> {
+        let folder = self.tls_creds.as_ref();
+        folder
+            .map(|folder| TlsServer::from_folder(folder, !self.tls_any_client))
+            .transpose()
+    }
 }
 
 /// Whether pages are sent without a copy.

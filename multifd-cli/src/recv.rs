@@ -17,9 +17,13 @@ use std::time::Instant;
 
 pub(crate) fn run(args: &Recv) -> Result<(), Failure> {
     let cancel = signals::cancel_on_signal()?;
+    let tls = args.tls.load()?;
     let target = Target::create(&args.out, args.writing)?;
     let mut listener =
         SocketListener::bind(&args.listen, args.deadlines.socket()).map_err(doing("listening"))?;
+    if let Some(tls) = tls {
+        listener = listener.with_tls(tls).map_err(doing("listening"))?;
+    }
     if !args.show.quiet {
         let address = listener.address().map_err(doing("listening"))?;
         report::note(&format!("listening on {address}"));
@@ -63,6 +67,8 @@ pub(crate) fn take<T>(
         .map_err(|error| cancelled(&cancel, doing("waiting for a migration")(error)))?;
     let setting_up = doing("setting up the main connection");
     main.abort_on_close(true).map_err(setting_up)?;
+    // QEMU's description at the end of the stream shows that nothing is missing.
+    main.end_without_tls(options.need_vmdesc);
     let main_guard = cancel.also_unblock(main.read_unblocker());
     let begun = Instant::now();
     let watch = Slot::default();

@@ -26,13 +26,16 @@ pub(crate) fn run(args: &Send) -> Result<(), Failure> {
     }
     // Nobody changes it any more: a codec may read it in place.
     snapshot.ram = std::mem::take(&mut snapshot.ram).freeze()?;
-    let transport = SocketTransport::new(
+    let mut transport = SocketTransport::new(
         args.to.clone(),
         SocketOptions {
             zero_copy_fallback: args.zero_copy == ZeroCopy::Auto,
             ..args.deadlines.socket()
         },
     );
+    if let Some(tls) = args.tls.load(&args.to)? {
+        transport = transport.with_tls(tls);
+    }
     let zero_copy = match (args.zero_copy, &args.to) {
         (ZeroCopy::Off, _) | (ZeroCopy::Auto, Address::Unix(_)) => false,
         (ZeroCopy::On | ZeroCopy::Auto, _) => true,

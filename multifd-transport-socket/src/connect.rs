@@ -1,5 +1,6 @@
 //! The connecting side.
 
+use crate::tls::{Session, TlsClient};
 use crate::zero_copy::{Counters, ZeroCopy, ZeroCopyCounts};
 use crate::{Address, SocketOptions, SocketStream};
 use multifd_core::{ChannelError, SendChannel, Transport};
@@ -15,6 +16,7 @@ pub struct SocketTransport {
     address: Address,
     options: SocketOptions,
     zero_copy: Arc<Counters>,
+    tls: Option<TlsClient>,
 }
 
 impl SocketTransport {
@@ -24,7 +26,16 @@ impl SocketTransport {
             address,
             options,
             zero_copy: Arc::default(),
+            tls: None,
         }
+    }
+
+    /// Every connection speaks TLS. A handshake is done by whoever first uses its connection: that of a channel on the channel's
+    /// own thread.
+    #[must_use]
+    pub fn with_tls(mut self, tls: TlsClient) -> Self {
+        self.tls = Some(tls);
+        self
     }
 
     /// How zero-copy sends have gone so far, over all connections.
@@ -59,14 +70,21 @@ impl SocketTransport {
             // A family this machine does not have is no reason not to try the next address.
             let connected = stream_socket(&target).and_then(|socket| {
                 socket.connect_timeout(&target, left)?;
-                SocketStream::new(socket, self.options.stall)
+                Ok(socket)
             });
             match connected {
-                Ok(stream) => return Ok(stream),
+                Ok(socket) => return self.stream(socket),
                 Err(error) => last = error,
             }
         }
         Err(last)
+    }
+}
+
+impl SocketTransport {
+    fn stream(&self, socket: Socket) -> io::Result<SocketStream> {
+        let tls = self.tls.as_ref().map(Session::client).transpose();
+        SocketStream::with_session(socket, self.options.stall, tls.map_err(io::Error::other)?)
     }
 }
 

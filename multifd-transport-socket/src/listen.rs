@@ -1,6 +1,7 @@
 //! The listening side: connections are told apart by their first four bytes.
 
 use crate::connect::{resolve, stream_socket};
+use crate::tls::{Reception, TlsServer, accept_on_thread};
 use crate::{Address, SocketOptions, SocketStream, sys};
 use multifd_core::{ChannelError, ChannelSource, RecvChannel, Unblock};
 use socket2::{SockAddr, Socket};
@@ -12,6 +13,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// First bytes of QEMU's main connection ("QEVM").
@@ -30,6 +32,8 @@ pub struct SocketListener {
     /// Connections that have not sent four bytes, with those they have.
     undecided: VecDeque<(Socket, Vec<u8>)>,
     channels: VecDeque<SocketStream>,
+    tls: Option<Arc<Reception>>,
+    accepting: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
@@ -78,7 +82,22 @@ impl SocketListener {
             path,
             undecided: VecDeque::new(),
             channels: VecDeque::new(),
+            tls: None,
+            accepting: None,
         })
+    }
+
+    /// Every connection must speak TLS. Each has its handshake as soon as it comes, on a thread of its own; one that fails is dropped,
+    /// and the peer may still come.
+    ///
+    /// # Errors
+    /// [`ChannelError::Io`] if no thread can be had.
+    pub fn with_tls(mut self, tls: TlsServer) -> Result<Self, ChannelError> {
+        let reception = Arc::new(Reception::new(tls, self.options.stall));
+        let listening = self.shared.socket.try_clone()?;
+        self.accepting = Some(accept_on_thread(listening, Arc::clone(&reception))?);
+        self.tls = Some(reception);
+        Ok(self)
     }
 
     /// Where it listens, with the port the system chose.
@@ -111,6 +130,9 @@ impl SocketListener {
     /// [`ChannelError::Peer`] for a connection that is neither, for too many of them, or if the main one does not come;
     /// [`ChannelError::Stopped`].
     pub fn accept_main(&mut self) -> Result<SocketStream, ChannelError> {
+        if let Some(reception) = self.tls.clone() {
+            return self.accept_main_inside(&reception);
+        }
         let mut deadline = None;
         loop {
             let mut at = 0;
@@ -167,6 +189,70 @@ impl SocketListener {
             MAIN => Ok(Decision::Main(self.stream(socket, head)?)),
             CHANNEL => Ok(Decision::Channel(self.stream(socket, head)?)),
             other => Err(ChannelError::Peer(stranger(other))),
+        }
+    }
+
+    /// The main connection among those that speak TLS. Without a deadline until the first has come.
+    fn accept_main_inside(&mut self, reception: &Reception) -> Result<SocketStream, ChannelError> {
+        let mut deadline = None;
+        loop {
+            if self.shared.stopped.load(Ordering::Acquire) {
+                return Err(ChannelError::Stopped);
+            }
+            let now = Instant::now();
+            let left = deadline.map_or(self.options.stall, |end: Instant| {
+                end.saturating_duration_since(now)
+            });
+            match reception.next(left) {
+                Some((stream, MAIN)) => return Ok(stream.with_head(MAIN.to_vec())),
+                Some((stream, CHANNEL)) => {
+                    self.channels.push_back(stream.with_head(CHANNEL.to_vec()));
+                    deadline = deadline.or(Some(now + self.options.stall));
+                }
+                // Whoever it was proved to be somebody, and is no migration.
+                Some((_, other)) => return Err(ChannelError::Peer(stranger(other))),
+                None => {
+                    let refused = reception.refused();
+                    if let Some(error) = refused.filter(|_| Instant::now() >= now + left) {
+                        return Err(error);
+                    }
+                    if deadline.is_some_and(|end| Instant::now() >= end) {
+                        let stall = self.options.stall;
+                        return Err(ChannelError::Peer(format!(
+                            "no main connection of a migration came within {stall:?}, though channels did"
+                        )));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The next channel among connections that speak TLS.
+    fn next_inside(
+        &mut self,
+        reception: &Reception,
+        wait: bool,
+    ) -> Result<Option<Box<dyn RecvChannel>>, ChannelError> {
+        if let Some(channel) = self.channels.pop_front() {
+            return Ok(Some(Box::new(channel)));
+        }
+        // Those that are there count, though the accepting thread may not have got to them.
+        self.accept_pending()?;
+        for (socket, _) in self.undecided.drain(..) {
+            reception.take(socket)?;
+        }
+        let next = match reception.next_under_way() {
+            None if wait => reception.next(self.options.connect),
+            next => next,
+        };
+        match next {
+            Some((stream, CHANNEL)) => Ok(Some(Box::new(stream.with_head(CHANNEL.to_vec())))),
+            Some((_, MAIN)) => {
+                let why = "a second main connection came: two migrations to one address";
+                Err(ChannelError::Peer(why.into()))
+            }
+            Some((_, other)) => Err(ChannelError::Peer(stranger(other))),
+            None => Ok(None),
         }
     }
 
@@ -228,6 +314,9 @@ impl ChannelSource for SocketListener {
     /// The next connection, as a channel. One that has said nothing yet is taken too, its init packet will say what it is;
     /// one that has ended without a word is none.
     fn next_channel(&mut self, wait: bool) -> Result<Option<Box<dyn RecvChannel>>, ChannelError> {
+        if let Some(reception) = self.tls.clone() {
+            return self.next_inside(&reception, wait);
+        }
         let deadline = Instant::now() + self.options.connect;
         loop {
             if let Some(channel) = self.channels.pop_front() {
@@ -259,6 +348,11 @@ impl ChannelSource for SocketListener {
 
 impl Drop for SocketListener {
     fn drop(&mut self) {
+        if let Some(accepting) = self.accepting.take() {
+            // Wakes the accepting thread, which ends all handshakes.
+            Handle(Arc::clone(&self.shared)).unblock();
+            let _ = accepting.join();
+        }
         if let Some(path) = &self.path {
             // Somebody may have removed it already.
             let _ = std::fs::remove_file(path);

@@ -1,6 +1,7 @@
 //! A connected stream socket: a channel of either kind, or QEMU's main connection.
 
 use crate::sys;
+use crate::tls::{Cut, Session};
 use crate::zero_copy::ZeroCopy;
 use multifd_core::{
     Arrival, ChannelError, Iov, Outgoing, Progress, RecvChannel, Region, SendChannel, Unblock, WriteFlags,
@@ -24,13 +25,15 @@ pub struct SocketStream {
     head: Vec<u8>,
     progress: Option<Arc<Progress>>,
     zero_copy: ZeroCopy,
+    cut: Cut,
 }
 
 #[derive(Debug)]
-struct Shared {
-    socket: Socket,
-    stopped: AtomicBool,
-    deadline: Duration,
+pub(crate) struct Shared {
+    pub(crate) socket: Socket,
+    pub(crate) stopped: AtomicBool,
+    pub(crate) deadline: Duration,
+    pub(crate) tls: Option<Session>,
 }
 
 struct Handle {
@@ -47,7 +50,7 @@ impl Unblock for Handle {
 }
 
 /// What one system call came to.
-enum Step {
+pub(crate) enum Step {
     Moved(usize),
     Again,
     Idle,
@@ -59,6 +62,11 @@ impl SocketStream {
     /// # Errors
     /// The system's, if the socket's options can not be set.
     pub fn new(socket: Socket, deadline: Duration) -> io::Result<Self> {
+        Self::with_session(socket, deadline, None)
+    }
+
+    /// The same, with TLS over it; the handshake is done by whoever first reads or writes.
+    pub(crate) fn with_session(socket: Socket, deadline: Duration, tls: Option<Session>) -> io::Result<Self> {
         socket.set_nonblocking(false)?;
         // A read waits for all it is to get; what has come of it is to be noticed well within the deadline.
         socket.set_read_timeout(Some((deadline / 4).max(Duration::from_millis(1))))?;
@@ -71,12 +79,14 @@ impl SocketStream {
             socket,
             stopped: AtomicBool::new(false),
             deadline,
+            tls,
         };
         Ok(Self {
             shared: Arc::new(shared),
             head: Vec::new(),
             progress: None,
             zero_copy: ZeroCopy::default(),
+            cut: Cut::IsError,
         })
     }
 
@@ -99,6 +109,7 @@ impl SocketStream {
             head: std::mem::take(&mut self.head),
             progress: self.progress.clone(),
             zero_copy: ZeroCopy::default(),
+            cut: self.cut,
         }
     }
 
@@ -121,12 +132,21 @@ impl SocketStream {
         })
     }
 
-    /// Says that nothing more will be written; the peer sees the end of the stream once it has read the rest.
+    /// Says that nothing more will be written; the peer sees the end of the stream once it has read the rest. Under TLS its own end is
+    /// not sent: a QEMU does not read it on its main connection, and what is not read would have the connection reset. A channel's
+    /// [`SendChannel::close`] sends it.
     ///
     /// # Errors
     /// [`ChannelError::Io`] if the connection is gone.
     pub fn end_writing(&self) -> Result<(), ChannelError> {
         Ok(self.shared.socket.shutdown(Shutdown::Write)?)
+    }
+
+    /// Whether the end of the connection is taken for the end of what is read from it even if TLS's own end is missing, as it is on a
+    /// QEMU's main connection. Only where what is read shows by itself whether it is whole; elsewhere, and without this, it is an
+    /// error, as somebody may have cut it off.
+    pub fn end_without_tls(&mut self, accept: bool) {
+        self.cut = if accept { Cut::IsEnd } else { Cut::IsError };
     }
 
     /// Waits until the peer closes the connection, having read all that was sent.
@@ -135,7 +155,18 @@ impl SocketStream {
     /// [`ChannelError::Io`] if the peer dropped the connection with bytes unread, [`ChannelError::Peer`] if it says
     /// something, as by [`SocketStream::refuse`], [`ChannelError::Stalled`].
     pub fn wait_closed(&mut self) -> Result<(), ChannelError> {
-        match self.recv_start(&mut [0])? {
+        let arrival = match &self.shared.tls {
+            None => self.recv_start(&mut [0])?,
+            // A QEMU closes its connection without ending the session; what breaks off is an error of the socket.
+            Some(tls) => match self.shared.decrypt(tls, &mut [0], Cut::IsEnd)? {
+                Step::Moved(0) => Arrival::End,
+                Step::Moved(_) => Arrival::Message,
+                Step::Again | Step::Idle => Arrival::Idle {
+                    waited: self.shared.deadline,
+                },
+            },
+        };
+        match arrival {
             Arrival::End => Ok(()),
             Arrival::Message => Err(ChannelError::Peer(
                 "the destination says that it has failed".into(),
@@ -158,7 +189,7 @@ impl SocketStream {
     /// nothing.
     pub fn refuse(&self) {
         // A peer that is gone has no use for it.
-        let _ = sys::send(&self.shared.socket, &[Iov::from(&[0u8][..])], 0);
+        let _ = self.send_iovs(&[Iov::from(&[0u8][..])], false);
     }
 
     /// Sorts out what a system call returned: what to do again, what is a stall, what is an error.
@@ -172,6 +203,7 @@ impl SocketStream {
             socket,
             stopped,
             deadline,
+            ..
         } = &*self.shared;
         if stopped.load(Ordering::Acquire) {
             return Err(ChannelError::Stopped);
@@ -218,6 +250,9 @@ impl SocketStream {
 
     /// Sends all of `iovs`; `more` says that something follows at once.
     fn send_iovs(&self, iovs: &[Iov<'_>], more: bool) -> Result<(), ChannelError> {
+        if let Some(tls) = &self.shared.tls {
+            return self.shared.encrypt(tls, iovs);
+        }
         let flags = if more { libc::MSG_MORE } else { 0 };
         let mut left = iovs;
         let mut since = Instant::now();
@@ -267,6 +302,29 @@ impl SocketStream {
         Ok(())
     }
 
+    /// Notes that something has moved.
+    fn touch(&self, step: &Step) {
+        if let (Step::Moved(_), Some(progress)) = (step, &self.progress) {
+            progress.touch();
+        }
+    }
+
+    /// Fills regions by way of memory of our own.
+    fn recv_copied(&mut self, regions: &[Region<'_>]) -> Result<(), ChannelError> {
+        let mut staging = [0; 16 << 10];
+        for region in regions {
+            let mut left = *region;
+            while !left.is_empty() {
+                let n = left.len().min(staging.len());
+                let piece = staging.get_mut(..n).unwrap_or_default();
+                self.recv(piece)?;
+                left.copy_from(piece);
+                left = left.advanced(n);
+            }
+        }
+        Ok(())
+    }
+
     /// Takes bytes that were read ahead.
     fn take_head(&mut self, buffer: &mut [u8]) -> usize {
         let n = self.head.len().min(buffer.len());
@@ -281,8 +339,15 @@ impl SocketStream {
         let expected = buffer.len();
         let mut since = Instant::now();
         while let Some(room) = buffer.get_mut(filled..).filter(|room| !room.is_empty()) {
-            let result = sys::recv(&self.shared.socket, room, libc::MSG_WAITALL);
-            match self.step(libc::POLLIN, since, result)? {
+            let step = if let Some(tls) = &self.shared.tls {
+                let step = self.shared.decrypt(tls, room, Cut::IsError)?;
+                self.touch(&step);
+                step
+            } else {
+                let result = sys::recv(&self.shared.socket, room, libc::MSG_WAITALL);
+                self.step(libc::POLLIN, since, result)?
+            };
+            match step {
                 Step::Moved(0) if filled == 0 => return Ok(Arrival::End),
                 Step::Moved(0) => {
                     return Err(ChannelError::Closed {
@@ -308,7 +373,7 @@ impl SocketStream {
 }
 
 /// What is left of `list` after `moved` bytes: the entries not done, and the bytes of the first that are.
-fn skip<T>(mut list: &[T], len: impl Fn(&T) -> usize, mut moved: usize) -> (&[T], usize) {
+pub(crate) fn skip<T>(mut list: &[T], len: impl Fn(&T) -> usize, mut moved: usize) -> (&[T], usize) {
     while let Some((first, rest)) = list.split_first() {
         if moved < len(first) {
             break;
@@ -325,6 +390,10 @@ impl SendChannel for SocketStream {
         if !flags.zero_copy || payload.is_empty() {
             return self.send_iovs(iovs, false);
         }
+        if self.shared.tls.is_some() {
+            let why = "pages can not be sent without a copy under TLS: they are encrypted first";
+            return Err(ChannelError::Peer(why.into()));
+        }
         // The header's memory is used again at once: it goes by itself, and with a copy.
         let header = iovs.get(..iovs.len() - payload.len()).unwrap_or_default();
         self.send_iovs(header, true)?;
@@ -337,6 +406,12 @@ impl SendChannel for SocketStream {
     }
 
     fn close(&mut self) -> Result<(), ChannelError> {
+        if let Some(tls) = &self.shared.tls {
+            self.shared.handshake(tls)?;
+            tls.end();
+            self.shared.write_out(tls)?;
+            tls.drain(&self.shared.socket);
+        }
         self.end_writing()
     }
 
@@ -356,6 +431,9 @@ impl RecvChannel for SocketStream {
     }
 
     fn recv_regions(&mut self, regions: &[Region<'_>]) -> Result<(), ChannelError> {
+        if self.shared.tls.is_some() {
+            return self.recv_copied(regions);
+        }
         let mut left = regions;
         let mut since = Instant::now();
         let (mut done, mut received) = (0, 0);
@@ -403,8 +481,15 @@ impl Read for SocketStream {
         }
         let since = Instant::now();
         loop {
-            let result = sys::recv(&self.shared.socket, buffer, 0);
-            match self.step(libc::POLLIN, since, result).map_err(into_io)? {
+            let step = if let Some(tls) = &self.shared.tls {
+                let step = self.shared.decrypt(tls, buffer, self.cut).map_err(into_io)?;
+                self.touch(&step);
+                step
+            } else {
+                let result = sys::recv(&self.shared.socket, buffer, 0);
+                self.step(libc::POLLIN, since, result).map_err(into_io)?
+            };
+            match step {
                 Step::Moved(n) => return Ok(n),
                 Step::Again => {}
                 Step::Idle => return Err(into_io(self.stalled())),

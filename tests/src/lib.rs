@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // Test code: a panic is a failed test.
 #![allow(clippy::missing_panics_doc)]
 
+pub mod certificates;
 pub mod golden;
 pub mod guest;
 pub mod mapped;

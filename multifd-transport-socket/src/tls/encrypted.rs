@@ -1,0 +1,115 @@
+//! Moving bytes through a session, with the deadlines of its connection.
+
+use crate::stream::{Shared, Step, skip};
+use crate::sys;
+use crate::tls::{Received, Session};
+use multifd_core::{ChannelError, Iov};
+use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+/// What the end of a connection is whose session has not been ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// The end, as the peer may do it so.
+    IsEnd,
+    /// An error: what was to come may have been cut off.
+    IsError,
+}
+
+impl Shared {
+    /// Waits until the socket is ready; `false` if that takes longer than the deadline.
+    fn wait(&self, events: libc::c_short, since: Instant) -> Result<bool, ChannelError> {
+        let left = self.deadline.saturating_sub(since.elapsed());
+        let ready = sys::poll(&[self.socket.as_fd()], events, Some(left))?;
+        self.check()?;
+        // A signal can end a wait early.
+        Ok(ready.contains(&true) || since.elapsed() < self.deadline)
+    }
+
+    fn check(&self) -> Result<(), ChannelError> {
+        if self.stopped.load(Ordering::Acquire) {
+            return Err(ChannelError::Stopped);
+        }
+        Ok(())
+    }
+
+    /// What a session says, unless it says so because we have been stopped.
+    fn unless_stopped<T>(&self, result: Result<T, ChannelError>) -> Result<T, ChannelError> {
+        self.check()?;
+        result
+    }
+
+    fn wait_or_stall(&self, events: libc::c_short, since: Instant) -> Result<(), ChannelError> {
+        if self.wait(events, since)? {
+            return Ok(());
+        }
+        Err(ChannelError::Stalled {
+            deadline: self.deadline,
+        })
+    }
+
+    /// Does the handshake, if it has not been done.
+    pub(crate) fn handshake(&self, tls: &Session) -> Result<(), ChannelError> {
+        let since = Instant::now();
+        while tls.is_handshaking() {
+            let blocked_writing = self.unless_stopped(tls.handshake(&self.socket))?;
+            if !tls.is_handshaking() {
+                break;
+            }
+            let events = if blocked_writing {
+                libc::POLLOUT
+            } else {
+                libc::POLLIN
+            };
+            self.wait_or_stall(events, since)?;
+        }
+        Ok(())
+    }
+
+    /// Writes out all that is encrypted.
+    pub(crate) fn write_out(&self, tls: &Session) -> Result<(), ChannelError> {
+        while !self.unless_stopped(tls.flush(&self.socket))? {
+            self.wait_or_stall(libc::POLLOUT, Instant::now())?;
+        }
+        Ok(())
+    }
+
+    /// Sends all of `iovs`.
+    pub(crate) fn encrypt(&self, tls: &Session, iovs: &[Iov<'_>]) -> Result<(), ChannelError> {
+        self.handshake(tls)?;
+        let (mut left, mut gone) = (iovs, 0);
+        while let Some(first) = left.first() {
+            let rest = [first.advanced(gone)];
+            let now = if gone == 0 { left } else { &rest };
+            let (taken, free) = self.unless_stopped(tls.send(&self.socket, now))?;
+            (left, gone) = skip(left, Iov::len, gone + taken);
+            if !free {
+                self.wait_or_stall(libc::POLLOUT, Instant::now())?;
+            }
+        }
+        self.write_out(tls)
+    }
+
+    /// Receives some bytes into `buffer`.
+    pub(crate) fn decrypt(&self, tls: &Session, buffer: &mut [u8], cut: Cut) -> Result<Step, ChannelError> {
+        self.handshake(tls)?;
+        let since = Instant::now();
+        loop {
+            match self.unless_stopped(tls.recv(&self.socket, buffer))? {
+                Received::Bytes(n) => return Ok(Step::Moved(n)),
+                Received::End => return Ok(Step::Moved(0)),
+                Received::Cut if cut == Cut::IsEnd => return Ok(Step::Moved(0)),
+                Received::Cut => {
+                    let why = "the connection ended without TLS's own end: it may have been cut off";
+                    return Err(ChannelError::Peer(why.into()));
+                }
+                Received::Nothing => {
+                    if !self.wait(libc::POLLIN, since)? {
+                        return Ok(Step::Idle);
+                    }
+                }
+            }
+        }
+    }
+}
