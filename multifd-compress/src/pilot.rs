@@ -54,6 +54,8 @@ pub(crate) struct Pilot {
     most_parallel: f64,
     /// Bytes a second that the link takes; unknown while nothing has waited for it.
     pub(crate) link: Option<f64>,
+    /// What it took when something last waited for it.
+    measured: f64,
     window: Window,
     windows: u64,
     /// Quiet windows in a row, and how many of them it takes to believe that the link has become faster.
@@ -108,6 +110,7 @@ impl Pilot {
             parallel,
             most_parallel: parallel,
             link: None,
+            measured: 0.0,
             window: Window::default(),
             windows: 0,
             quiet: 0,
@@ -280,7 +283,12 @@ impl Pilot {
         let channels = window.channels.iter().filter(|seen| **seen).count().max(1) as f64;
         let waiting = window.sending.as_secs_f64() / (seconds * channels);
         let rate = window.wire_bytes as f64 / seconds;
-        if waiting >= WAITING {
+        // As much as the link was last seen to take: it is the limit, though buffers, or a busy machine, hide the waiting.
+        let at_limit = (0.85..1.15).contains(&(rate / self.measured.max(1.0)));
+        if waiting >= WAITING || at_limit {
+            if waiting >= WAITING {
+                self.measured = rate;
+            }
             self.quiet = 0;
             if std::mem::take(&mut self.tried_faster) && self.link.is_some_and(|link| rate < link * 0.8) {
                 // It was not faster after all: be slower to believe it the next time.

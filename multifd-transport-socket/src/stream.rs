@@ -411,6 +411,11 @@ impl SendChannel for SocketStream {
             tls.end();
             self.shared.write_out(tls)?;
             tls.drain(&self.shared.socket);
+            // A peer that has read TLS's end may have closed the connection already.
+            return match self.end_writing() {
+                Err(ChannelError::Io(error)) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+                ended => ended,
+            };
         }
         self.end_writing()
     }

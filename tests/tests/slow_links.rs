@@ -85,7 +85,7 @@ fn compare(link: &Link, megabits: Option<u32>, mib: usize, choices: &[(&str, &st
     let mut auto = f64::INFINITY;
     let mut said = Value::Null;
     // Interleaved, and the best of each: other work on the machine slows one run or another.
-    for _ in 0..3 {
+    for _ in 0..5 {
         for (compression, level) in choices {
             let options = ["--compression", compression, "--level", level];
             let (took, _) = seconds(link, &raw, &out, &options);

@@ -21,7 +21,7 @@ struct State {
     /// Handshakes under way, and how to end them.
     under_way: HashMap<u64, Box<dyn Unblock>>,
     next: u64,
-    /// Why the last one was dropped.
+    /// Why the first of them was dropped.
     refused: Option<ChannelError>,
     stopped: bool,
 }
@@ -86,7 +86,9 @@ impl Reception {
                 state.under_way.remove(&key);
                 match outcome {
                     Ok(()) => state.ready.push_back((stream, head)),
-                    Err(error) => state.refused = Some(error),
+                    Err(error) => {
+                        state.refused.get_or_insert(error);
+                    }
                 }
                 shared.changed.notify_all();
             });
@@ -129,7 +131,7 @@ impl Reception {
         state.ready.pop_front()
     }
 
-    /// Why the last connection that proved nothing was dropped.
+    /// Why the first connection that proved nothing was dropped.
     pub(crate) fn refused(&self) -> Option<ChannelError> {
         self.shared.state().refused.take()
     }
@@ -161,7 +163,7 @@ pub(crate) fn accept_on_thread(listening: Socket, reception: Arc<Reception>) -> 
                 match listening.accept() {
                     Ok((socket, _)) => {
                         if let Err(error) = reception.take(socket) {
-                            reception.shared.state().refused = Some(error);
+                            reception.shared.state().refused.get_or_insert(error);
                         }
                     }
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
