@@ -4,6 +4,7 @@ use crate::args::Relay;
 use crate::encoding::Chosen;
 use crate::failure::{Failure, doing};
 use crate::progress::Watch;
+use crate::recv::cancelled;
 use crate::report::{self, Counts};
 use crate::{method, signals};
 use indicatif::HumanBytes;
@@ -50,7 +51,9 @@ pub(crate) fn run(args: &Relay) -> Result<(), Failure> {
         report::note(&format!("listening on {address}"));
     }
     let _listener_guard = cancel.also_unblock(listener.unblocker());
-    let mut source = listener.accept_main().map_err(doing("waiting for a migration"))?;
+    let mut source = listener
+        .accept_main()
+        .map_err(|error| cancelled(&cancel, doing("waiting for a migration")(error)))?;
     let progress = Arc::new(Progress::new(options.stall));
     let mut tee = Tee {
         inner: &mut source,

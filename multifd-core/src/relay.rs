@@ -4,9 +4,9 @@ use crate::prepare_pool::PoolRun;
 use crate::shutdown::lock;
 use crate::work_queue::{Work, WorkQueue};
 use crate::{
-    BlockError, BufferQueue, Buffers, CancelHandle, ChannelSource, DeviceStateSink, Error, IncomingPages,
-    Method, Progress, RamBlock, RamMap, Receiver, ReceiverConfig, Sender, SenderConfig, Stats, StatsHandle,
-    SyncScope, Transport, Unblock, WriteFlags, ZeroPages,
+    BlockError, BufferQueue, Buffers, CancelHandle, ChannelError, ChannelSource, DeviceStateSink, Error,
+    IncomingPages, Method, Progress, RamBlock, RamMap, Receiver, ReceiverConfig, Sender, SenderConfig, Stats,
+    StatsHandle, SyncScope, Transport, Unblock, WriteFlags, ZeroPages,
 };
 use multifd_packet::{Geometry, RamPacket};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -174,10 +174,13 @@ fn gather(
             break;
         }
         let wait = expected.is_some() || have == 0;
-        let next = source.next_channel(wait).map_err(|source| Error::Channel {
-            channel: u8::try_from(have).unwrap_or(u8::MAX),
-            doing: "accepting",
-            source,
+        let next = source.next_channel(wait).map_err(|source| match source {
+            ChannelError::Stopped => config.cancel.failure(),
+            source => Error::Channel {
+                channel: u8::try_from(have).unwrap_or(u8::MAX),
+                doing: "accepting",
+                source,
+            },
         })?;
         match next {
             Some(channel) => receiver.attach(channel)?,

@@ -114,11 +114,21 @@ pub fn receive(
         last_block: None,
     };
     // The engine still lives when its first error is looked for: it cancels itself when it is dropped.
-    reception.run().map_err(|error| match (error, cancel.error()) {
-        // A channel that failed has ended the wait on the main channel.
-        (Error::Io { .. } | Error::Truncated { .. } | Error::Stalled { .. }, Some(first)) => first.into(),
-        (error, _) => error,
+    reception.run().map_err(|error| match cancel.error() {
+        Some(first) if can_follow(&error) => first.into(),
+        _ => error,
     })
+}
+
+/// Whether an error can be what came of another: whatever ends a transfer also ends its waits on the main channel, and on channels
+/// to come.
+fn can_follow(error: &Error) -> bool {
+    let stopped = |source: &ChannelError| matches!(source, ChannelError::Stopped);
+    match error {
+        Error::Io { .. } | Error::Truncated { .. } | Error::Stalled { .. } => true,
+        Error::Engine(EngineError::Channel { source, .. }) => stopped(source),
+        _ => false,
+    }
 }
 
 /// Reads the first elements of a main channel, up to the machine's configuration and one byte more: for whoever passes the

@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use multifd_compress::{Zlib, Zstd};
-use multifd_core::{Method, Plain, RamBlock, SenderConfig};
+use multifd_core::{
+    CancelHandle, ChannelError, ChannelSource, Method, Plain, RamBlock, RecvChannel, SenderConfig,
+};
 use multifd_qemu::{
     Limits, MappedFile, ReceiveOptions, Received, SendOptions, Snapshot, SyncStyle, receive, send,
 };
@@ -237,4 +239,26 @@ fn a_mapped_ram_file_qemu_wrote_loads_and_one_we_write_reads_the_same() {
         })
         .sum();
     assert_eq!(written.pages, stored, "the same pages are zero");
+}
+
+/// A source of channels that is stopped by whoever cancels the transfer just as it is asked for one.
+struct CancelledMeanwhile(CancelHandle);
+
+impl ChannelSource for CancelledMeanwhile {
+    fn next_channel(&mut self, _: bool) -> Result<Option<Box<dyn RecvChannel>>, ChannelError> {
+        self.0.cancel();
+        Err(ChannelError::Stopped)
+    }
+}
+
+#[test]
+fn what_a_cancellation_stops_is_not_the_error() {
+    let golden = Golden::load("none-2ch");
+    let cancel = CancelHandle::default();
+    let options = ReceiveOptions {
+        cancel: cancel.clone(),
+        ..options()
+    };
+    let error = receive(golden.main(), &mut CancelledMeanwhile(cancel), options).unwrap_err();
+    assert_eq!(error.to_string(), "the transfer was cancelled");
 }
