@@ -1,375 +1,280 @@
 //! The listening side: connections are told apart by their first four bytes.
 
 use crate::connect::{resolve, stream_socket};
-use crate::tls::{Reception, TlsServer, accept_on_thread};
-use crate::{Address, SocketOptions, SocketStream, sys};
+use crate::door::{Admission, Arrived, Door, Kind, MAX_WAITING};
+use crate::lobby::{Lobby, Patience, too_many};
+use crate::reception::{Reception, accept_on_thread};
+use crate::{Address, SocketOptions, SocketStream, inherited};
 use multifd_core::{ChannelError, ChannelSource, RecvChannel, Unblock};
 use socket2::{SockAddr, Socket};
 use std::collections::VecDeque;
-use std::io;
-use std::net::Shutdown;
-use std::os::fd::AsFd;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-/// First bytes of QEMU's main connection ("QEVM").
-const MAIN: [u8; 4] = *b"QEVM";
-/// First bytes of a multifd channel.
-const CHANNEL: [u8; 4] = [0x11, 0x22, 0x33, 0x44];
-/// Most connections that may wait to be told apart: every channel there can be, and the main one.
-const MAX_WAITING: usize = 256;
-
-/// A listening TCP or Unix stream socket. A Unix socket's path is removed when it is dropped.
+/// Listening sockets, at one address or several. A Unix socket's path is removed when it is dropped.
+///
+/// Who is no migration is turned away, and waited for no longer: strangers end nothing. What they do see is in
+/// [`Admission::on_refusal`].
 #[derive(Debug)]
 pub struct SocketListener {
-    shared: Arc<Shared>,
-    options: SocketOptions,
-    path: Option<PathBuf>,
-    /// Connections that have not sent four bytes, with those they have.
-    undecided: VecDeque<(Socket, Vec<u8>)>,
+    door: Arc<Door>,
+    addresses: Vec<Address>,
+    paths: Vec<PathBuf>,
+    arrivals: Arrivals,
+    /// Channels that came before they were asked for.
     channels: VecDeque<SocketStream>,
-    tls: Option<Arc<Reception>>,
-    accepting: Option<JoinHandle<()>>,
 }
 
+/// How connections become known for what they are.
 #[derive(Debug)]
-struct Shared {
-    socket: Socket,
-    stopped: AtomicBool,
+enum Arrivals {
+    /// They say so.
+    Say(Lobby),
+    /// They prove something first.
+    Prove {
+        reception: Arc<Reception>,
+        accepting: Option<JoinHandle<()>>,
+    },
 }
 
-struct Handle(Arc<Shared>);
+struct Handle(Arc<Door>);
 
 impl Unblock for Handle {
     fn unblock(&self) {
-        self.0.stopped.store(true, Ordering::Release);
-        // Wakes whoever polls a listening socket, on Linux.
-        let _ = self.0.socket.shutdown(Shutdown::Both);
+        self.0.stop();
     }
 }
 
 impl SocketListener {
-    /// Listens on `address`. A Unix socket's path that a dead process left behind is taken over.
+    /// Listens on one address, for anybody. A Unix socket's path that a dead process left behind is taken over.
     ///
     /// # Errors
     /// [`ChannelError::Io`] with the system's reason and the address, as when it is in use.
     pub fn bind(address: &Address, options: SocketOptions) -> Result<Self, ChannelError> {
-        let named = |error: io::Error| io::Error::new(error.kind(), format!("{address}: {error}"));
-        let targets = resolve(address).map_err(named)?;
-        let mut socket = Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
-        for target in &targets {
-            socket = listen(target, address);
-            if socket.is_ok() {
-                break;
+        Self::bind_all(std::slice::from_ref(address), options, Admission::default())
+    }
+
+    /// Listens on all of `addresses`, for those that `admission` lets in. Of inherited descriptors, those that listen are listened on,
+    /// the others are taken for connections that have come.
+    ///
+    /// # Errors
+    /// As for [`SocketListener::bind`]; also if a thread can not be had that handshakes need.
+    pub fn bind_all(
+        addresses: &[Address],
+        options: SocketOptions,
+        admission: Admission,
+    ) -> Result<Self, ChannelError> {
+        let (mut sockets, mut came, mut paths) = (Vec::new(), Vec::new(), Vec::new());
+        for address in addresses {
+            let named = |error: io::Error| io::Error::new(error.kind(), format!("{address}: {error}"));
+            if let Address::Descriptors(_) | Address::Activated = address {
+                for number in inherited::numbers(address).map_err(named)? {
+                    let socket = inherited::stream(number).map_err(named)?;
+                    options.apply(&socket).map_err(named)?;
+                    if socket.is_listener().map_err(named)? {
+                        socket.set_nonblocking(true).map_err(named)?;
+                        sockets.push(socket);
+                    } else {
+                        came.push(socket);
+                    }
+                }
+                continue;
+            }
+            sockets.push(listen_on(address, &options).map_err(named)?);
+            if let Address::Unix(path) = address {
+                paths.push(path.clone());
             }
         }
-        let socket = socket.map_err(named)?;
-        let path = match address {
-            Address::Unix(path) => Some(path.clone()),
-            Address::Tcp { .. } => None,
-        };
-        let shared = Shared {
-            socket,
-            stopped: AtomicBool::new(false),
-        };
-        Ok(Self {
-            shared: Arc::new(shared),
-            options,
-            path,
-            undecided: VecDeque::new(),
+        let addresses: Result<Vec<_>, _> = sockets.iter().map(local_address).collect();
+        let proves = admission.tls.is_some() || admission.secret.is_some();
+        let door = Arc::new(Door::new(sockets, options, admission)?);
+        let mut listener = Self {
+            door: Arc::clone(&door),
+            addresses: addresses?,
+            paths,
+            arrivals: Arrivals::Say(Lobby::default()),
             channels: VecDeque::new(),
-            tls: None,
-            accepting: None,
-        })
-    }
-
-    /// Every connection must speak TLS. Each has its handshake as soon as it comes, on a thread of its own; one that fails is dropped,
-    /// and the peer may still come.
-    ///
-    /// # Errors
-    /// [`ChannelError::Io`] if no thread can be had.
-    pub fn with_tls(mut self, tls: TlsServer) -> Result<Self, ChannelError> {
-        let reception = Arc::new(Reception::new(tls, self.options.stall));
-        let listening = self.shared.socket.try_clone()?;
-        self.accepting = Some(accept_on_thread(listening, Arc::clone(&reception))?);
-        self.tls = Some(reception);
-        Ok(self)
-    }
-
-    /// Where it listens, with the port the system chose.
-    ///
-    /// # Errors
-    /// [`ChannelError::Io`], the system's.
-    pub fn address(&self) -> Result<Address, ChannelError> {
-        if let Some(path) = &self.path {
-            return Ok(Address::Unix(path.clone()));
+        };
+        if proves {
+            let reception = Arc::new(Reception::new(door));
+            listener.arrivals = Arrivals::Prove {
+                accepting: Some(accept_on_thread(Arc::clone(&reception))?),
+                reception,
+            };
         }
-        let local = self.shared.socket.local_addr()?;
-        let local = local
-            .as_socket()
-            .ok_or_else(|| ChannelError::Peer("the listening socket has no IP address".into()))?;
-        Ok(Address::Tcp {
-            host: local.ip().to_string(),
-            port: local.port(),
-        })
+        for socket in came {
+            let peer = socket.peer_addr()?;
+            match &mut listener.arrivals {
+                Arrivals::Say(lobby) => lobby.admit(&listener.door, socket, peer)?,
+                Arrivals::Prove { reception, .. } => reception.admit(socket, peer)?,
+            }
+        }
+        Ok(listener)
+    }
+
+    /// Where it listens first, with the port the system chose.
+    ///
+    /// # Errors
+    /// [`ChannelError::Peer`] if it does not listen at all, having been given connections only.
+    pub fn address(&self) -> Result<Address, ChannelError> {
+        let first = self.addresses.first().cloned();
+        first.ok_or_else(|| ChannelError::Peer("there is no listening socket, only connections".into()))
+    }
+
+    /// Everywhere it listens, with the ports the system chose.
+    pub fn addresses(&self) -> &[Address] {
+        &self.addresses
+    }
+
+    /// Whether somebody beyond this machine can connect, and send what he likes: it listens on an address that is not a loopback
+    /// one, without TLS.
+    pub fn is_exposed(&self) -> bool {
+        self.door.is_exposed()
     }
 
     /// A handle that makes every blocked and later call fail, from another thread.
     pub fn unblocker(&self) -> Box<dyn Unblock> {
-        Box::new(Handle(Arc::clone(&self.shared)))
+        Box::new(Handle(Arc::clone(&self.door)))
     }
 
     /// Waits for QEMU's main connection; multifd channels that come before it are kept for
-    /// [`ChannelSource::next_channel`]. There is no deadline for the first connection, only from then on.
+    /// [`ChannelSource::next_channel`]. The deadline for the first connection of a migration is [`SocketOptions::wait`], from then on
+    /// [`SocketOptions::stall`].
     ///
     /// # Errors
-    /// [`ChannelError::Peer`] for a connection that is neither, for too many of them, or if the main one does not come;
+    /// [`ChannelError::Peer`] if the main connection does not come, with the first connection that was turned away;
     /// [`ChannelError::Stopped`].
     pub fn accept_main(&mut self) -> Result<SocketStream, ChannelError> {
-        if let Some(reception) = self.tls.clone() {
-            return self.accept_main_inside(&reception);
-        }
-        let mut deadline = None;
+        let options = self.door.options;
+        let mut within = options.wait;
+        let mut deadline = within.map(|wait| Instant::now() + wait);
+        let mut begun = false;
         loop {
-            let mut at = 0;
-            while at < self.undecided.len() {
-                match self.decide(at)? {
-                    Decision::Main(main) => return Ok(main),
-                    Decision::Channel(channel) => self.channels.push_back(channel),
-                    Decision::Gone => {}
-                    Decision::Waits => at += 1,
+            match self.next(Patience::ForOne(deadline))? {
+                Some((stream, Kind::Main)) => return Ok(stream),
+                Some((stream, Kind::Channel)) => {
+                    self.keep(stream);
+                    if !begun {
+                        begun = true;
+                        within = Some(options.stall);
+                        deadline = Some(Instant::now() + options.stall);
+                    }
                 }
-            }
-            if self.accept_pending()? > 0 {
-                deadline = deadline.or_else(|| Some(Instant::now() + self.options.stall));
-                continue;
-            }
-            let left = deadline.map(|end: Instant| end.saturating_duration_since(Instant::now()));
-            if left.is_some_and(|left| left.is_zero()) {
-                let (silent, channels) = (self.undecided.len(), self.channels.len());
-                let stall = self.options.stall;
-                return Err(ChannelError::Peer(format!(
-                    "no main connection of a migration came within {stall:?} ({channels} multifd channels did, and \
-                     {silent} connections that sent nothing)"
-                )));
-            }
-            self.poll(left)?;
-        }
-    }
-
-    /// Reads what the connection at `at` has sent of its first four bytes; when they are all there, it is one or the
-    /// other, and leaves the queue. One that ends before that was no migration's: it leaves, too.
-    fn decide(&mut self, at: usize) -> Result<Decision, ChannelError> {
-        let Some((socket, head)) = self.undecided.get_mut(at) else {
-            return Ok(Decision::Waits);
-        };
-        let mut room = [0; 4];
-        while let Some(missing) = room.get_mut(head.len()..).filter(|missing| !missing.is_empty()) {
-            match sys::recv(socket, missing, libc::MSG_DONTWAIT) {
-                Ok(n) if n > 0 => head.extend(missing.iter().take(n)),
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Decision::Waits),
-                Ok(_) | Err(_) => {
-                    self.undecided.remove(at);
-                    return Ok(Decision::Gone);
-                }
-            }
-        }
-        for (to, from) in room.iter_mut().zip(head.iter()) {
-            *to = *from;
-        }
-        let Some((socket, head)) = self.undecided.remove(at) else {
-            return Ok(Decision::Gone);
-        };
-        match room {
-            MAIN => Ok(Decision::Main(self.stream(socket, head)?)),
-            CHANNEL => Ok(Decision::Channel(self.stream(socket, head)?)),
-            other => Err(ChannelError::Peer(stranger(other))),
-        }
-    }
-
-    /// The main connection among those that speak TLS. Without a deadline until the first has come.
-    fn accept_main_inside(&mut self, reception: &Reception) -> Result<SocketStream, ChannelError> {
-        let mut deadline = None;
-        loop {
-            if self.shared.stopped.load(Ordering::Acquire) {
-                return Err(ChannelError::Stopped);
-            }
-            let now = Instant::now();
-            let left = deadline.map_or(self.options.stall, |end: Instant| {
-                end.saturating_duration_since(now)
-            });
-            match reception.next(left) {
-                Some((stream, MAIN)) => return Ok(stream.with_head(MAIN.to_vec())),
-                Some((stream, CHANNEL)) => {
-                    self.channels.push_back(stream.with_head(CHANNEL.to_vec()));
-                    deadline = deadline.or(Some(now + self.options.stall));
-                }
-                // Whoever it was proved to be somebody, and is no migration.
-                Some((_, other)) => return Err(ChannelError::Peer(stranger(other))),
                 None => {
-                    let refused = reception.refused();
-                    if let Some(error) = refused.filter(|_| Instant::now() >= now + left) {
-                        return Err(error);
-                    }
-                    if deadline.is_some_and(|end| Instant::now() >= end) {
-                        let stall = self.options.stall;
-                        return Err(ChannelError::Peer(format!(
-                            "no main connection of a migration came within {stall:?}, though channels did"
-                        )));
-                    }
+                    let refused = self.door.first_refusal();
+                    let refused = refused.map_or(String::new(), |first| format!("; turned away, {first}"));
+                    return Err(ChannelError::Peer(format!(
+                        "no main connection of a migration came within {:?} ({} multifd channels did{refused})",
+                        within.unwrap_or_default(),
+                        self.channels.len(),
+                    )));
                 }
             }
         }
     }
 
-    /// The next channel among connections that speak TLS.
-    fn next_inside(
-        &mut self,
-        reception: &Reception,
-        wait: bool,
-    ) -> Result<Option<Box<dyn RecvChannel>>, ChannelError> {
-        if let Some(channel) = self.channels.pop_front() {
-            return Ok(Some(Box::new(channel)));
-        }
-        // Those that are there count, though the accepting thread may not have got to them.
-        self.accept_pending()?;
-        for (socket, _) in self.undecided.drain(..) {
-            reception.take(socket)?;
-        }
-        let next = match reception.next_under_way() {
-            None if wait => reception.next(self.options.connect),
-            next => next,
-        };
-        match next {
-            Some((stream, CHANNEL)) => Ok(Some(Box::new(stream.with_head(CHANNEL.to_vec())))),
-            Some((_, MAIN)) => {
-                let why = "a second main connection came: two migrations to one address";
-                Err(ChannelError::Peer(why.into()))
-            }
-            Some((_, other)) => Err(ChannelError::Peer(stranger(other))),
-            None => Ok(None),
+    fn next(&mut self, patience: Patience) -> Result<Option<Arrived>, ChannelError> {
+        match &mut self.arrivals {
+            Arrivals::Say(lobby) => lobby.next(&self.door, patience),
+            Arrivals::Prove { reception, .. } => reception.next(patience),
         }
     }
 
-    /// Takes in the connections that are there; returns how many.
-    fn accept_pending(&mut self) -> Result<usize, ChannelError> {
-        let mut taken = 0;
-        loop {
-            if self.shared.stopped.load(Ordering::Acquire) {
-                return Err(ChannelError::Stopped);
-            }
-            let (socket, _) = match self.shared.socket.accept() {
-                Ok(accepted) => accepted,
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(taken),
-                // A connection that was gone before we looked is none.
-                Err(e)
-                    if [io::ErrorKind::Interrupted, io::ErrorKind::ConnectionAborted].contains(&e.kind()) =>
-                {
-                    continue;
-                }
-                Err(_) if self.shared.stopped.load(Ordering::Acquire) => return Err(ChannelError::Stopped),
-                Err(e) => return Err(e.into()),
-            };
-            self.undecided.push_back((socket, Vec::new()));
-            taken += 1;
-            if self.undecided.len() + self.channels.len() > MAX_WAITING {
-                return Err(ChannelError::Peer(format!(
-                    "more than {MAX_WAITING} connections came; a migration has at most 255 channels"
-                )));
-            }
+    fn keep(&mut self, channel: SocketStream) {
+        if self.channels.len() < MAX_WAITING {
+            self.channels.push_back(channel);
+        } else {
+            self.refuse(&channel, too_many());
         }
     }
 
-    /// Waits for a connection, or for the first bytes of one.
-    fn poll(&self, timeout: Option<Duration>) -> Result<(), ChannelError> {
-        let mut fds = vec![self.shared.socket.as_fd()];
-        fds.extend(self.undecided.iter().map(|(socket, _)| socket.as_fd()));
-        sys::poll(&fds, libc::POLLIN, timeout)?;
-        Ok(())
+    fn refuse(&self, stream: &SocketStream, why: String) {
+        if let Ok(peer) = stream.peer() {
+            self.door.refuse(&peer, why);
+        }
     }
-
-    fn stream(&self, socket: Socket, head: Vec<u8>) -> Result<SocketStream, ChannelError> {
-        Ok(SocketStream::new(socket, self.options.stall)?.with_head(head))
-    }
-}
-
-/// What a connection's first bytes say.
-enum Decision {
-    /// It is QEMU's main one.
-    Main(SocketStream),
-    /// It is a multifd channel.
-    Channel(SocketStream),
-    /// Not all four are there.
-    Waits,
-    /// It has ended, and was nothing.
-    Gone,
 }
 
 impl ChannelSource for SocketListener {
-    /// The next connection, as a channel. One that has said nothing yet is taken too, its init packet will say what it is;
-    /// one that has ended without a word is none.
+    /// The next connection that is a channel. Without `wait`, those that are there count, and are given the deadline for connecting
+    /// to say what they are.
     fn next_channel(&mut self, wait: bool) -> Result<Option<Box<dyn RecvChannel>>, ChannelError> {
-        if let Some(reception) = self.tls.clone() {
-            return self.next_inside(&reception, wait);
-        }
-        let deadline = Instant::now() + self.options.connect;
+        let until = Instant::now() + self.door.patience();
+        let patience = if wait {
+            Patience::ForOne(Some(until))
+        } else {
+            Patience::ForThose(until)
+        };
         loop {
             if let Some(channel) = self.channels.pop_front() {
                 return Ok(Some(Box::new(channel)));
             }
-            match self.decide(0)? {
-                Decision::Channel(channel) => return Ok(Some(Box::new(channel))),
-                Decision::Main(_) => {
-                    let why = "a second main connection came: two migrations to one address";
-                    return Err(ChannelError::Peer(why.into()));
+            match self.next(patience)? {
+                Some((channel, Kind::Channel)) => return Ok(Some(Box::new(channel))),
+                Some((stream, Kind::Main)) => {
+                    self.refuse(&stream, "another migration is under way here".into());
                 }
-                Decision::Gone => continue,
-                Decision::Waits => {}
+                None => return Ok(None),
             }
-            if let Some((socket, head)) = self.undecided.pop_front() {
-                return Ok(Some(Box::new(self.stream(socket, head)?)));
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if self.accept_pending()? > 0 {
-                continue;
-            }
-            if !wait || left.is_zero() {
-                return Ok(None);
-            }
-            self.poll(Some(left))?;
         }
     }
 }
 
 impl Drop for SocketListener {
     fn drop(&mut self) {
-        if let Some(accepting) = self.accepting.take() {
+        if let Arrivals::Prove { accepting, .. } = &mut self.arrivals
+            && let Some(accepting) = accepting.take()
+        {
             // Wakes the accepting thread, which ends all handshakes.
-            Handle(Arc::clone(&self.shared)).unblock();
+            self.door.stop();
             let _ = accepting.join();
         }
-        if let Some(path) = &self.path {
+        for path in &self.paths {
             // Somebody may have removed it already.
             let _ = std::fs::remove_file(path);
         }
     }
 }
 
-fn listen(target: &SockAddr, address: &Address) -> io::Result<Socket> {
+/// A listening socket at the first of an address's socket addresses that can be had.
+fn listen_on(address: &Address, options: &SocketOptions) -> io::Result<Socket> {
+    let everywhere = match address {
+        // One socket for both families, where there are both.
+        Address::Tcp { host, port } if host.is_empty() => {
+            let everywhere = SockAddr::from(std::net::SocketAddr::from(([0_u16; 8], *port)));
+            listen(&everywhere, address, options).ok()
+        }
+        _ => None,
+    };
+    if let Some(socket) = everywhere {
+        return Ok(socket);
+    }
+    let mut socket = Err(io::Error::new(ErrorKind::NotFound, "the name has no address"));
+    for target in &resolve(address, "0.0.0.0")? {
+        socket = listen(target, address, options);
+        if socket.is_ok() {
+            break;
+        }
+    }
+    socket
+}
+
+fn listen(target: &SockAddr, address: &Address, options: &SocketOptions) -> io::Result<Socket> {
     let socket = stream_socket(target)?;
-    if let Address::Tcp { .. } = address {
+    options.apply(&socket)?;
+    if let Address::Tcp { host, .. } = address {
         // A port whose last connections still linger can be used again at once.
         socket.set_reuse_address(true)?;
+        if host.is_empty() && target.is_ipv6() {
+            socket.set_only_v6(false)?;
+        }
     }
     match (socket.bind(target), address) {
-        (Err(e), Address::Unix(path))
-            if e.kind() == io::ErrorKind::AddrInUse && is_abandoned(path, target) =>
-        {
+        (Err(e), Address::Unix(path)) if e.kind() == ErrorKind::AddrInUse && is_abandoned(path, target) => {
             std::fs::remove_file(path)?;
             socket.bind(target)?;
         }
@@ -381,22 +286,30 @@ fn listen(target: &SockAddr, address: &Address) -> io::Result<Socket> {
     Ok(socket)
 }
 
+/// The address of a listening socket.
+fn local_address(socket: &Socket) -> Result<Address, ChannelError> {
+    let local = socket.local_addr()?;
+    if let Some(ip) = local.as_socket() {
+        return Ok(Address::Tcp {
+            host: ip.ip().to_string(),
+            port: ip.port(),
+        });
+    }
+    if let Some((cid, port)) = local.as_vsock_address() {
+        return Ok(Address::Vsock { cid, port });
+    }
+    if let Some(path) = local.as_pathname() {
+        return Ok(Address::Unix(path.into()));
+    }
+    match local.as_abstract_namespace() {
+        Some(name) => Ok(Address::Abstract(String::from_utf8_lossy(name).into_owned())),
+        None => Err(ChannelError::Peer("a listening socket has no address".into())),
+    }
+}
+
 /// Whether a path is a socket that nobody listens on.
 fn is_abandoned(path: &Path, target: &SockAddr) -> bool {
     let is_socket = std::fs::symlink_metadata(path).is_ok_and(|data| data.file_type().is_socket());
     let refused = || stream_socket(target)?.connect(target);
-    is_socket && matches!(refused(), Err(e) if e.kind() == io::ErrorKind::ConnectionRefused)
-}
-
-/// What a connection with these first bytes is likely to be.
-fn stranger(head: [u8; 4]) -> String {
-    let guess = match head {
-        [0x16, 3, ..] => " (a TLS handshake: switch TLS off on the source)",
-        [b'G', b'E', b'T', b' '] | [b'P', b'O', b'S', b'T'] => " (an HTTP request)",
-        _ => "",
-    };
-    let value = u32::from_be_bytes(head);
-    format!(
-        "a connection starts with {value:#010x}{guess}, which is neither a migration's main connection nor a multifd channel"
-    )
+    is_socket && matches!(refused(), Err(e) if e.kind() == ErrorKind::ConnectionRefused)
 }

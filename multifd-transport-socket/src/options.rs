@@ -1,26 +1,159 @@
 //! How sockets are set up.
 
+use socket2::{Domain, Socket, TcpKeepalive};
+use std::fmt;
+use std::io;
+use std::str::FromStr;
 use std::time::Duration;
 
-/// Deadlines of connections, and how they are set up.
+/// Deadlines of connections, and how they are set up. What is said of TCP does nothing to other families.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SocketOptions {
     /// For a connection to be made, on either side.
     pub connect: Duration,
     /// For anything to move on a connection that someone waits for.
     pub stall: Duration,
+    /// For a migration's first connection to come, when listening; without it, as long as it takes. Once a connection of a migration
+    /// is there, [`SocketOptions::stall`] holds for the others.
+    pub wait: Option<Duration>,
     /// Whether a send that should go without a copy may be copied when no more memory can be locked; otherwise that is an
     /// error that says what to raise.
     pub zero_copy_fallback: bool,
+    /// Bytes of the kernel's buffer for sending (`SO_SNDBUF`), up to the system's limit; without it, the kernel fits it to the link.
+    pub send_buffer: Option<u32>,
+    /// Bytes of the kernel's buffer for receiving (`SO_RCVBUF`); as for sending.
+    pub recv_buffer: Option<u32>,
+    /// Which congestion control TCP uses; without it, the system's.
+    pub congestion: Option<CongestionControl>,
+    /// Whether TCP sends small messages at once (`TCP_NODELAY`).
+    pub nodelay: bool,
+    /// After how long without traffic TCP asks whether the peer is still there, so that a wait without a deadline of ours ends when it
+    /// is not; never, if `None`.
+    pub keepalive: Option<Duration>,
+    /// How long TCP tries to send something again before it gives the connection up (`TCP_USER_TIMEOUT`); without it, the system's
+    /// way, some fifteen minutes, within which [`SocketOptions::stall`] comes first wherever somebody waits.
+    pub user_timeout: Option<Duration>,
 }
 
 impl Default for SocketOptions {
-    /// Ten seconds to connect, thirty without a byte moving.
+    /// Ten seconds to connect, thirty without a byte moving; buffers and congestion control as the kernel has them (measured:
+    /// BENCHMARKING.md), no delay, a question after 15 seconds of silence.
     fn default() -> Self {
         Self {
             connect: Duration::from_secs(10),
             stall: Duration::from_secs(30),
+            wait: None,
             zero_copy_fallback: false,
+            send_buffer: None,
+            recv_buffer: None,
+            congestion: None,
+            nodelay: true,
+            keepalive: Some(Duration::from_secs(15)),
+            user_timeout: None,
         }
     }
+}
+
+impl SocketOptions {
+    /// Sets a socket up. Buffers count for the window TCP offers, so this comes before it connects or listens; what it accepts
+    /// has the same.
+    pub(crate) fn apply(&self, socket: &Socket) -> io::Result<()> {
+        if let Some(bytes) = self.send_buffer {
+            socket.set_send_buffer_size(bytes as usize)?;
+        }
+        if let Some(bytes) = self.recv_buffer {
+            socket.set_recv_buffer_size(bytes as usize)?;
+        }
+        if !is_tcp(socket)? {
+            return Ok(());
+        }
+        socket.set_tcp_nodelay(self.nodelay)?;
+        if let Some(name) = &self.congestion {
+            socket.set_tcp_congestion(name.bytes()).map_err(|error| {
+                let why = format!("the congestion control {name} can not be had: {error}");
+                io::Error::new(error.kind(), why)
+            })?;
+        }
+        if let Some(idle) = self.keepalive {
+            let between = (idle / 3).max(Duration::from_secs(1));
+            let how = TcpKeepalive::new()
+                .with_time(idle.max(Duration::from_secs(1)))
+                .with_interval(between)
+                .with_retries(3);
+            socket.set_tcp_keepalive(&how)?;
+        }
+        if self.user_timeout.is_some() {
+            socket.set_tcp_user_timeout(self.user_timeout)?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a socket speaks TCP.
+pub(crate) fn is_tcp(socket: &Socket) -> io::Result<bool> {
+    let domain = socket.domain()?;
+    Ok(domain == Domain::IPV4 || domain == Domain::IPV6)
+}
+
+/// The name of a congestion control, such as `cubic` or `bbr`.
+///
+/// ```
+/// use multifd_transport_socket::CongestionControl;
+///
+/// let bbr: CongestionControl = "bbr".parse()?;
+/// assert_eq!(bbr.to_string(), "bbr");
+/// assert!("a name that is far too long".parse::<CongestionControl>().is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct CongestionControl {
+    name: [u8; Self::MAX],
+    len: usize,
+}
+
+impl CongestionControl {
+    /// Longest name Linux knows (`TCP_CA_NAME_MAX`, without the zero at its end).
+    const MAX: usize = 15;
+
+    fn bytes(&self) -> &[u8] {
+        self.name.get(..self.len).unwrap_or_default()
+    }
+}
+
+impl FromStr for CongestionControl {
+    type Err = CongestionControlError;
+
+    fn from_str(text: &str) -> Result<Self, CongestionControlError> {
+        let mut name = [0; Self::MAX];
+        let fits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic());
+        match name.get_mut(..text.len()).filter(|_| fits) {
+            Some(room) => room.copy_from_slice(text.as_bytes()),
+            None => return Err(CongestionControlError { text: text.into() }),
+        }
+        Ok(Self {
+            name,
+            len: text.len(),
+        })
+    }
+}
+
+impl fmt::Display for CongestionControl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&String::from_utf8_lossy(self.bytes()))
+    }
+}
+
+impl fmt::Debug for CongestionControl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Text that can be no [`CongestionControl`]'s name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{text:?} is no congestion control's name: 1 to 15 letters, as in /proc/sys/net/ipv4/tcp_available_congestion_control"
+)]
+pub struct CongestionControlError {
+    text: String,
 }

@@ -1,59 +1,34 @@
 //! A connected stream socket: a channel of either kind, or QEMU's main connection.
 
+use crate::bandwidth::Bandwidth;
+use crate::connection::{Connection, Handle, Step, skip};
+use crate::options::is_tcp;
+use crate::secret::Secret;
 use crate::sys;
 use crate::tls::{Cut, Session};
 use crate::zero_copy::ZeroCopy;
 use multifd_core::{
     Arrival, ChannelError, Iov, Outgoing, Progress, RecvChannel, Region, SendChannel, Unblock, WriteFlags,
 };
-use socket2::Socket;
+use socket2::{SockAddr, Socket};
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// A connected TCP or Unix stream socket with a deadline on every wait.
+/// A connected stream socket of any family, with a deadline on every wait.
 ///
 /// As a [`SendChannel`] or [`RecvChannel`] it moves messages; as `Read` and `Write` it is QEMU's main connection. A
 /// read that meets the deadline fails with [`io::ErrorKind::TimedOut`] and may be tried again.
 #[derive(Debug)]
 pub struct SocketStream {
-    shared: Arc<Shared>,
+    connection: Arc<Connection>,
     /// Bytes read to find out what the connection is, for whoever reads next.
     head: Vec<u8>,
     progress: Option<Arc<Progress>>,
     zero_copy: ZeroCopy,
     cut: Cut,
-}
-
-#[derive(Debug)]
-pub(crate) struct Shared {
-    pub(crate) socket: Socket,
-    pub(crate) stopped: AtomicBool,
-    pub(crate) deadline: Duration,
-    pub(crate) tls: Option<Session>,
-}
-
-struct Handle {
-    shared: Arc<Shared>,
-    how: Shutdown,
-}
-
-impl Unblock for Handle {
-    fn unblock(&self) {
-        self.shared.stopped.store(true, Ordering::Release);
-        // A socket that is not connected any more has nothing to wake.
-        let _ = self.shared.socket.shutdown(self.how);
-    }
-}
-
-/// What one system call came to.
-pub(crate) enum Step {
-    Moved(usize),
-    Again,
-    Idle,
 }
 
 impl SocketStream {
@@ -62,32 +37,45 @@ impl SocketStream {
     /// # Errors
     /// The system's, if the socket's options can not be set.
     pub fn new(socket: Socket, deadline: Duration) -> io::Result<Self> {
-        Self::with_session(socket, deadline, None)
-    }
-
-    /// The same, with TLS over it; the handshake is done by whoever first reads or writes.
-    pub(crate) fn with_session(socket: Socket, deadline: Duration, tls: Option<Session>) -> io::Result<Self> {
-        socket.set_nonblocking(false)?;
-        // A read waits for all it is to get; what has come of it is to be noticed well within the deadline.
-        socket.set_read_timeout(Some((deadline / 4).max(Duration::from_millis(1))))?;
-        socket.set_write_timeout(Some(deadline))?;
-        if socket.local_addr()?.is_ipv4() || socket.local_addr()?.is_ipv6() {
+        if is_tcp(&socket)? {
             // A message is one write: waiting for more would only delay the end of a round.
             socket.set_tcp_nodelay(true)?;
         }
-        let shared = Shared {
-            socket,
-            stopped: AtomicBool::new(false),
-            deadline,
-            tls,
-        };
-        Ok(Self {
-            shared: Arc::new(shared),
+        Ok(Self::over(Connection::new(socket, deadline)?))
+    }
+
+    fn over(connection: Connection) -> Self {
+        Self {
+            connection: Arc::new(connection),
             head: Vec::new(),
             progress: None,
             zero_copy: ZeroCopy::default(),
             cut: Cut::IsError,
-        })
+        }
+    }
+
+    /// The accepting end of a connection whose socket is set up; the handshake of a session is done by whoever first reads or writes.
+    pub(crate) fn accepted(socket: Socket, deadline: Duration, tls: Option<Session>) -> io::Result<Self> {
+        Ok(Self::over(Connection {
+            tls,
+            ..Connection::new(socket, deadline)?
+        }))
+    }
+
+    /// The connecting end; the handshake is done, and the secret shown, by whoever first reads or writes.
+    pub(crate) fn connected(
+        socket: Socket,
+        deadline: Duration,
+        tls: Option<Session>,
+        secret: Option<Secret>,
+        bandwidth: Option<Bandwidth>,
+    ) -> io::Result<Self> {
+        Ok(Self::over(Connection {
+            tls,
+            bandwidth,
+            secret: secret.map(|secret| Mutex::new(Some(secret))),
+            ..Connection::new(socket, deadline)?
+        }))
     }
 
     pub(crate) fn with_zero_copy(mut self, zero_copy: ZeroCopy) -> Self {
@@ -95,9 +83,14 @@ impl SocketStream {
         self
     }
 
-    pub(crate) fn with_head(mut self, head: Vec<u8>) -> Self {
-        self.head = head;
+    pub(crate) fn with_head(mut self, head: &[u8]) -> Self {
+        self.head = head.to_vec();
         self
+    }
+
+    /// Sees to it that the peer knows a secret, before it has said anything else.
+    pub(crate) fn examine(&self, secret: &Secret) -> Result<(), ChannelError> {
+        secret.examine(&mut &*self.connection)
     }
 
     /// The same connection once more, so that one thread can read while another writes. Bytes that were read ahead stay
@@ -105,12 +98,16 @@ impl SocketStream {
     #[must_use]
     pub fn second(&mut self) -> Self {
         Self {
-            shared: Arc::clone(&self.shared),
+            connection: Arc::clone(&self.connection),
             head: std::mem::take(&mut self.head),
             progress: self.progress.clone(),
             zero_copy: ZeroCopy::default(),
             cut: self.cut,
         }
+    }
+
+    pub(crate) fn peer(&self) -> io::Result<SockAddr> {
+        self.connection.socket.peer_addr()
     }
 
     /// A handle that makes every blocked and later call on this connection fail, from another thread. The peer may see
@@ -127,7 +124,7 @@ impl SocketStream {
 
     fn handle(&self, how: Shutdown) -> Box<dyn Unblock> {
         Box::new(Handle {
-            shared: Arc::clone(&self.shared),
+            connection: Arc::clone(&self.connection),
             how,
         })
     }
@@ -139,7 +136,7 @@ impl SocketStream {
     /// # Errors
     /// [`ChannelError::Io`] if the connection is gone.
     pub fn end_writing(&self) -> Result<(), ChannelError> {
-        Ok(self.shared.socket.shutdown(Shutdown::Write)?)
+        Ok(self.connection.socket.shutdown(Shutdown::Write)?)
     }
 
     /// Whether the end of the connection is taken for the end of what is read from it even if TLS's own end is missing, as it is on a
@@ -155,158 +152,76 @@ impl SocketStream {
     /// [`ChannelError::Io`] if the peer dropped the connection with bytes unread, [`ChannelError::Peer`] if it says
     /// something, as by [`SocketStream::refuse`], [`ChannelError::Stalled`].
     pub fn wait_closed(&mut self) -> Result<(), ChannelError> {
-        let arrival = match &self.shared.tls {
-            None => self.recv_start(&mut [0])?,
-            // A QEMU closes its connection without ending the session; what breaks off is an error of the socket.
-            Some(tls) => match self.shared.decrypt(tls, &mut [0], Cut::IsEnd)? {
-                Step::Moved(0) => Arrival::End,
-                Step::Moved(_) => Arrival::Message,
-                Step::Again | Step::Idle => Arrival::Idle {
-                    waited: self.shared.deadline,
-                },
-            },
-        };
-        match arrival {
-            Arrival::End => Ok(()),
-            Arrival::Message => Err(ChannelError::Peer(
-                "the destination says that it has failed".into(),
-            )),
-            Arrival::Idle { waited } => Err(ChannelError::Stalled { deadline: waited }),
+        self.connection.introduce()?;
+        let since = Instant::now();
+        loop {
+            // A QEMU closes its connection without ending a session; what breaks off is an error of the socket.
+            let step = self
+                .connection
+                .recv_some(self.progress(), &mut [0], since, 0, Cut::IsEnd)?;
+            match step {
+                Step::Moved(0) => return Ok(()),
+                Step::Moved(_) => {
+                    let why = "the destination says that it has failed";
+                    return Err(ChannelError::Peer(why.into()));
+                }
+                Step::Again => {}
+                Step::Idle => return Err(self.connection.stalled()),
+            }
         }
     }
 
+    /// Whether closing this connection can be an error for the peer ([`SocketStream::abort_on_close`]): over TCP it can; elsewhere
+    /// only [`SocketStream::refuse`] tells it anything.
+    pub fn can_abort(&self) -> bool {
+        is_tcp(&self.connection.socket).unwrap_or(false)
+    }
+
     /// Whether the peer of a TCP connection is to get an error, not an orderly end, when this one is closed, even by the
-    /// death of the process. A Unix socket has no such way: see [`SocketStream::refuse`].
+    /// death of the process. Other sockets have no such way: see [`SocketStream::refuse`].
     ///
     /// # Errors
     /// [`ChannelError::Io`], the system's.
     pub fn abort_on_close(&self, abort: bool) -> Result<(), ChannelError> {
-        Ok(self.shared.socket.set_linger(abort.then_some(Duration::ZERO))?)
+        Ok(self
+            .connection
+            .socket
+            .set_linger(abort.then_some(Duration::ZERO))?)
     }
 
     /// Tells a peer that waits in [`SocketStream::wait_closed`] that what it sent was not taken: by one byte, which QEMU's
-    /// protocol has no place for, and which a QEMU that sends does not look at. For Unix sockets, where closing alone tells
-    /// nothing.
+    /// protocol has no place for, and which a QEMU that sends does not look at. For sockets where closing alone tells nothing.
     pub fn refuse(&self) {
         // A peer that is gone has no use for it.
         let _ = self.send_iovs(&[Iov::from(&[0u8][..])], false);
     }
 
-    /// Sorts out what a system call returned: what to do again, what is a stall, what is an error.
-    fn step(
-        &self,
-        events: libc::c_short,
-        since: Instant,
-        result: io::Result<usize>,
-    ) -> Result<Step, ChannelError> {
-        let Shared {
-            socket,
-            stopped,
-            deadline,
-            ..
-        } = &*self.shared;
-        if stopped.load(Ordering::Acquire) {
-            return Err(ChannelError::Stopped);
-        }
-        let error = match result {
-            Ok(moved) => {
-                if let Some(progress) = &self.progress {
-                    progress.touch();
-                }
-                return Ok(Step::Moved(moved));
-            }
-            Err(error) => error,
-        };
-        match error.kind() {
-            io::ErrorKind::Interrupted => Ok(Step::Again),
-            io::ErrorKind::WouldBlock => {
-                // The socket's own timeout has passed, or somebody made it non-blocking.
-                let left = deadline.saturating_sub(since.elapsed());
-                let ready = sys::poll(&[socket.as_fd()], events, Some(left))?;
-                Ok(if ready.contains(&true) {
-                    Step::Again
-                } else {
-                    self.idle(since)
-                })
-            }
-            _ => Err(error.into()),
-        }
-    }
-
-    fn idle(&self, since: Instant) -> Step {
-        // A signal can end `poll` early.
-        if since.elapsed() < self.shared.deadline {
-            Step::Again
-        } else {
-            Step::Idle
-        }
-    }
-
-    fn stalled(&self) -> ChannelError {
-        ChannelError::Stalled {
-            deadline: self.shared.deadline,
-        }
+    fn progress(&self) -> Option<&Progress> {
+        self.progress.as_deref()
     }
 
     /// Sends all of `iovs`; `more` says that something follows at once.
     fn send_iovs(&self, iovs: &[Iov<'_>], more: bool) -> Result<(), ChannelError> {
-        if let Some(tls) = &self.shared.tls {
-            return self.shared.encrypt(tls, iovs);
-        }
-        let flags = if more { libc::MSG_MORE } else { 0 };
-        let mut left = iovs;
-        let mut since = Instant::now();
-        // Bytes of the first IOV that have gone already.
-        let mut gone = 0;
-        while let Some(first) = left.first() {
-            let result = if gone == 0 {
-                sys::send(&self.shared.socket, left, flags)
-            } else {
-                sys::send(&self.shared.socket, &[first.advanced(gone)], flags)
-            };
-            match self.step(libc::POLLOUT, since, result)? {
-                Step::Moved(n) => {
-                    (left, gone) = skip(left, Iov::len, gone + n);
-                    since = Instant::now();
-                }
-                Step::Again => {}
-                Step::Idle => return Err(self.stalled()),
-            }
-        }
-        Ok(())
+        self.connection.introduce()?;
+        self.connection.send(self.progress(), iovs, more)
     }
 
     /// Sends all of `iovs` without a copy.
     fn send_in_place(&mut self, iovs: &[Iov<'_>]) -> Result<(), ChannelError> {
-        let shared = Arc::clone(&self.shared);
-        let mut left = iovs;
-        let mut since = Instant::now();
-        let mut gone = 0;
-        while let Some(first) = left.first() {
-            let rest = [first.advanced(gone)];
-            let now = if gone == 0 { left } else { &rest };
-            let result = self.zero_copy.send(&shared.socket, now, shared.deadline)?;
-            if result.is_err() && self.zero_copy.is_pending() {
+        let Self {
+            connection,
+            progress,
+            zero_copy,
+            ..
+        } = self;
+        connection.send_by(progress.as_deref(), iovs, |socket, iovs| {
+            let result = zero_copy.send(socket, iovs, connection.deadline)?;
+            if result.is_err() && zero_copy.is_pending() {
                 // Notices that wait look like a socket that is ready.
-                self.zero_copy.reap(&shared.socket)?;
+                zero_copy.reap(socket)?;
             }
-            match self.step(libc::POLLOUT, since, result)? {
-                Step::Moved(n) => {
-                    (left, gone) = skip(left, Iov::len, gone + n);
-                    since = Instant::now();
-                }
-                Step::Again => {}
-                Step::Idle => return Err(self.stalled()),
-            }
-        }
-        Ok(())
-    }
-
-    /// Notes that something has moved.
-    fn touch(&self, step: &Step) {
-        if let (Step::Moved(_), Some(progress)) = (step, &self.progress) {
-            progress.touch();
-        }
+            Ok(result)
+        })
     }
 
     /// Fills regions by way of memory of our own.
@@ -333,55 +248,6 @@ impl SocketStream {
         }
         n
     }
-
-    /// Fills `buffer` from `filled` on.
-    fn fill(&mut self, buffer: &mut [u8], mut filled: usize) -> Result<Arrival, ChannelError> {
-        let expected = buffer.len();
-        let mut since = Instant::now();
-        while let Some(room) = buffer.get_mut(filled..).filter(|room| !room.is_empty()) {
-            let step = if let Some(tls) = &self.shared.tls {
-                let step = self.shared.decrypt(tls, room, Cut::IsError)?;
-                self.touch(&step);
-                step
-            } else {
-                let result = sys::recv(&self.shared.socket, room, libc::MSG_WAITALL);
-                self.step(libc::POLLIN, since, result)?
-            };
-            match step {
-                Step::Moved(0) if filled == 0 => return Ok(Arrival::End),
-                Step::Moved(0) => {
-                    return Err(ChannelError::Closed {
-                        received: filled,
-                        expected,
-                    });
-                }
-                Step::Moved(n) => {
-                    filled += n;
-                    since = Instant::now();
-                }
-                Step::Again => {}
-                Step::Idle if filled == 0 => {
-                    return Ok(Arrival::Idle {
-                        waited: self.shared.deadline,
-                    });
-                }
-                Step::Idle => return Err(self.stalled()),
-            }
-        }
-        Ok(Arrival::Message)
-    }
-}
-
-/// What is left of `list` after `moved` bytes: the entries not done, and the bytes of the first that are.
-pub(crate) fn skip<T>(mut list: &[T], len: impl Fn(&T) -> usize, mut moved: usize) -> (&[T], usize) {
-    while let Some((first, rest)) = list.split_first() {
-        if moved < len(first) {
-            break;
-        }
-        moved -= len(first);
-        list = rest;
-    }
-    (list, moved)
 }
 
 impl SendChannel for SocketStream {
@@ -390,7 +256,10 @@ impl SendChannel for SocketStream {
         if !flags.zero_copy || payload.is_empty() {
             return self.send_iovs(iovs, false);
         }
-        if self.shared.tls.is_some() {
+        if self.connection.tls.is_some() {
+            if self.zero_copy.copies_instead() {
+                return self.send_iovs(iovs, false);
+            }
             let why = "pages can not be sent without a copy under TLS: they are encrypted first";
             return Err(ChannelError::Peer(why.into()));
         }
@@ -401,16 +270,20 @@ impl SendChannel for SocketStream {
     }
 
     fn flush(&mut self) -> Result<(), ChannelError> {
-        let shared = Arc::clone(&self.shared);
-        self.zero_copy.finish(&shared.socket, shared.deadline)
+        let Self {
+            connection,
+            zero_copy,
+            ..
+        } = self;
+        zero_copy.finish(&connection.socket, connection.deadline)
     }
 
     fn close(&mut self) -> Result<(), ChannelError> {
-        if let Some(tls) = &self.shared.tls {
-            self.shared.handshake(tls)?;
+        if let Some(tls) = &self.connection.tls {
+            self.connection.handshake(tls)?;
             tls.end();
-            self.shared.write_out(tls)?;
-            tls.drain(&self.shared.socket);
+            self.connection.write_out(tls)?;
+            tls.drain(&self.connection.socket);
             // A peer that has read TLS's end may have closed the connection already.
             return match self.end_writing() {
                 Err(ChannelError::Io(error)) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
@@ -427,8 +300,9 @@ impl SendChannel for SocketStream {
 
 impl RecvChannel for SocketStream {
     fn recv_start(&mut self, buffer: &mut [u8]) -> Result<Arrival, ChannelError> {
+        self.connection.introduce()?;
         let filled = self.take_head(buffer);
-        self.fill(buffer, filled)
+        self.connection.fill(self.progress.as_deref(), buffer, filled)
     }
 
     fn set_progress(&mut self, progress: Arc<Progress>) {
@@ -436,7 +310,7 @@ impl RecvChannel for SocketStream {
     }
 
     fn recv_regions(&mut self, regions: &[Region<'_>]) -> Result<(), ChannelError> {
-        if self.shared.tls.is_some() {
+        if self.connection.tls.is_some() {
             return self.recv_copied(regions);
         }
         let mut left = regions;
@@ -444,11 +318,14 @@ impl RecvChannel for SocketStream {
         let (mut done, mut received) = (0, 0);
         while let Some(first) = left.first() {
             let result = if done == 0 {
-                sys::recv_regions(&self.shared.socket, left)
+                sys::recv_regions(&self.connection.socket, left)
             } else {
-                sys::recv_regions(&self.shared.socket, &[first.advanced(done)])
+                sys::recv_regions(&self.connection.socket, &[first.advanced(done)])
             };
-            match self.step(libc::POLLIN, since, result)? {
+            match self
+                .connection
+                .step(self.progress(), libc::POLLIN, since, result)?
+            {
                 Step::Moved(0) => {
                     let expected = regions.iter().map(Region::len).sum();
                     return Err(ChannelError::Closed { received, expected });
@@ -459,7 +336,7 @@ impl RecvChannel for SocketStream {
                     since = Instant::now();
                 }
                 Step::Again => {}
-                Step::Idle => return Err(self.stalled()),
+                Step::Idle => return Err(self.connection.stalled()),
             }
         }
         Ok(())
@@ -484,20 +361,17 @@ impl Read for SocketStream {
         if taken > 0 || buffer.is_empty() {
             return Ok(taken);
         }
+        self.connection.introduce().map_err(into_io)?;
         let since = Instant::now();
         loop {
-            let step = if let Some(tls) = &self.shared.tls {
-                let step = self.shared.decrypt(tls, buffer, self.cut).map_err(into_io)?;
-                self.touch(&step);
-                step
-            } else {
-                let result = sys::recv(&self.shared.socket, buffer, 0);
-                self.step(libc::POLLIN, since, result).map_err(into_io)?
-            };
+            let step = self
+                .connection
+                .recv_some(self.progress(), buffer, since, 0, self.cut)
+                .map_err(into_io)?;
             match step {
                 Step::Moved(n) => return Ok(n),
                 Step::Again => {}
-                Step::Idle => return Err(into_io(self.stalled())),
+                Step::Idle => return Err(into_io(self.connection.stalled())),
             }
         }
     }
@@ -516,6 +390,6 @@ impl Write for SocketStream {
 
 impl AsFd for SocketStream {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.shared.socket.as_fd()
+        self.connection.socket.as_fd()
     }
 }

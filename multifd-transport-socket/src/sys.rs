@@ -3,7 +3,7 @@
 use multifd_core::{Iov, Region};
 use socket2::Socket;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 /// Most IOVs one call takes.
@@ -28,6 +28,15 @@ pub(crate) fn send(socket: &Socket, iovs: &[Iov<'_>], flags: libc::c_int) -> io:
     let message = message(iovs.as_ptr().cast(), iovs.len());
     // SAFETY: the IOVs name memory that is readable while they live; the kernel only reads the message and the memory.
     check(unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL | flags) })
+}
+
+/// One more descriptor for what the descriptor `number` is for, if it is open. Nothing is taken from whoever owns that one.
+pub(crate) fn duplicate(number: i32) -> io::Result<Socket> {
+    // SAFETY: the call only makes a new descriptor; any number is fine.
+    let result = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };
+    check(result as isize)?;
+    // SAFETY: it has just been made for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(result) }.into())
 }
 
 /// Lets `MSG_ZEROCOPY` mean something on a socket.

@@ -22,7 +22,7 @@ pub struct ZeroCopyCounts {
     pub sends: u64,
     /// Of those, how many the kernel copied all the same, as it does for a receiver on the same machine.
     pub copied: u64,
-    /// Sends that went with a copy because no more memory could be locked.
+    /// Sends that went with a copy because no more memory could be locked, or because this connection can not do without (TLS, Unix).
     pub fell_back: u64,
 }
 
@@ -66,6 +66,14 @@ impl ZeroCopy {
         }
     }
 
+    /// Counts a send that is to go with a copy from the start; `false` if it must not.
+    pub(crate) fn copies_instead(&self) -> bool {
+        if self.may_copy {
+            self.counters.fell_back.fetch_add(1, Ordering::Relaxed);
+        }
+        self.may_copy
+    }
+
     fn enable(&mut self, socket: &Socket) -> Result<(), ChannelError> {
         if self.enabled {
             return Ok(());
@@ -86,7 +94,12 @@ impl ZeroCopy {
         iovs: &[Iov<'_>],
         deadline: Duration,
     ) -> Result<io::Result<usize>, ChannelError> {
-        self.enable(socket)?;
+        if let Err(error) = self.enable(socket) {
+            if !self.copies_instead() {
+                return Err(error);
+            }
+            return Ok(sys::send(socket, iovs, 0));
+        }
         if self.issued - self.completed >= REAP_EVERY {
             self.reap(socket)?;
         }
@@ -106,12 +119,11 @@ impl ZeroCopy {
                 self.wait(socket, deadline.saturating_sub(since.elapsed()))?;
                 continue;
             }
-            if !self.may_copy {
+            if !self.copies_instead() {
                 let why = "no more memory can be locked to be sent without a copy: raise the limit (ulimit -l, \
                            LimitMEMLOCK=), or let such sends be copied";
                 return Err(io::Error::new(io::ErrorKind::OutOfMemory, why).into());
             }
-            self.counters.fell_back.fetch_add(1, Ordering::Relaxed);
             return Ok(sys::send(socket, iovs, 0));
         }
     }

@@ -1,10 +1,8 @@
 //! Real sockets of both families: everything arrives whatever the kernel does in between, and nothing waits for ever.
 #![allow(clippy::unwrap_used, clippy::panic, unsafe_code)]
 
-use multifd_core::{
-    Arrival, ChannelError, ChannelSource, Iov, Outgoing, RamBlock, RecvChannel, SendChannel, WriteFlags,
-};
-use multifd_transport_socket::{Address, SocketListener, SocketOptions, SocketStream, SocketTransport};
+use multifd_core::{Arrival, ChannelError, Iov, Outgoing, RamBlock, RecvChannel, SendChannel, WriteFlags};
+use multifd_transport_socket::{SocketOptions, SocketStream};
 use socket2::{Domain, Socket, Type};
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -250,83 +248,6 @@ fn unblocking_wakes_a_blocked_reader_and_writer() {
     }
 }
 
-fn listeners() -> Vec<(SocketListener, SocketTransport, Option<tempfile::TempDir>)> {
-    let folder = tempfile::tempdir().unwrap();
-    let unix = Address::Unix(folder.path().join("socket"));
-    let tcp = "tcp:127.0.0.1:0".parse().unwrap();
-    [(unix, Some(folder)), (tcp, None)]
-        .into_iter()
-        .map(|(address, folder)| {
-            let listener = SocketListener::bind(&address, options(300)).unwrap();
-            let transport = SocketTransport::new(listener.address().unwrap(), patient());
-            (listener, transport, folder)
-        })
-        .collect()
-}
-
-#[test]
-fn the_main_connection_is_found_among_channels_whatever_the_order() {
-    for (mut listener, transport, _folder) in listeners() {
-        let mut peers: Vec<_> = (0..4).map(|_| transport.connect().unwrap()).collect();
-        // In pieces, the main one third.
-        for (n, peer) in peers.iter_mut().enumerate() {
-            let head: &[u8] = if n == 2 {
-                b"QEVM main"
-            } else {
-                &[0x11, 0x22, 0x33, 0x44, n as u8]
-            };
-            peer.write_all(&head[..1]).unwrap();
-            if n != 3 {
-                peer.write_all(&head[1..]).unwrap();
-            }
-        }
-        let mut main = listener.accept_main().unwrap();
-        let mut head = [0; 9];
-        main.read_exact(&mut head).unwrap();
-        assert_eq!(&head, b"QEVM main");
-        let mut found = Vec::new();
-        for wait in [true, false] {
-            let mut channel = listener.next_channel(wait).unwrap().unwrap();
-            let mut head = [0; 5];
-            channel.recv(&mut head).unwrap();
-            assert_eq!(head[..4], [0x11, 0x22, 0x33, 0x44]);
-            found.push(head[4]);
-        }
-        found.sort_unstable();
-        assert_eq!(found, [0, 1]);
-        let mut late = listener.next_channel(false).unwrap().unwrap();
-        assert!(listener.next_channel(false).unwrap().is_none());
-        peers[3].write_all(&[0x22, 0x33, 0x44, 3]).unwrap();
-        let mut head = [0; 5];
-        late.recv(&mut head).unwrap();
-        assert_eq!(head, [0x11, 0x22, 0x33, 0x44, 3]);
-    }
-}
-
-#[test]
-fn strangers_and_silence_are_told_apart() {
-    for (mut listener, transport, _folder) in listeners() {
-        let mut peer = transport.connect().unwrap();
-        peer.write_all(&[0x16, 3, 1, 0]).unwrap();
-        let error = listener.accept_main().unwrap_err().to_string();
-        assert!(error.contains("0x16030100 (a TLS handshake"), "{error}");
-    }
-    for (mut listener, transport, _folder) in listeners() {
-        let _silent = transport.connect().unwrap();
-        let error = listener.accept_main().unwrap_err().to_string();
-        assert!(error.contains("1 connections that sent nothing"), "{error}");
-    }
-    // A port scan, or the look whether somebody listens here, is nobody's migration.
-    for (mut listener, transport, _folder) in listeners() {
-        drop(transport.connect().unwrap());
-        let mut main = transport.connect().unwrap();
-        main.write_all(b"QEVM").unwrap();
-        drop(transport.connect().unwrap());
-        listener.accept_main().unwrap();
-        assert!(listener.next_channel(false).unwrap().is_none());
-    }
-}
-
 #[test]
 fn a_destination_can_say_that_it_has_failed() {
     for (mut sender, receiver) in pairs(patient()) {
@@ -351,37 +272,5 @@ fn a_message_that_takes_long_is_no_stall() {
         receiver.recv(&mut [0; 160]).unwrap();
         assert!(!progress.is_stalled());
         drop(thread.join().unwrap());
-    }
-}
-
-#[test]
-fn a_listener_that_waits_can_be_woken() {
-    for (mut listener, _, _folder) in listeners() {
-        let wake = listener.unblocker();
-        let waiting = std::thread::spawn(move || listener.accept_main().map(drop));
-        wake.unblock();
-        let error = waiting.join().unwrap().unwrap_err();
-        assert!(matches!(error, ChannelError::Stopped), "{error}");
-    }
-}
-
-#[test]
-fn addresses_in_use_are_refused_and_abandoned_ones_taken_over() {
-    for (listener, transport, _folder) in listeners() {
-        let address = listener.address().unwrap();
-        let error = SocketListener::bind(&address, patient()).unwrap_err().to_string();
-        assert!(error.starts_with(&address.to_string()), "{error}");
-        drop(listener);
-        let error = transport.connect().unwrap_err().to_string();
-        assert!(error.starts_with(&address.to_string()), "{error}");
-        if let Address::Unix(path) = &address {
-            assert!(!path.exists());
-            drop(std::os::unix::net::UnixListener::bind(path).unwrap());
-            assert!(path.exists(), "left behind, as by a process that died");
-            drop(SocketListener::bind(&address, patient()).unwrap());
-            std::fs::write(path, "a file").unwrap();
-            assert!(SocketListener::bind(&address, patient()).is_err());
-            assert!(path.exists(), "somebody's file is not removed");
-        }
     }
 }

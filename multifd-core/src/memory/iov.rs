@@ -58,6 +58,15 @@ impl Iov<'_> {
             memory: PhantomData,
         }
     }
+
+    /// The first `n` bytes of the range; all of it if there are fewer.
+    #[must_use]
+    pub fn shortened(self, n: usize) -> Self {
+        Self {
+            len: self.len.min(n),
+            ..self
+        }
+    }
 }
 
 impl<'a> From<&'a [u8]> for Iov<'a> {

@@ -1,6 +1,6 @@
 //! Moving bytes through a session, with the deadlines of its connection.
 
-use crate::stream::{Shared, Step, skip};
+use crate::connection::{Connection, Step};
 use crate::sys;
 use crate::tls::{Received, Session};
 use multifd_core::{ChannelError, Iov};
@@ -17,7 +17,7 @@ pub(crate) enum Cut {
     IsError,
 }
 
-impl Shared {
+impl Connection {
     /// Waits until the socket is ready; `false` if that takes longer than the deadline.
     fn wait(&self, events: libc::c_short, since: Instant) -> Result<bool, ChannelError> {
         let left = self.deadline.saturating_sub(since.elapsed());
@@ -75,20 +75,13 @@ impl Shared {
         Ok(())
     }
 
-    /// Sends all of `iovs`.
-    pub(crate) fn encrypt(&self, tls: &Session, iovs: &[Iov<'_>]) -> Result<(), ChannelError> {
-        self.handshake(tls)?;
-        let (mut left, mut gone) = (iovs, 0);
-        while let Some(first) = left.first() {
-            let rest = [first.advanced(gone)];
-            let now = if gone == 0 { left } else { &rest };
-            let (taken, free) = self.unless_stopped(tls.send(&self.socket, now))?;
-            (left, gone) = skip(left, Iov::len, gone + taken);
-            if !free {
-                self.wait_or_stall(libc::POLLOUT, Instant::now())?;
-            }
+    /// Encrypts what there is room for of `iovs`; returns how many bytes of them.
+    pub(crate) fn encrypt(&self, tls: &Session, iovs: &[Iov<'_>]) -> Result<usize, ChannelError> {
+        let (taken, free) = self.unless_stopped(tls.send(&self.socket, iovs))?;
+        if !free {
+            self.wait_or_stall(libc::POLLOUT, Instant::now())?;
         }
-        self.write_out(tls)
+        Ok(taken)
     }
 
     /// Receives some bytes into `buffer`.

@@ -2,10 +2,8 @@
 
 mod credentials;
 mod encrypted;
-mod reception;
 mod session;
 
 pub use credentials::{TlsClient, TlsError, TlsServer};
 pub(crate) use encrypted::Cut;
-pub(crate) use reception::{Reception, accept_on_thread};
 pub(crate) use session::{Received, Session};

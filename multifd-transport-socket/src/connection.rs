@@ -1,0 +1,303 @@
+//! What the two halves of a connection share: its socket, its deadline, and what lies between them and the bytes.
+
+use crate::bandwidth::Bandwidth;
+use crate::secret::{Secret, Wire};
+use crate::sys;
+use crate::tls::{Cut, Session};
+use multifd_core::{Arrival, ChannelError, Iov, Progress, Unblock};
+use socket2::Socket;
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Most IOVs of one call where a list has to be cut anyway.
+const WINDOW: usize = 64;
+
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) socket: Socket,
+    pub(crate) stopped: AtomicBool,
+    pub(crate) deadline: Duration,
+    pub(crate) tls: Option<Session>,
+    pub(crate) bandwidth: Option<Bandwidth>,
+    /// The secret to be shown before anything else, until it has been.
+    pub(crate) secret: Option<Mutex<Option<Secret>>>,
+}
+
+/// What one system call came to.
+pub(crate) enum Step {
+    Moved(usize),
+    Again,
+    Idle,
+}
+
+/// Makes a connection's blocked and later calls fail.
+pub(crate) struct Handle {
+    pub(crate) connection: Arc<Connection>,
+    pub(crate) how: Shutdown,
+}
+
+impl Unblock for Handle {
+    fn unblock(&self) {
+        self.connection.stopped.store(true, Ordering::Release);
+        // A socket that is not connected any more has nothing to wake.
+        let _ = self.connection.socket.shutdown(self.how);
+        if let Some(bandwidth) = &self.connection.bandwidth {
+            bandwidth.wake();
+        }
+    }
+}
+
+impl Connection {
+    /// A connection over a connected socket. No wait on it lasts longer than `deadline`.
+    pub(crate) fn new(socket: Socket, deadline: Duration) -> io::Result<Self> {
+        socket.set_nonblocking(false)?;
+        // A read waits for all it is to get; what has come of it is to be noticed well within the deadline.
+        socket.set_read_timeout(Some((deadline / 4).max(Duration::from_millis(1))))?;
+        socket.set_write_timeout(Some(deadline))?;
+        Ok(Self {
+            socket,
+            stopped: AtomicBool::new(false),
+            deadline,
+            tls: None,
+            bandwidth: None,
+            secret: None,
+        })
+    }
+
+    pub(crate) fn stalled(&self) -> ChannelError {
+        ChannelError::Stalled {
+            deadline: self.deadline,
+        }
+    }
+
+    /// Sorts out what a system call returned: what to do again, what is a stall, what is an error.
+    pub(crate) fn step(
+        &self,
+        progress: Option<&Progress>,
+        events: libc::c_short,
+        since: Instant,
+        result: io::Result<usize>,
+    ) -> Result<Step, ChannelError> {
+        if self.stopped.load(Ordering::Acquire) {
+            return Err(ChannelError::Stopped);
+        }
+        let error = match result {
+            Ok(moved) => {
+                if let Some(progress) = progress {
+                    progress.touch();
+                }
+                return Ok(Step::Moved(moved));
+            }
+            Err(error) => error,
+        };
+        match error.kind() {
+            io::ErrorKind::Interrupted => Ok(Step::Again),
+            io::ErrorKind::WouldBlock => {
+                // The socket's own timeout has passed, or somebody made it non-blocking.
+                let left = self.deadline.saturating_sub(since.elapsed());
+                let ready = sys::poll(&[self.socket.as_fd()], events, Some(left))?;
+                // A signal can end `poll` early.
+                let again = ready.contains(&true) || since.elapsed() < self.deadline;
+                Ok(if again { Step::Again } else { Step::Idle })
+            }
+            _ => Err(error.into()),
+        }
+    }
+
+    /// Shows that we know the secret, if that is asked for and has not been done.
+    pub(crate) fn introduce(&self) -> Result<(), ChannelError> {
+        let Some(secret) = &self.secret else {
+            return Ok(());
+        };
+        let mut secret = secret.lock().unwrap_or_else(PoisonError::into_inner);
+        match secret.take() {
+            Some(secret) => secret.introduce(&mut &*self),
+            None => Ok(()),
+        }
+    }
+
+    /// Sends all of `iovs`; `more` says that something follows at once.
+    pub(crate) fn send(
+        &self,
+        progress: Option<&Progress>,
+        iovs: &[Iov<'_>],
+        more: bool,
+    ) -> Result<(), ChannelError> {
+        let Some(tls) = &self.tls else {
+            let flags = if more { libc::MSG_MORE } else { 0 };
+            return self.send_by(progress, iovs, |socket, iovs| Ok(sys::send(socket, iovs, flags)));
+        };
+        self.handshake(tls)?;
+        self.send_by(progress, iovs, |_, iovs| self.encrypt(tls, iovs).map(Ok))?;
+        self.write_out(tls)
+    }
+
+    /// Sends all of `iovs` by calls that each take as many as they can, and, where there is a limit, no more than one's turn is for.
+    pub(crate) fn send_by(
+        &self,
+        progress: Option<&Progress>,
+        iovs: &[Iov<'_>],
+        mut call: impl FnMut(&Socket, &[Iov<'_>]) -> Result<io::Result<usize>, ChannelError>,
+    ) -> Result<(), ChannelError> {
+        let mut left = iovs;
+        // Bytes of the first IOV that have gone already.
+        let mut gone = 0;
+        let mut turn = 0;
+        let mut since = Instant::now();
+        let mut room = [Iov::from(&[][..]); WINDOW];
+        while !left.is_empty() {
+            if let Some(bandwidth) = self.bandwidth.as_ref().filter(|_| turn == 0) {
+                let wanted = left.iter().map(Iov::len).sum::<usize>() - gone;
+                turn = bandwidth.wait_turn(wanted, &self.stopped)?;
+                since = Instant::now();
+            }
+            let limited = self.bandwidth.is_some();
+            let now = if limited || gone > 0 {
+                window(left, gone, if limited { turn } else { usize::MAX }, &mut room)
+            } else {
+                left
+            };
+            let result = call(&self.socket, now)?;
+            match self.step(progress, libc::POLLOUT, since, result)? {
+                Step::Moved(n) => {
+                    (left, gone) = skip(left, Iov::len, gone + n);
+                    turn = turn.saturating_sub(n);
+                    since = Instant::now();
+                }
+                Step::Again => {}
+                Step::Idle => return Err(self.stalled()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills `buffer` from `filled` on.
+    pub(crate) fn fill(
+        &self,
+        progress: Option<&Progress>,
+        buffer: &mut [u8],
+        mut filled: usize,
+    ) -> Result<Arrival, ChannelError> {
+        let expected = buffer.len();
+        let mut since = Instant::now();
+        while let Some(room) = buffer.get_mut(filled..).filter(|room| !room.is_empty()) {
+            match self.recv_some(progress, room, since, libc::MSG_WAITALL, Cut::IsError)? {
+                Step::Moved(0) if filled == 0 => return Ok(Arrival::End),
+                Step::Moved(0) => {
+                    return Err(ChannelError::Closed {
+                        received: filled,
+                        expected,
+                    });
+                }
+                Step::Moved(n) => {
+                    filled += n;
+                    since = Instant::now();
+                }
+                Step::Again => {}
+                Step::Idle if filled == 0 => {
+                    return Ok(Arrival::Idle {
+                        waited: self.deadline,
+                    });
+                }
+                Step::Idle => return Err(self.stalled()),
+            }
+        }
+        Ok(Arrival::Message)
+    }
+
+    /// Receives some bytes; none at the end.
+    pub(crate) fn recv_some(
+        &self,
+        progress: Option<&Progress>,
+        room: &mut [u8],
+        since: Instant,
+        flags: libc::c_int,
+        cut: Cut,
+    ) -> Result<Step, ChannelError> {
+        let Some(tls) = &self.tls else {
+            let result = sys::recv(&self.socket, room, flags);
+            return self.step(progress, libc::POLLIN, since, result);
+        };
+        let step = self.decrypt(tls, room, cut)?;
+        if let (Step::Moved(_), Some(progress)) = (&step, progress) {
+            progress.touch();
+        }
+        Ok(step)
+    }
+}
+
+impl Wire for &Connection {
+    fn put(&mut self, bytes: &[u8]) -> Result<(), ChannelError> {
+        self.send(None, &[Iov::from(bytes)], false)
+    }
+
+    fn get(&mut self, bytes: &mut [u8]) -> Result<(), ChannelError> {
+        match self.fill(None, bytes, 0)? {
+            Arrival::Message => Ok(()),
+            Arrival::End => Err(ChannelError::Closed {
+                received: 0,
+                expected: bytes.len(),
+            }),
+            Arrival::Idle { .. } => Err(self.stalled()),
+        }
+    }
+}
+
+/// The first `most` bytes of `list` after the `gone` first of its first IOV, as far as there is room to name them.
+fn window<'r, 'a>(list: &[Iov<'a>], gone: usize, most: usize, room: &'r mut [Iov<'a>]) -> &'r [Iov<'a>] {
+    let (mut gone, mut most, mut count) = (gone, most, 0);
+    for (slot, iov) in room.iter_mut().zip(list) {
+        if most == 0 {
+            break;
+        }
+        *slot = iov.advanced(gone).shortened(most);
+        gone = 0;
+        most -= slot.len();
+        count += 1;
+    }
+    room.get(..count).unwrap_or_default()
+}
+
+/// What is left of `list` after `moved` bytes: the entries not done, and the bytes of the first that are.
+pub(crate) fn skip<T>(mut list: &[T], len: impl Fn(&T) -> usize, mut moved: usize) -> (&[T], usize) {
+    while let Some((first, rest)) = list.split_first() {
+        if moved < len(first) {
+            break;
+        }
+        moved -= len(first);
+        list = rest;
+    }
+    (list, moved)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_is_what_is_next_and_no_more() {
+        let bytes: Vec<u8> = (0..100).collect();
+        let list: Vec<Iov<'_>> = bytes.chunks(10).map(Iov::from).collect();
+        let mut room = [Iov::from(&[][..]); 4];
+        for (gone, most, expected) in [
+            (0, usize::MAX, 0..40),
+            (3, usize::MAX, 3..40),
+            (3, 5, 3..8),
+            (9, 2, 9..11),
+            (0, 10, 0..10),
+            (9, 1, 9..10),
+        ] {
+            let mut seen = Vec::new();
+            for iov in window(&list, gone, most, &mut room) {
+                let mut out = vec![0; iov.len()];
+                iov.copy_to(&mut out);
+                seen.extend(out);
+            }
+            assert_eq!(seen, bytes[expected], "{gone} {most}");
+        }
+    }
+}

@@ -1,0 +1,457 @@
+//! Who comes in, where, and who does not.
+#![allow(clippy::unwrap_used, clippy::panic, unsafe_code)]
+
+use multifd_core::{ChannelError, ChannelSource, Transport};
+use multifd_transport_socket::{
+    Address, Admission, CongestionControl, Refusal, Secret, SocketListener, SocketOptions, SocketStream,
+    SocketTransport, Source,
+};
+use socket2::{SockRef, Socket};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+fn options(stall_ms: u64) -> SocketOptions {
+    SocketOptions {
+        connect: Duration::from_secs(5),
+        stall: Duration::from_millis(stall_ms),
+        ..SocketOptions::default()
+    }
+}
+
+fn patient() -> SocketOptions {
+    options(20_000)
+}
+
+fn listeners() -> Vec<(SocketListener, SocketTransport, Option<tempfile::TempDir>)> {
+    let folder = tempfile::tempdir().unwrap();
+    let unix = Address::Unix(folder.path().join("socket"));
+    let unnamed = format!("unix:@multifd-{}-{:p}", std::process::id(), &raw const folder);
+    let others = ["tcp:127.0.0.1:0", "tcp:[::1]:0", "tcp:localhost:0", &unnamed]
+        .map(|text| (text.parse().unwrap(), None));
+    std::iter::once((unix, Some(folder)))
+        .chain(others)
+        .map(|(address, folder)| {
+            let listener = SocketListener::bind(&address, options(300)).unwrap();
+            let transport = SocketTransport::new(listener.address().unwrap(), patient());
+            (listener, transport, folder)
+        })
+        .collect()
+}
+
+#[test]
+fn the_main_connection_is_found_among_channels_whatever_the_order() {
+    for (mut listener, transport, _folder) in listeners() {
+        let mut peers: Vec<_> = (0..4).map(|_| transport.connect().unwrap()).collect();
+        // In pieces, the main one third.
+        for (n, peer) in peers.iter_mut().enumerate() {
+            let head: &[u8] = if n == 2 {
+                b"QEVM main"
+            } else {
+                &[0x11, 0x22, 0x33, 0x44, n as u8]
+            };
+            peer.write_all(&head[..1]).unwrap();
+            if n != 3 {
+                peer.write_all(&head[1..]).unwrap();
+            }
+        }
+        let mut main = listener.accept_main().unwrap();
+        let mut head = [0; 9];
+        main.read_exact(&mut head).unwrap();
+        assert_eq!(&head, b"QEVM main");
+        let mut found = Vec::new();
+        for wait in [true, false] {
+            let mut channel = listener.next_channel(wait).unwrap().unwrap();
+            let mut head = [0; 5];
+            channel.recv(&mut head).unwrap();
+            assert_eq!(head[..4], [0x11, 0x22, 0x33, 0x44]);
+            found.push(head[4]);
+        }
+        found.sort_unstable();
+        assert_eq!(found, [0, 1]);
+        // One that has connected, and not said all yet, is waited for.
+        let mut slow = peers.pop().unwrap();
+        let saying = std::thread::spawn(move || {
+            slow.write_all(&[0x22, 0x33, 0x44, 3]).unwrap();
+            slow
+        });
+        let mut late = listener.next_channel(false).unwrap().unwrap();
+        let mut head = [0; 5];
+        late.recv(&mut head).unwrap();
+        assert_eq!(head, [0x11, 0x22, 0x33, 0x44, 3]);
+        assert!(listener.next_channel(false).unwrap().is_none());
+        drop(saying.join().unwrap());
+    }
+}
+
+/// A listener that waits for a main connection no longer than `wait_ms`, and what it turned away.
+fn waiting(
+    wait_ms: u64,
+    admission: Admission,
+) -> (SocketListener, SocketTransport, Arc<Mutex<Vec<Refusal>>>) {
+    let refusals = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&refusals);
+    let admission = Admission {
+        on_refusal: Some(Arc::new(move |refusal: &Refusal| {
+            noted.lock().unwrap().push(refusal.clone())
+        })),
+        ..admission
+    };
+    let options = SocketOptions {
+        connect: Duration::from_millis(300),
+        wait: Some(Duration::from_millis(wait_ms)),
+        ..options(300)
+    };
+    let address = ["tcp:127.0.0.1:0".parse().unwrap()];
+    let listener = SocketListener::bind_all(&address, options, admission).unwrap();
+    let transport = SocketTransport::new(listener.address().unwrap(), patient());
+    (listener, transport, refusals)
+}
+
+fn secret(text: &str) -> Secret {
+    Secret::new(text.as_bytes()).unwrap()
+}
+
+#[test]
+fn strangers_and_silence_are_turned_away_and_named() {
+    let (mut listener, transport, refusals) = waiting(300, Admission::default());
+    let mut peer = transport.connect().unwrap();
+    peer.write_all(&[0x16, 3, 1, 0]).unwrap();
+    let _silent = transport.connect().unwrap();
+    let error = listener.accept_main().unwrap_err().to_string();
+    assert!(error.contains("0x16030100 (a TLS handshake"), "{error}");
+    let refusals = refusals.lock().unwrap();
+    assert_eq!(refusals.len(), 1, "{refusals:?}");
+    assert!(refusals[0].peer.starts_with("127.0.0.1:"), "{refusals:?}");
+    // A channel without a main connection is no migration; the deadline is another from there on.
+    let (mut listener, transport, _) = waiting(20_000, Admission::default());
+    let mut channel = transport.connect().unwrap();
+    channel.write_all(&[0x11, 0x22, 0x33, 0x44]).unwrap();
+    let error = listener.accept_main().unwrap_err().to_string();
+    assert!(error.contains("within 300ms (1 multifd channels did)"), "{error}");
+}
+
+#[test]
+fn a_flood_of_strangers_is_bounded_and_the_peer_still_gets_in() {
+    for admission in [
+        Admission::default(),
+        Admission {
+            secret: Some(secret("sixteen letters!")),
+            ..Admission::default()
+        },
+    ] {
+        let proves = admission.secret.is_some();
+        let (mut listener, transport, refusals) = waiting(20_000, admission);
+        let peer = if proves {
+            transport.clone().with_secret(secret("sixteen letters!"))
+        } else {
+            transport.clone()
+        };
+        let taking = std::thread::spawn(move || {
+            let main = listener.accept_main().unwrap();
+            let mut channels = Vec::new();
+            while channels.len() < 2 {
+                channels.push(listener.next_channel(true).unwrap().unwrap());
+            }
+            (listener, main, channels)
+        });
+        // Silent ones stay, those that talk are nobody.
+        let mut strangers = Vec::new();
+        for n in 0..600 {
+            let mut stranger = transport.connect().unwrap();
+            match n % 3 {
+                0 => drop(stranger),
+                1 => strangers.push(stranger),
+                _ => {
+                    // It may have been turned away by then.
+                    let _ = stranger.write_all(b"GET / HTTP/1.1");
+                }
+            }
+        }
+        let mut main = peer.connect().unwrap();
+        main.write_all(b"QEVM").unwrap();
+        // A second source is turned away, and does not end the first.
+        let mut second = peer.connect().unwrap();
+        second.write_all(b"QEVM").unwrap();
+        let mut channels: Vec<_> = (0..2).map(|_| peer.connect().unwrap()).collect();
+        for channel in &mut channels {
+            channel.write_all(&[0x11, 0x22, 0x33, 0x44]).unwrap();
+        }
+        let (mut listener, _main, _channels) = taking.join().unwrap();
+        assert!(listener.next_channel(false).unwrap().is_none());
+        let refusals = refusals.lock().unwrap();
+        let said = |text: &str| {
+            refusals
+                .iter()
+                .filter(|refusal| refusal.why.contains(text))
+                .count()
+        };
+        assert!(refusals.len() >= 400, "{}", refusals.len());
+        assert_eq!(said("another migration is under way"), 1, "{proves}");
+        drop(strangers);
+    }
+}
+
+#[test]
+fn a_secret_lets_those_in_that_know_it() {
+    let admission = || Admission {
+        secret: Some(secret("sixteen letters!")),
+        ..Admission::default()
+    };
+    let (mut listener, transport, refusals) = waiting(20_000, admission());
+    let right = transport.clone().with_secret(secret("sixteen letters!"));
+    let wrong = transport.clone().with_secret(secret("seventeen letters"));
+    let error = wrong
+        .connect()
+        .unwrap()
+        .write_all(b"QEVM")
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("does not know the shared secret"), "{error}");
+    transport.connect().unwrap().write_all(b"QEVM").unwrap();
+    let mut main = right.connect().unwrap();
+    main.write_all(b"QEVM and more").unwrap();
+    let mut channel = right.open(0).unwrap();
+    let iovs = [multifd_core::Iov::from(&[0x11, 0x22, 0x33, 0x44, 5][..])];
+    let message = multifd_core::Outgoing::new(&iovs, None);
+    channel
+        .send(&message, multifd_core::WriteFlags::default())
+        .unwrap();
+    let mut came = [0; 13];
+    listener.accept_main().unwrap().read_exact(&mut came).unwrap();
+    assert_eq!(&came, b"QEVM and more");
+    let mut came = [0; 5];
+    listener
+        .next_channel(true)
+        .unwrap()
+        .unwrap()
+        .recv(&mut came)
+        .unwrap();
+    assert_eq!(came[4], 5);
+    drop(listener);
+    let refusals: Vec<_> = refusals.lock().unwrap().iter().map(ToString::to_string).collect();
+    let all = refusals.join("\n");
+    assert!(all.contains("starts with 0x5145564d, not by showing"), "{all}");
+    assert_eq!(refusals.len(), 2, "{all}");
+    // A destination that was given none: said on both sides.
+    let (mut listener, transport, _) = waiting(2_000, Admission::default());
+    let source = transport.with_secret(secret("sixteen letters!"));
+    let sending = std::thread::spawn(move || source.connect().unwrap().write_all(b"QEVM"));
+    let error = listener.accept_main().unwrap_err().to_string();
+    assert!(error.contains("a source that has a shared secret"), "{error}");
+    let error = sending.join().unwrap().unwrap_err().to_string();
+    assert!(error.contains("has it been given one?"), "{error}");
+}
+
+#[test]
+fn only_peers_of_the_networks_named_come_in() {
+    let admission = |networks: &[&str]| Admission {
+        networks: networks.iter().map(|one| one.parse().unwrap()).collect(),
+        ..Admission::default()
+    };
+    let (mut listener, transport, refusals) = waiting(300, admission(&["10.0.0.0/8", "::1/128"]));
+    let _ = transport.connect().unwrap().write_all(b"QEVM");
+    let error = listener.accept_main().unwrap_err().to_string();
+    assert!(
+        error.contains("not among the addresses that may connect"),
+        "{error}"
+    );
+    assert_eq!(refusals.lock().unwrap().len(), 1);
+    // By way of a socket for both families, an IPv4 address is still one.
+    let everywhere = ["tcp::0".parse().unwrap()];
+    let admission = admission(&["127.0.0.0/8"]);
+    let mut listener = SocketListener::bind_all(&everywhere, options(300), admission).unwrap();
+    let Address::Tcp { port, .. } = listener.address().unwrap() else {
+        panic!("{:?}", listener.address())
+    };
+    TcpStream::connect(("127.0.0.1", port))
+        .unwrap()
+        .write_all(b"QEVM")
+        .unwrap();
+    listener.accept_main().unwrap();
+    assert!(listener.is_exposed());
+    assert!(!waiting(1, Admission::default()).0.is_exposed());
+}
+
+/// Where a connection comes from, and where it goes.
+fn ends(stream: &SocketStream) -> (String, String) {
+    let socket = SockRef::from(stream);
+    let [from, to] = [socket.local_addr(), socket.peer_addr()].map(|end| end.unwrap().as_socket().unwrap());
+    (from.ip().to_string(), to.ip().to_string())
+}
+
+#[test]
+fn channels_are_spread_over_addresses_and_sources() {
+    let addresses = ["tcp:127.0.0.1:0", "tcp:127.0.0.2:0"].map(|text| text.parse().unwrap());
+    let mut listener = SocketListener::bind_all(&addresses, patient(), Admission::default()).unwrap();
+    let (one, other) = (listener.addresses()[0].clone(), listener.addresses()[1].clone());
+    let transport = SocketTransport::new(one.clone(), patient())
+        .and_to(other)
+        .from_source("127.0.0.5".parse().unwrap())
+        .from_source("127.0.0.6".parse().unwrap())
+        .from_source(Source::Interface("lo".into()));
+    let mut streams = vec![transport.connect().unwrap()];
+    streams[0].write_all(b"QEVM").unwrap();
+    assert_eq!(ends(&streams[0]), ("127.0.0.5".into(), "127.0.0.1".into()));
+    for id in 0..6 {
+        let mut channel = transport.open(id).unwrap();
+        let bytes = [0x11, 0x22, 0x33, 0x44, id];
+        let iovs = [multifd_core::Iov::from(&bytes[..])];
+        let message = multifd_core::Outgoing::new(&iovs, None);
+        channel
+            .send(&message, multifd_core::WriteFlags::default())
+            .unwrap();
+        channel.close().unwrap();
+    }
+    listener.accept_main().unwrap();
+    for _ in 0..6 {
+        let mut channel = listener.next_channel(true).unwrap().unwrap();
+        channel.recv(&mut [0; 5]).unwrap();
+    }
+    let error = SocketTransport::new(one, patient())
+        .from_source("192.0.2.1".parse().unwrap())
+        .connect()
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("from 192.0.2.1"), "{error}");
+}
+
+#[test]
+fn options_reach_the_sockets_of_both_ends() {
+    let bbr: Option<CongestionControl> = Some("reno".parse().unwrap());
+    let options = SocketOptions {
+        send_buffer: Some(300_000),
+        recv_buffer: Some(200_000),
+        congestion: bbr,
+        nodelay: false,
+        keepalive: Some(Duration::from_secs(7)),
+        user_timeout: Some(Duration::from_millis(4500)),
+        ..patient()
+    };
+    let mut listener = SocketListener::bind(&"tcp:127.0.0.1:0".parse().unwrap(), options).unwrap();
+    let transport = SocketTransport::new(listener.address().unwrap(), options);
+    let mut near = transport.connect().unwrap();
+    near.write_all(b"QEVM").unwrap();
+    let far = listener.accept_main().unwrap();
+    for stream in [&near, &far] {
+        let socket = SockRef::from(stream);
+        // The kernel doubles them, for its own use.
+        assert_eq!(socket.send_buffer_size().unwrap(), 600_000);
+        assert_eq!(socket.recv_buffer_size().unwrap(), 400_000);
+        assert!(socket.tcp_congestion().unwrap().starts_with(b"reno"));
+        assert!(!socket.tcp_nodelay().unwrap());
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(7));
+        assert_eq!(
+            socket.tcp_user_timeout().unwrap(),
+            Some(Duration::from_millis(4500))
+        );
+    }
+    let options = SocketOptions {
+        congestion: Some("no-such-thing".parse().unwrap()),
+        ..patient()
+    };
+    let error = SocketTransport::new(listener.address().unwrap(), options)
+        .connect()
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("no-such-thing can not be had"),
+        "{error}"
+    );
+}
+
+#[test]
+fn inherited_descriptors_are_listened_on_or_used_as_they_are() {
+    let listening = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (near, far): (Vec<_>, Vec<_>) = (0..3).map(|_| UnixStream::pair().unwrap()).unzip();
+    let number = |fd: &dyn AsRawFd| fd.as_raw_fd();
+    let mut numbers: Vec<i32> = far.iter().map(|stream| number(stream)).collect();
+    numbers.push(number(&listening));
+    let mut listener = SocketListener::bind(&Address::Descriptors(numbers), patient()).unwrap();
+    assert_eq!(listener.addresses().len(), 1);
+    // Ours are closed; what was inherited stays with whoever has it.
+    let numbers = near.iter().map(|stream| number(stream)).collect();
+    let transport = SocketTransport::new(Address::Descriptors(numbers), patient());
+    let mut main = transport.connect().unwrap();
+    main.write_all(b"QEVM").unwrap();
+    for id in 0..2 {
+        let mut channel = transport.open(id).unwrap();
+        let iovs = [multifd_core::Iov::from(&[0x11, 0x22, 0x33, 0x44][..])];
+        let message = multifd_core::Outgoing::new(&iovs, None);
+        channel
+            .send(&message, multifd_core::WriteFlags::default())
+            .unwrap();
+    }
+    let error = transport.connect().unwrap_err().to_string();
+    assert!(
+        error.contains("it takes connection 4, and there are only 3"),
+        "{error}"
+    );
+    listener.accept_main().unwrap();
+    for _ in 0..2 {
+        assert!(listener.next_channel(true).unwrap().is_some());
+    }
+    let mut late = TcpStream::connect(listening.local_addr().unwrap()).unwrap();
+    late.write_all(&[0x11, 0x22, 0x33, 0x44]).unwrap();
+    assert!(listener.next_channel(true).unwrap().is_some());
+    drop(listener);
+    assert!(Socket::from(OwnedFd::from(listening)).is_listener().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let file = std::fs::File::create(folder.path().join("file")).unwrap();
+    let error = SocketListener::bind(&Address::Descriptors(vec![number(&file)]), patient()).unwrap_err();
+    assert!(error.to_string().starts_with("fd:"), "{error}");
+}
+
+#[test]
+fn vsock_listens_and_what_is_not_there_is_an_error() {
+    let address: Address = "vsock:any:0".parse().unwrap();
+    // Where the kernel has no vsock, there is nothing to try.
+    if std::path::Path::new("/dev/vsock").exists() {
+        let listener = SocketListener::bind(&"vsock:any:4294967040".parse().unwrap(), patient()).unwrap();
+        assert_eq!(listener.address().unwrap().to_string(), "vsock:any:4294967040");
+    }
+    let options = SocketOptions {
+        connect: Duration::from_millis(300),
+        ..patient()
+    };
+    let error = SocketTransport::new(address, options)
+        .connect()
+        .unwrap_err()
+        .to_string();
+    assert!(error.starts_with("vsock:any:0: "), "{error}");
+}
+
+#[test]
+fn a_listener_that_waits_can_be_woken() {
+    for (mut listener, _, _folder) in listeners() {
+        let wake = listener.unblocker();
+        let waiting = std::thread::spawn(move || listener.accept_main().map(drop));
+        wake.unblock();
+        let error = waiting.join().unwrap().unwrap_err();
+        assert!(matches!(error, ChannelError::Stopped), "{error}");
+    }
+}
+
+#[test]
+fn addresses_in_use_are_refused_and_abandoned_ones_taken_over() {
+    for (listener, transport, _folder) in listeners() {
+        let address = listener.address().unwrap();
+        let error = SocketListener::bind(&address, patient()).unwrap_err().to_string();
+        assert!(error.starts_with(&address.to_string()), "{error}");
+        drop(listener);
+        let error = transport.connect().unwrap_err().to_string();
+        assert!(error.starts_with(&address.to_string()), "{error}");
+        if let Address::Unix(path) = &address {
+            assert!(!path.exists());
+            drop(std::os::unix::net::UnixListener::bind(path).unwrap());
+            assert!(path.exists(), "left behind, as by a process that died");
+            drop(SocketListener::bind(&address, patient()).unwrap());
+            std::fs::write(path, "a file").unwrap();
+            assert!(SocketListener::bind(&address, patient()).is_err());
+            assert!(path.exists(), "somebody's file is not removed");
+        }
+    }
+}
