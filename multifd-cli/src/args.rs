@@ -1,13 +1,13 @@
 //! The command line: help, completions and man pages are all made from these definitions.
 
 use crate::encoding::{Encoding, Level, parse_level};
+use crate::network::{Entrance, Exit, Tuning};
 use crate::options::{
-    ClientTls, Compression, Control, Deadlines, Dialect, Direct, ServerTls, Show, Uuid, Writing, YEAR,
-    ZeroCopy, parse_uuid,
+    ClientTls, Compression, Control, Deadlines, Dialect, Direct, RelayTls, ServerTls, Show, Uuid, Writing,
+    YEAR, ZeroCopy, parse_uuid,
 };
 use crate::size::parse_size;
 use clap::{Args, Parser, Subcommand};
-use multifd_transport_socket::Address;
 use std::path::PathBuf;
 
 /// Moves the memory of virtual machines in parallel over many channels, as QEMU's multifd does.
@@ -50,11 +50,11 @@ pub(crate) enum Command {
       migrate_set_capability multifd on
       migrate_set_parameter multifd-channels 4
       migrate tcp:THIS_HOST:4444
-  multifd recv --listen unix:/run/vm.sock --channels 8 --out vm.mapped --json")]
+  multifd recv --listen unix:/run/vm.sock --channels 8 --out vm.mapped --json
+  multifd recv --listen tcp:10.0.0.2:4444 --allow 10.0.0.0/24 --tls-creds /etc/pki/qemu --out vm.mapped")]
 pub(crate) struct Recv {
-    /// Where to listen: tcp:HOST:PORT or unix:PATH; port 0 lets the system choose
-    #[arg(long, value_name = "ADDRESS")]
-    pub(crate) listen: Address,
+    #[command(flatten)]
+    pub(crate) entrance: Entrance,
     /// The file to write
     #[arg(long, short, value_name = "FILE")]
     pub(crate) out: PathBuf,
@@ -81,7 +81,7 @@ pub(crate) struct Recv {
     #[command(flatten)]
     pub(crate) writing: Writing,
     #[command(flatten)]
-    pub(crate) deadlines: Deadlines,
+    pub(crate) tuning: Tuning,
     #[command(flatten)]
     pub(crate) show: Show,
 }
@@ -92,6 +92,8 @@ pub(crate) struct Recv {
   multifd send vm.mapped --to tcp:HOST:4444 --channels 4 --compression zstd
   multifd send vm.mapped --to tcp:HOST:4444 --compression auto --checksum
       to another multifd, which takes whatever comes
+  multifd send vm.mapped --to tcp:10.0.0.2:4444 --to tcp:10.1.0.2:4444 --channels 8 --max-bandwidth 500M
+      over two networks
   multifd send --raw RAM.bin --block pc.ram --to unix:/run/vm.sock")]
 pub(crate) struct Send {
     /// The mapped-ram file to send
@@ -103,9 +105,8 @@ pub(crate) struct Send {
     /// The RAM block that the raw image is
     #[arg(long, value_name = "NAME", default_value = "pc.ram", requires = "raw")]
     pub(crate) block: String,
-    /// Where to send it: tcp:HOST:PORT or unix:PATH
-    #[arg(long, value_name = "ADDRESS")]
-    pub(crate) to: Address,
+    #[command(flatten)]
+    pub(crate) exit: Exit,
     /// How many channels
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..))]
     pub(crate) channels: u8,
@@ -128,7 +129,7 @@ pub(crate) struct Send {
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=YEAR))]
     pub(crate) finish_timeout: u64,
     #[command(flatten)]
-    pub(crate) deadlines: Deadlines,
+    pub(crate) tuning: Tuning,
     #[command(flatten)]
     pub(crate) show: Show,
 }
@@ -147,18 +148,18 @@ pub(crate) struct Send {
   on the destination's side, where QEMU listens on port 4444 with 4 channels:
   multifd relay --listen tcp:0.0.0.0:4445 --to tcp:127.0.0.1:4444 --channels 4")]
 pub(crate) struct Relay {
-    /// Where to listen for the source: tcp:HOST:PORT or unix:PATH; port 0 lets the system choose
-    #[arg(long, value_name = "ADDRESS")]
-    pub(crate) listen: Address,
-    /// Where the destination listens: tcp:HOST:PORT or unix:PATH
-    #[arg(long, value_name = "ADDRESS")]
-    pub(crate) to: Address,
+    #[command(flatten)]
+    pub(crate) entrance: Entrance,
+    #[command(flatten)]
+    pub(crate) exit: Exit,
     /// How many channels go out [default: as many as come in]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..))]
     pub(crate) channels: Option<u8>,
     /// How many channels come in [default: as many as connect]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..))]
     pub(crate) from_channels: Option<u8>,
+    #[command(flatten)]
+    pub(crate) tls: RelayTls,
     #[command(flatten)]
     pub(crate) encoding: Encoding,
     /// Refuse packets without a checksum of themselves and of their contents; those that have one are checked in any case
@@ -168,7 +169,7 @@ pub(crate) struct Relay {
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=YEAR))]
     pub(crate) finish_timeout: u64,
     #[command(flatten)]
-    pub(crate) deadlines: Deadlines,
+    pub(crate) tuning: Tuning,
     #[command(flatten)]
     pub(crate) show: Show,
 }

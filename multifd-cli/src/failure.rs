@@ -2,7 +2,7 @@
 
 use multifd_core::{BlockError, ChannelError, MethodError};
 use multifd_transport_file::FileError;
-use multifd_transport_socket::TlsError;
+use multifd_transport_socket::{SecretError, TlsError};
 use std::io;
 use std::path::PathBuf;
 
@@ -21,6 +21,8 @@ pub(crate) enum Failure {
     Block(#[from] BlockError),
     #[error(transparent)]
     Tls(#[from] TlsError),
+    #[error(transparent)]
+    Secret(#[from] SecretError),
     #[error("{doing}: {source}")]
     Connection {
         doing: &'static str,

@@ -14,6 +14,7 @@ mod inspect;
 mod memory_map;
 mod method;
 mod migration_setup;
+mod network;
 mod options;
 mod private_socket;
 mod progress;

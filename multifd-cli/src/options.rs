@@ -1,9 +1,11 @@
 //! Options that several commands share, and how their values are read.
 
+use crate::failure::Failure;
+use crate::network::Exit;
 use clap::builder::TypedValueParser;
 use clap::{Args, ValueEnum};
 use multifd_transport_file::DirectIo;
-use multifd_transport_socket::{Address, SocketOptions, TlsClient, TlsError, TlsServer};
+use multifd_transport_socket::{Address, SocketOptions, TlsClient, TlsServer};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -80,7 +82,7 @@ pub(crate) struct Writing {
     pub(crate) force: bool,
 }
 
-/// TLS on the connecting side.
+/// What the connecting side proves, and has proved to it.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ClientTls {
     /// Speak TLS, with the certificates in this folder (ca-cert.pem; client-cert.pem and client-key.pem if the destination asks for
@@ -90,24 +92,25 @@ pub(crate) struct ClientTls {
     /// The name the destination's certificate must be for [default: the host of its address]
     #[arg(long, value_name = "NAME", requires = "tls_creds")]
     pub(crate) tls_hostname: Option<String>,
+    /// Show first that we know the secret in this file, to another multifd that has the same
+    #[arg(long, value_name = "FILE")]
+    pub(crate) secret_file: Option<PathBuf>,
 }
 
-impl ClientTls {
-    /// What the transport needs, if TLS is asked for.
-    pub(crate) fn load(&self, to: &Address) -> Result<Option<TlsClient>, TlsError> {
-        let Some(folder) = &self.tls_creds else {
-            return Ok(None);
-        };
-        let host = match (&self.tls_hostname, to) {
-            (Some(name), _) => name,
-            (None, Address::Tcp { host, .. }) => host,
-            (None, Address::Unix(_)) => "localhost",
-        };
-        TlsClient::from_folder(folder, host).map(Some)
-    }
+/// What the transport needs, if TLS is asked for.
+pub(crate) fn client_tls(
+    folder: Option<&PathBuf>,
+    name: Option<&String>,
+    exit: &Exit,
+) -> Result<Option<TlsClient>, Failure> {
+    let Some(folder) = folder else {
+        return Ok(None);
+    };
+    let host = name.map_or_else(|| exit.host(), |name| Ok(name.as_str()))?;
+    Ok(Some(TlsClient::from_folder(folder, host)?))
 }
 
-/// TLS on the listening side.
+/// What the listening side proves, and has proved to it.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ServerTls {
     /// Speak TLS, with the certificates in this folder (server-cert.pem, server-key.pem, ca-cert.pem), as QEMU's tls-creds-x509 has
@@ -117,16 +120,38 @@ pub(crate) struct ServerTls {
     /// Let sources in that have no certificate of our authority
     #[arg(long, requires = "tls_creds")]
     pub(crate) tls_any_client: bool,
+    /// Let only sources in that know the secret in this file: another multifd that was given the same (a QEMU can not)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) secret_file: Option<PathBuf>,
 }
 
-impl ServerTls {
-    /// What the listener needs, if TLS is asked for.
-    pub(crate) fn load(&self) -> Result<Option<TlsServer>, TlsError> {
-        let folder = self.tls_creds.as_ref();
-        folder
-            .map(|folder| TlsServer::from_folder(folder, !self.tls_any_client))
-            .transpose()
-    }
+/// What the listener needs, if TLS is asked for.
+pub(crate) fn server_tls(folder: Option<&PathBuf>, any_client: bool) -> Result<Option<TlsServer>, Failure> {
+    let server = folder.map(|folder| TlsServer::from_folder(folder, !any_client));
+    Ok(server.transpose()?)
+}
+
+/// What a relay proves, and has proved to it, on either side.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RelayTls {
+    /// Speak TLS with the source, with the certificates in this folder (server-cert.pem, server-key.pem, ca-cert.pem)
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) listen_tls_creds: Option<PathBuf>,
+    /// Let sources in that have no certificate of our authority
+    #[arg(long, requires = "listen_tls_creds")]
+    pub(crate) listen_tls_any_client: bool,
+    /// Let only sources in that know the secret in this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) listen_secret_file: Option<PathBuf>,
+    /// Speak TLS with the destination, with the certificates in this folder (ca-cert.pem; client-cert.pem and client-key.pem)
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) to_tls_creds: Option<PathBuf>,
+    /// The name the destination's certificate must be for [default: the host of its address]
+    #[arg(long, value_name = "NAME", requires = "to_tls_creds")]
+    pub(crate) to_tls_hostname: Option<String>,
+    /// Show the destination first that we know the secret in this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) to_secret_file: Option<PathBuf>,
 }
 
 /// Whether pages are sent without a copy.

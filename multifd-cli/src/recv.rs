@@ -2,32 +2,26 @@
 
 use crate::args::Recv;
 use crate::failure::{Failure, doing};
-use crate::options::Show;
+use crate::options::{Show, server_tls};
 use crate::progress::Slot;
 use crate::report::{self, Transfer};
 use crate::snapshot_file::Target;
-use crate::{method, signals};
+use crate::{method, network, signals};
 use multifd_core::{CancelHandle, Progress};
 use multifd_qemu::{Limits, ReceiveOptions, Received, receive};
 use multifd_transport_file::Written;
-use multifd_transport_socket::{Address, SocketListener};
+use multifd_transport_socket::SocketListener;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 pub(crate) fn run(args: &Recv) -> Result<(), Failure> {
     let cancel = signals::cancel_on_signal()?;
-    let tls = args.tls.load()?;
+    let tls = server_tls(args.tls.tls_creds.as_ref(), args.tls.tls_any_client)?;
+    let secret = network::secret(args.tls.secret_file.as_deref())?;
+    let socket = args.tuning.options();
     let target = Target::create(&args.out, args.writing)?;
-    let mut listener =
-        SocketListener::bind(&args.listen, args.deadlines.socket()).map_err(doing("listening"))?;
-    if let Some(tls) = tls {
-        listener = listener.with_tls(tls).map_err(doing("listening"))?;
-    }
-    if !args.show.quiet {
-        let address = listener.address().map_err(doing("listening"))?;
-        report::note(&format!("listening on {address}"));
-    }
+    let mut listener = args.entrance.open(socket, tls, secret, args.show)?;
     let options = ReceiveOptions {
         methods: method::decoders(args.compression),
         channels: args.channels,
@@ -41,7 +35,7 @@ pub(crate) fn run(args: &Recv) -> Result<(), Failure> {
                 .unwrap_or(Limits::default().ram_bytes),
             ..Limits::default()
         },
-        progress: Arc::new(Progress::new(args.deadlines.socket().stall)),
+        progress: Arc::new(Progress::new(socket.stall)),
         cancel: cancel.clone(),
         ..ReceiveOptions::default()
     };
@@ -84,7 +78,7 @@ pub(crate) fn take<T>(
     if outcome.is_ok() {
         main.abort_on_close(false)
             .map_err(doing("ending the main connection"))?;
-    } else if let Ok(Address::Unix(_)) = listener.address() {
+    } else if !main.can_abort() {
         main.refuse();
     }
     outcome

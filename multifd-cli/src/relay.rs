@@ -3,14 +3,15 @@
 use crate::args::Relay;
 use crate::encoding::Chosen;
 use crate::failure::{Failure, doing};
+use crate::options::{client_tls, server_tls};
 use crate::progress::Watch;
 use crate::recv::cancelled;
 use crate::report::{self, Counts};
-use crate::{method, signals};
+use crate::{method, network, signals};
 use indicatif::HumanBytes;
 use multifd_core::{CancelHandle, Progress, RecvChannel, RelayConfig, Relayed, relay};
 use multifd_qemu::{Limits, read_configuration};
-use multifd_transport_socket::{Address, SocketListener, SocketStream, SocketTransport};
+use multifd_transport_socket::SocketStream;
 use serde::Serialize;
 use std::io::{ErrorKind, Read, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -43,13 +44,19 @@ struct Shown {
 pub(crate) fn run(args: &Relay) -> Result<(), Failure> {
     let cancel = signals::cancel_on_signal()?;
     let encoder = args.encoding.encoder(args.channels)?;
-    let options = args.deadlines.socket();
-    let mut listener = SocketListener::bind(&args.listen, options).map_err(doing("listening"))?;
-    let unix = matches!(listener.address(), Ok(Address::Unix(_)));
-    if !args.show.quiet {
-        let address = listener.address().map_err(doing("listening"))?;
-        report::note(&format!("listening on {address}"));
-    }
+    let options = args.tuning.options();
+    let (tls, secret) = (&args.tls, network::secret);
+    let server = server_tls(tls.listen_tls_creds.as_ref(), tls.listen_tls_any_client)?;
+    let client = client_tls(
+        tls.to_tls_creds.as_ref(),
+        tls.to_tls_hostname.as_ref(),
+        &args.exit,
+    )?;
+    let transport = args
+        .exit
+        .transport(options, client, secret(tls.to_secret_file.as_deref())?)?;
+    let listen_secret = secret(tls.listen_secret_file.as_deref())?;
+    let mut listener = args.entrance.open(options, server, listen_secret, args.show)?;
     let _listener_guard = cancel.also_unblock(listener.unblocker());
     let mut source = listener
         .accept_main()
@@ -64,10 +71,13 @@ pub(crate) fn run(args: &Relay) -> Result<(), Failure> {
     let seen = tee.seen;
     let already = seen.len() as u64;
     drop(source_guard);
-    let transport = SocketTransport::new(args.to.clone(), options);
     let mut destination = transport
         .connect()
         .map_err(doing("connecting to the destination"))?;
+    for main in [&mut source, &mut destination] {
+        // Whoever reads the stream at its end knows whether it is whole.
+        main.end_without_tls(true);
+    }
     let begun = Instant::now();
     let mains = Arc::new(Mains {
         cancel: cancel.clone(),
@@ -111,8 +121,8 @@ pub(crate) fn run(args: &Relay) -> Result<(), Failure> {
                 .abort_on_close(false)
                 .map_err(doing("ending the main connection"))?;
         }
-        // A Unix socket's end says nothing else.
-        Err(_) if unix => source.refuse(),
+        // Its end would say nothing else.
+        Err(_) if !source.can_abort() => source.refuse(),
         Err(_) => {}
     }
     let passed = passed?;

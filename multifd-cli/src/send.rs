@@ -3,14 +3,14 @@
 use crate::args::Send;
 use crate::encoding::Encoder;
 use crate::failure::{Failure, doing};
-use crate::options::{Dialect, Show, Sync, ZeroCopy, ZeroPages};
+use crate::options::{Dialect, Show, Sync, ZeroCopy, ZeroPages, client_tls};
 use crate::progress::Slot;
 use crate::recv::cancelled;
 use crate::report::{self, Transfer};
-use crate::{signals, snapshot_file};
+use crate::{network, signals, snapshot_file};
 use multifd_core::{CancelHandle, ChannelError, Checksums, SenderConfig, WriteFlags};
 use multifd_qemu::{SendOptions, Sent, Snapshot, SyncStyle, ZeroPageStyle, send};
-use multifd_transport_socket::{Address, SocketOptions, SocketStream, SocketTransport};
+use multifd_transport_socket::{SocketOptions, SocketStream, SocketTransport};
 use std::time::{Duration, Instant};
 
 pub(crate) fn run(args: &Send) -> Result<(), Failure> {
@@ -26,20 +26,18 @@ pub(crate) fn run(args: &Send) -> Result<(), Failure> {
     }
     // Nobody changes it any more: a codec may read it in place.
     snapshot.ram = std::mem::take(&mut snapshot.ram).freeze()?;
-    let mut transport = SocketTransport::new(
-        args.to.clone(),
-        SocketOptions {
-            zero_copy_fallback: args.zero_copy == ZeroCopy::Auto,
-            ..args.deadlines.socket()
-        },
-    );
-    if let Some(tls) = args.tls.load(&args.to)? {
-        transport = transport.with_tls(tls);
-    }
-    let zero_copy = match (args.zero_copy, &args.to) {
-        (ZeroCopy::Off, _) | (ZeroCopy::Auto, Address::Unix(_)) => false,
-        (ZeroCopy::On | ZeroCopy::Auto, _) => true,
+    let socket = SocketOptions {
+        zero_copy_fallback: args.zero_copy == ZeroCopy::Auto,
+        ..args.tuning.options()
     };
+    let tls = client_tls(
+        args.tls.tls_creds.as_ref(),
+        args.tls.tls_hostname.as_ref(),
+        &args.exit,
+    )?;
+    let secret = network::secret(args.tls.secret_file.as_deref())?;
+    let transport = args.exit.transport(socket, tls, secret)?;
+    let zero_copy = args.zero_copy != ZeroCopy::Off;
     let way = Way {
         encoder: &encoder,
         checksums: args.encoding.checksums(),

@@ -3,6 +3,7 @@
 use crate::args::Snapshot;
 use crate::failure::{Failure, doing};
 use crate::migration_setup::Changed;
+use crate::network::warn_if_exposed;
 use crate::private_socket::MeetingPlace;
 use crate::qmp::Qmp;
 use crate::snapshot_file::Target;
@@ -61,6 +62,7 @@ fn transfer(args: &Snapshot, qmp: &mut Qmp, cancel: &CancelHandle) -> Result<(In
     let place = MeetingPlace::new(args.control.via.as_ref())?;
     let options = args.deadlines.socket();
     let mut listener = SocketListener::bind(&place.address, options).map_err(doing("listening"))?;
+    warn_if_exposed(&listener);
     let address = listener.address().map_err(doing("listening"))?.to_string();
     // Not the one a signal trips: QEMU is to be told first, see `call_off`.
     let broken_off = CancelHandle::default();

@@ -96,7 +96,7 @@ fn waiting(
     let noted = Arc::clone(&refusals);
     let admission = Admission {
         on_refusal: Some(Arc::new(move |refusal: &Refusal| {
-            noted.lock().unwrap().push(refusal.clone())
+            noted.lock().unwrap().push(refusal.clone());
         })),
         ..admission
     };
@@ -293,9 +293,9 @@ fn channels_are_spread_over_addresses_and_sources() {
         .from_source("127.0.0.5".parse().unwrap())
         .from_source("127.0.0.6".parse().unwrap())
         .from_source(Source::Interface("lo".into()));
-    let mut streams = vec![transport.connect().unwrap()];
-    streams[0].write_all(b"QEVM").unwrap();
-    assert_eq!(ends(&streams[0]), ("127.0.0.5".into(), "127.0.0.1".into()));
+    let mut main = transport.connect().unwrap();
+    main.write_all(b"QEVM").unwrap();
+    assert_eq!(ends(&main), ("127.0.0.5".into(), "127.0.0.1".into()));
     for id in 0..6 {
         let mut channel = transport.open(id).unwrap();
         let bytes = [0x11, 0x22, 0x33, 0x44, id];

@@ -7,5 +7,7 @@ pub mod golden;
 pub mod guest;
 pub mod mapped;
 pub mod netns;
+pub mod pair;
 pub mod program;
+pub mod proxy;
 pub mod qemu;

@@ -101,6 +101,13 @@ impl Recv {
         }
     }
 
+    /// The next line it says, as where else it listens.
+    pub fn next_line(&mut self) -> String {
+        let mut line = String::new();
+        self.stderr.read_line(&mut line).unwrap();
+        line.trim().into()
+    }
+
     /// The process's id.
     pub fn pid(&self) -> u32 {
         self.child.as_ref().map_or(0, Child::id)

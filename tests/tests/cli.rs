@@ -156,7 +156,7 @@ fn arguments_that_make_no_sense_are_refused_before_anything_happens() {
         (
             vec!["recv", "--listen", "4444", "--out", "x"],
             2,
-            "write tcp:HOST:PORT or unix:PATH",
+            "write tcp:HOST:PORT, unix:PATH",
         ),
         (
             vec!["recv", "--listen", "tcp:127.0.0.1:0", "--out", file],
