@@ -131,4 +131,12 @@ pub trait ChannelSource {
     /// # Errors
     /// [`ChannelError`] if a connection can not be taken or is none of ours.
     fn next_channel(&mut self, wait: bool) -> Result<Option<Box<dyn RecvChannel>>, ChannelError>;
+
+    /// A channel that came when no more were expected, if there is one by now. Nobody is waited for.
+    ///
+    /// # Errors
+    /// As [`ChannelSource::next_channel`].
+    fn late_channel(&mut self) -> Result<Option<Box<dyn RecvChannel>>, ChannelError> {
+        self.next_channel(false)
+    }
 }

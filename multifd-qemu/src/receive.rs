@@ -390,7 +390,7 @@ impl<R: Read> Reception<'_, R> {
             receiver.check_numbers()?;
         }
         let have = self.receiver.as_ref().map_or(0, Receiver::channels);
-        let late = self.source.next_channel(false).map_err(|source| {
+        let late = self.source.late_channel().map_err(|source| {
             Error::Engine(EngineError::Channel {
                 channel: u8::try_from(have).unwrap_or(u8::MAX),
                 doing: "accepting",

@@ -46,7 +46,8 @@ pub enum Address {
         /// Port.
         port: u32,
     },
-    /// Descriptors this process has inherited. They are duplicated, never closed: whoever opened them knows better.
+    /// Descriptors this process has inherited (not those that are closed on `exec`). They are duplicated, never closed: a peer sees the
+    /// end of such a connection when this process closes the number itself, or ends.
     Descriptors(Vec<i32>),
     /// The descriptors a service manager has passed to this process, by `LISTEN_PID` and `LISTEN_FDS`.
     Activated,

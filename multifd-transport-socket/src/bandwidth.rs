@@ -32,6 +32,8 @@ struct Shared {
     changed: Condvar,
 }
 
+/// How long a turn is.
+const TURN: Duration = Duration::from_millis(10);
 /// What may be made up for if somebody was late for his turn.
 const LATE: Duration = Duration::from_millis(20);
 
@@ -71,9 +73,15 @@ impl Bandwidth {
 
     /// Changes the limit: bytes a second, or none at all.
     pub fn set(&self, bytes_per_second: Option<u64>) {
+        let rate = bytes_per_second.map(|rate| NonZeroU64::new(rate).unwrap_or(NonZeroU64::MIN));
         let mut turns = self.turns();
-        turns.rate = bytes_per_second.map(|rate| NonZeroU64::new(rate).unwrap_or(NonZeroU64::MIN));
-        turns.next = None;
+        if turns.rate == rate {
+            return;
+        }
+        turns.rate = rate;
+        // Turns that were given away under the old limit are taken back, but for the one under way.
+        let soon = Instant::now() + TURN;
+        turns.next = turns.next.map(|next| next.min(soon));
         turns.changes += 1;
         self.shared.changed.notify_all();
     }
@@ -87,12 +95,16 @@ impl Bandwidth {
         self.shared.turns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for a turn to send at most `wanted` bytes; returns how many it may be.
-    pub(crate) fn wait_turn(&self, wanted: usize, stopped: &AtomicBool) -> Result<usize, ChannelError> {
+    /// Waits for a turn to send at most `wanted` bytes; returns how many it may be, if there is a limit.
+    pub(crate) fn wait_turn(
+        &self,
+        wanted: usize,
+        stopped: &AtomicBool,
+    ) -> Result<Option<usize>, ChannelError> {
         let mut turns = self.turns();
         'changed: loop {
             let Some(rate) = turns.rate else {
-                return Ok(wanted);
+                return Ok(None);
             };
             let (bytes, begin) = turns.take(rate, wanted, Instant::now());
             let changes = turns.changes;
@@ -105,7 +117,7 @@ impl Bandwidth {
                 }
                 let left = begin.saturating_duration_since(Instant::now());
                 if left.is_zero() {
-                    return Ok(bytes);
+                    return Ok(Some(bytes));
                 }
                 let outcome = self.shared.changed.wait_timeout(turns, left);
                 turns = outcome.unwrap_or_else(PoisonError::into_inner).0;
@@ -203,7 +215,7 @@ mod tests {
             });
             bandwidth.set(None);
             for turn in waiting.join().unwrap() {
-                assert_eq!(turn.unwrap(), 1024);
+                assert!(turn.unwrap().is_none_or(|bytes| bytes == 1024));
             }
             bandwidth.set(Some(1));
             let waiting = scope.spawn(|| {

@@ -17,29 +17,27 @@ use std::time::{Duration, Instant};
 /// Connects channels, and QEMU's main connection, to one destination: by one address, or by several in turn.
 #[derive(Debug, Clone)]
 pub struct SocketTransport {
-    addresses: Vec<Address>,
+    /// Each with how many of its inherited connections have been used.
+    addresses: Vec<(Address, Arc<AtomicUsize>)>,
     sources: Vec<Source>,
     options: SocketOptions,
     zero_copy: Arc<Counters>,
     tls: Option<TlsClient>,
     secret: Option<Secret>,
     bandwidth: Option<Bandwidth>,
-    /// How many inherited connections have been used.
-    used: Arc<AtomicUsize>,
 }
 
 impl SocketTransport {
     /// A transport to `address`; nothing is connected yet.
     pub fn new(address: Address, options: SocketOptions) -> Self {
         Self {
-            addresses: vec![address],
+            addresses: vec![(address, Arc::default())],
             sources: Vec::new(),
             options,
             zero_copy: Arc::default(),
             tls: None,
             secret: None,
             bandwidth: None,
-            used: Arc::default(),
         }
     }
 
@@ -47,7 +45,7 @@ impl SocketTransport {
     /// `i` modulo their number, and the main connection to the first.
     #[must_use]
     pub fn and_to(mut self, address: Address) -> Self {
-        self.addresses.push(address);
+        self.addresses.push((address, Arc::default()));
         self
     }
 
@@ -98,22 +96,28 @@ impl SocketTransport {
     /// Makes a connection by the addresses and the source whose turn it is.
     fn connect_by(&self, turn: usize) -> Result<SocketStream, ChannelError> {
         let source = self.sources.get(turn % self.sources.len().max(1));
-        let Some(address) = self.addresses.get(turn % self.addresses.len()) else {
+        let Some((address, used)) = self.addresses.get(turn % self.addresses.len()) else {
             return Err(ChannelError::Peer("there is no address to connect to".into()));
         };
-        self.try_connect(address, source).map_err(|error| {
+        self.try_connect(address, used, source).map_err(|error| {
             let from = source.map_or(String::new(), |source| format!(" from {source}"));
             io::Error::new(error.kind(), format!("{address}{from}: {error}")).into()
         })
     }
 
-    fn try_connect(&self, address: &Address, source: Option<&Source>) -> io::Result<SocketStream> {
+    fn try_connect(
+        &self,
+        address: &Address,
+        used: &AtomicUsize,
+        source: Option<&Source>,
+    ) -> io::Result<SocketStream> {
         if let Address::Descriptors(_) | Address::Activated = address {
-            return self.stream(self.inherited(address)?);
+            return self.stream(self.inherited(address, used)?);
         }
-        let deadline = Instant::now() + self.options.connect;
         let mut last = io::Error::new(ErrorKind::NotFound, "the name has no address");
         let targets = resolve(address, "localhost")?;
+        // How long a resolver takes is its own affair.
+        let deadline = Instant::now() + self.options.connect;
         let mut untried = u32::try_from(targets.len()).unwrap_or(u32::MAX);
         for target in targets {
             // One that does not answer must leave time for the others.
@@ -145,14 +149,20 @@ impl SocketTransport {
             Some(Source::Interface(name)) => socket.bind_device(Some(name.as_bytes()))?,
             None => {}
         }
-        socket.connect_timeout(target, timeout)?;
+        if target.is_unix() {
+            // A full backlog is waited for only so.
+            socket.set_write_timeout(Some(timeout))?;
+            socket.connect(target)?;
+        } else {
+            socket.connect_timeout(target, timeout)?;
+        }
         Ok(socket)
     }
 
     /// The next of the connections this process has inherited.
-    fn inherited(&self, address: &Address) -> io::Result<Socket> {
+    fn inherited(&self, address: &Address, used: &AtomicUsize) -> io::Result<Socket> {
         let numbers = inherited::numbers(address)?;
-        let which = self.used.fetch_add(1, Ordering::Relaxed);
+        let which = used.fetch_add(1, Ordering::Relaxed);
         let number = numbers.get(which).ok_or_else(|| {
             let why = format!(
                 "it takes connection {}, and there are only {}: the main one, and one a channel",

@@ -23,8 +23,17 @@ pub(crate) struct Connection {
     pub(crate) deadline: Duration,
     pub(crate) tls: Option<Session>,
     pub(crate) bandwidth: Option<Bandwidth>,
-    /// The secret to be shown before anything else, until it has been.
-    pub(crate) secret: Option<Mutex<Option<Secret>>>,
+    /// The secret to be shown before anything else.
+    pub(crate) secret: Option<Mutex<Introduction>>,
+}
+
+/// How far the showing of a secret has got.
+#[derive(Debug)]
+pub(crate) enum Introduction {
+    Pending(Secret),
+    Shown,
+    /// Whoever is there has proved nothing, and never gets another chance on this connection.
+    Failed(ChannelError),
 }
 
 /// What one system call came to.
@@ -113,11 +122,17 @@ impl Connection {
         let Some(secret) = &self.secret else {
             return Ok(());
         };
-        let mut secret = secret.lock().unwrap_or_else(PoisonError::into_inner);
-        match secret.take() {
-            Some(secret) => secret.introduce(&mut &*self),
-            None => Ok(()),
-        }
+        let mut state = secret.lock().unwrap_or_else(PoisonError::into_inner);
+        let outcome = match &*state {
+            Introduction::Shown => return Ok(()),
+            Introduction::Failed(error) => return Err(error.clone()),
+            Introduction::Pending(secret) => secret.introduce(&mut &*self),
+        };
+        *state = match &outcome {
+            Ok(()) => Introduction::Shown,
+            Err(error) => Introduction::Failed(error.clone()),
+        };
+        outcome
     }
 
     /// Sends all of `iovs`; `more` says that something follows at once.
@@ -146,18 +161,17 @@ impl Connection {
         let mut left = iovs;
         // Bytes of the first IOV that have gone already.
         let mut gone = 0;
-        let mut turn = 0;
+        let mut turn = self.bandwidth.as_ref().map_or(usize::MAX, |_| 0);
         let mut since = Instant::now();
         let mut room = [Iov::from(&[][..]); WINDOW];
         while !left.is_empty() {
             if let Some(bandwidth) = self.bandwidth.as_ref().filter(|_| turn == 0) {
                 let wanted = left.iter().map(Iov::len).sum::<usize>() - gone;
-                turn = bandwidth.wait_turn(wanted, &self.stopped)?;
+                turn = bandwidth.wait_turn(wanted, &self.stopped)?.unwrap_or(usize::MAX);
                 since = Instant::now();
             }
-            let limited = self.bandwidth.is_some();
-            let now = if limited || gone > 0 {
-                window(left, gone, if limited { turn } else { usize::MAX }, &mut room)
+            let now = if turn < usize::MAX || gone > 0 {
+                window(left, gone, turn, &mut room)
             } else {
                 left
             };
@@ -165,7 +179,9 @@ impl Connection {
             match self.step(progress, libc::POLLOUT, since, result)? {
                 Step::Moved(n) => {
                     (left, gone) = skip(left, Iov::len, gone + n);
-                    turn = turn.saturating_sub(n);
+                    if turn < usize::MAX {
+                        turn -= n.min(turn);
+                    }
                     since = Instant::now();
                 }
                 Step::Again => {}

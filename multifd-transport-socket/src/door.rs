@@ -6,12 +6,13 @@ use crate::{SocketOptions, SocketStream, sys};
 use ipnet::IpNet;
 use multifd_core::ChannelError;
 use socket2::{SockAddr, Socket};
+use std::collections::HashMap;
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Shutdown};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -31,8 +32,8 @@ pub struct Admission {
     pub secret: Option<Secret>,
     /// Networks that TCP connections may come from; any, if there are none.
     pub networks: Vec<IpNet>,
-    /// Told of every connection that is turned away: where it came from, and why. It is called from the accepting thread and must not
-    /// block.
+    /// Told of every connection that is turned away: where it came from, and why. It is called from threads of the listener's, several
+    /// at once, which dropping the listener waits for: it must not block.
     pub on_refusal: Option<OnRefusal>,
 }
 
@@ -64,6 +65,9 @@ impl fmt::Debug for Admission {
             .finish_non_exhaustive()
     }
 }
+
+/// Why a connection from elsewhere is turned away.
+pub(crate) const NOT_ALLOWED: &str = "it is not among the addresses that may connect";
 
 /// What a connection is, by its first four bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,14 +111,18 @@ pub(crate) struct Door {
     /// The second is shut down, so that the first wakes whoever polls: a listening socket may be others' too.
     wake: (UnixStream, UnixStream),
     first_refusal: Mutex<Option<Refusal>>,
+    /// Which socket is looked at first: each in its turn, so that a crowd at one leaves the others theirs.
+    turn: AtomicUsize,
 }
 
 /// What comes of one look at the door.
 pub(crate) enum Look {
     /// A connection.
     Came(Socket, SockAddr),
-    /// A connection that was turned away.
+    /// A connection that was turned away, or gone before we looked.
     Refused,
+    /// There is one, and the system has no room for it: somebody else must go first.
+    NoRoom(ChannelError),
     /// Nobody is there.
     Nobody,
 }
@@ -132,6 +140,7 @@ impl Door {
             stopped: AtomicBool::new(false),
             wake: UnixStream::pair()?,
             first_refusal: Mutex::new(None),
+            turn: AtomicUsize::new(0),
         })
     }
 
@@ -169,26 +178,44 @@ impl Door {
 
     /// One connection, if there is one.
     pub(crate) fn look(&self) -> Result<Look, ChannelError> {
-        for socket in &self.sockets {
+        let first = self.turn.fetch_add(1, Ordering::Relaxed);
+        for n in 0..self.sockets.len() {
             self.check()?;
+            let Some(socket) = self.sockets.get(first.wrapping_add(n) % self.sockets.len()) else {
+                continue;
+            };
             match socket.accept() {
                 Ok((socket, peer)) if self.is_allowed(&peer) => return Ok(Look::Came(socket, peer)),
                 Ok((_, peer)) => {
-                    self.refuse(&peer, "it is not among the addresses that may connect");
+                    self.refuse(&peer, NOT_ALLOWED);
                     return Ok(Look::Refused);
                 }
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {}
-                // A connection that was gone before we looked is none.
-                Err(e) if [ErrorKind::Interrupted, ErrorKind::ConnectionAborted].contains(&e.kind()) => {
-                    return Ok(Look::Refused);
-                }
-                Err(e) => return Err(e.into()),
+                Err(e) => match e.raw_os_error() {
+                    // What is wrong with the one that came is its own business (accept(2) lists these).
+                    Some(
+                        libc::EINTR
+                        | libc::ECONNABORTED
+                        | libc::EPERM
+                        | libc::EPROTO
+                        | libc::ENOPROTOOPT
+                        | libc::ENETDOWN
+                        | libc::ENETUNREACH
+                        | libc::EHOSTDOWN
+                        | libc::EHOSTUNREACH
+                        | libc::ENONET,
+                    ) => return Ok(Look::Refused),
+                    Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
+                        return Ok(Look::NoRoom(e.into()));
+                    }
+                    _ => return Err(e.into()),
+                },
             }
         }
         Ok(Look::Nobody)
     }
 
-    fn is_allowed(&self, peer: &SockAddr) -> bool {
+    pub(crate) fn is_allowed(&self, peer: &SockAddr) -> bool {
         let networks = &self.admission.networks;
         let Some(peer) = peer.as_socket() else { return true };
         networks.is_empty() || networks.iter().any(|network| network.contains(&plain(peer.ip())))
@@ -211,8 +238,15 @@ impl Door {
     /// Whether somebody beyond this machine can connect without TLS.
     pub(crate) fn is_exposed(&self) -> bool {
         let beyond = |socket: &Socket| {
-            let local = socket.local_addr().ok().and_then(|local| local.as_socket());
-            local.is_some_and(|local| !plain(local.ip()).is_loopback())
+            let Ok(local) = socket.local_addr() else {
+                return false;
+            };
+            match (local.as_socket(), local.as_vsock_address()) {
+                (Some(ip), _) => !plain(ip.ip()).is_loopback(),
+                // 1 is this machine itself.
+                (None, Some((cid, _))) => cid != 1,
+                (None, None) => false,
+            }
         };
         self.admission.tls.is_none() && self.sockets.iter().any(beyond)
     }
@@ -221,6 +255,20 @@ impl Door {
     pub(crate) fn patience(&self) -> Duration {
         self.options.connect
     }
+}
+
+/// Which of those who wait goes when there are too many: the first of the address that most of them come from. So a crowd from one
+/// address does not push out who comes from another.
+pub(crate) fn first_of_the_crowd<'a, K>(waiting: impl Iterator<Item = (K, &'a SockAddr)>) -> Option<K> {
+    let mut crowds: HashMap<Option<IpAddr>, (usize, usize, K)> = HashMap::new();
+    for (order, (key, peer)) in waiting.enumerate() {
+        let from = peer.as_socket().map(|peer| plain(peer.ip()));
+        crowds.entry(from).or_insert((0, order, key)).0 += 1;
+    }
+    let largest = crowds
+        .into_values()
+        .max_by_key(|(count, order, _)| (*count, usize::MAX - order));
+    largest.map(|(_, _, key)| key)
 }
 
 /// An IPv4 address that came by way of an IPv6 socket is one.
@@ -235,5 +283,27 @@ fn name(peer: &SockAddr) -> String {
     match peer.as_vsock_address() {
         Some((cid, port)) => format!("vsock:{cid}:{port}"),
         None => "a Unix socket".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::SocketAddr;
+
+    #[test]
+    fn a_crowd_makes_room_itself() {
+        let peers: Vec<SockAddr> = [
+            "10.0.0.1:1",
+            "10.0.0.2:1",
+            "10.0.0.2:2",
+            "[::ffff:10.0.0.1]:7",
+            "10.0.0.2:3",
+        ]
+        .map(|text| text.parse::<SocketAddr>().unwrap().into())
+        .into();
+        assert_eq!(first_of_the_crowd(peers.iter().enumerate()), Some(1));
+        assert_eq!(first_of_the_crowd(peers[..4].iter().enumerate()), Some(0));
+        assert_eq!(first_of_the_crowd(peers[..0].iter().enumerate()), None);
     }
 }

@@ -41,6 +41,10 @@ fn activated(pid: Option<String>, count: Option<String>, me: u32) -> Result<Vec<
 /// A stream socket by the number of its descriptor; the descriptor itself stays as it is.
 pub(crate) fn stream(number: i32) -> io::Result<Socket> {
     let named = |error: io::Error| io::Error::new(error.kind(), format!("descriptor {number}: {error}"));
+    if sys::is_ours(number).map_err(named)? {
+        let why = "it was not inherited, but opened by this program";
+        return Err(named(io::Error::new(ErrorKind::InvalidInput, why)));
+    }
     let socket = sys::duplicate(number).map_err(named)?;
     if socket.r#type().map_err(named)? != Type::STREAM {
         return Err(named(io::Error::new(
@@ -76,6 +80,6 @@ mod tests {
         assert!(stream(i32::MAX).unwrap_err().to_string().contains("descriptor"));
         let file = tempfile::tempfile().unwrap();
         let error = stream(std::os::fd::AsRawFd::as_raw_fd(&file)).unwrap_err();
-        assert!(error.to_string().starts_with("descriptor"), "{error}");
+        assert!(error.to_string().contains("was not inherited"), "{error}");
     }
 }

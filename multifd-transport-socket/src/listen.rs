@@ -1,7 +1,7 @@
 //! The listening side: connections are told apart by their first four bytes.
 
 use crate::connect::{resolve, stream_socket};
-use crate::door::{Admission, Arrived, Door, Kind, MAX_WAITING};
+use crate::door::{Admission, Arrived, Door, Kind, MAX_WAITING, NOT_ALLOWED};
 use crate::lobby::{Lobby, Patience, too_many};
 use crate::reception::{Reception, accept_on_thread};
 use crate::{Address, SocketOptions, SocketStream, inherited};
@@ -108,6 +108,10 @@ impl SocketListener {
         }
         for socket in came {
             let peer = socket.peer_addr()?;
+            if !listener.door.is_allowed(&peer) {
+                listener.door.refuse(&peer, NOT_ALLOWED);
+                continue;
+            }
             match &mut listener.arrivals {
                 Arrivals::Say(lobby) => lobby.admit(&listener.door, socket, peer)?,
                 Arrivals::Prove { reception, .. } => reception.admit(socket, peer)?,
@@ -184,6 +188,22 @@ impl SocketListener {
         }
     }
 
+    /// The next channel, by so much patience.
+    fn next_by(&mut self, patience: Patience) -> Result<Option<Box<dyn RecvChannel>>, ChannelError> {
+        loop {
+            if let Some(channel) = self.channels.pop_front() {
+                return Ok(Some(Box::new(channel)));
+            }
+            match self.next(patience)? {
+                Some((channel, Kind::Channel)) => return Ok(Some(Box::new(channel))),
+                Some((stream, Kind::Main)) => {
+                    self.refuse(&stream, "another migration is under way here".into());
+                }
+                None => return Ok(None),
+            }
+        }
+    }
+
     fn keep(&mut self, channel: SocketStream) {
         if self.channels.len() < MAX_WAITING {
             self.channels.push_back(channel);
@@ -209,18 +229,10 @@ impl ChannelSource for SocketListener {
         } else {
             Patience::ForThose(until)
         };
-        loop {
-            if let Some(channel) = self.channels.pop_front() {
-                return Ok(Some(Box::new(channel)));
-            }
-            match self.next(patience)? {
-                Some((channel, Kind::Channel)) => return Ok(Some(Box::new(channel))),
-                Some((stream, Kind::Main)) => {
-                    self.refuse(&stream, "another migration is under way here".into());
-                }
-                None => return Ok(None),
-            }
-        }
+        self.next_by(patience)
+    }
+    fn late_channel(&mut self) -> Result<Option<Box<dyn RecvChannel>>, ChannelError> {
+        self.next_by(Patience::ForThose(Instant::now()))
     }
 }
 

@@ -1,8 +1,8 @@
 //! Connections that have not said yet what they are: their first four bytes tell. No more of them wait than a migration can have;
-//! who says nothing goes first.
+//! who says nothing goes first, and of those who do, the ones from where most come.
 
 use crate::SocketStream;
-use crate::door::{Arrived, Door, Kind, Look, MAX_WAITING};
+use crate::door::{Arrived, Door, Kind, Look, MAX_WAITING, first_of_the_crowd};
 use crate::sys;
 use multifd_core::ChannelError;
 use socket2::{SockAddr, Socket};
@@ -75,13 +75,20 @@ impl Lobby {
             return Ok(());
         }
         self.listen(door)?;
-        if self.undecided.len() > MAX_WAITING
-            && let Some(oldest) = self.undecided.pop_front()
-        {
-            let why = format!("it said nothing while {MAX_WAITING} others came");
-            door.refuse(&oldest.peer, why);
+        if self.undecided.len() > MAX_WAITING {
+            self.make_room(door);
         }
         Ok(())
+    }
+
+    /// Turns one of those away who have said nothing; `false` if there is nobody.
+    fn make_room(&mut self, door: &Door) -> bool {
+        let waiting = self.undecided.iter().map(|visitor| &visitor.peer).enumerate();
+        let Some(gone) = first_of_the_crowd(waiting).and_then(|at| self.undecided.remove(at)) else {
+            return false;
+        };
+        door.refuse(&gone.peer, "it said nothing while others came");
+        true
     }
 
     /// The next connection that has said what it is.
@@ -91,7 +98,8 @@ impl Lobby {
             for _ in 0..MAX_WAITING {
                 match door.look()? {
                     Look::Came(socket, peer) => self.admit(door, socket, peer)?,
-                    Look::Refused => {}
+                    Look::NoRoom(error) if !self.make_room(door) => return Err(error),
+                    Look::NoRoom(_) | Look::Refused => {}
                     Look::Nobody => break,
                 }
             }

@@ -1,7 +1,7 @@
 //! A connected stream socket: a channel of either kind, or QEMU's main connection.
 
 use crate::bandwidth::Bandwidth;
-use crate::connection::{Connection, Handle, Step, skip};
+use crate::connection::{Connection, Handle, Introduction, Step, skip};
 use crate::options::is_tcp;
 use crate::secret::Secret;
 use crate::sys;
@@ -73,7 +73,7 @@ impl SocketStream {
         Ok(Self::over(Connection {
             tls,
             bandwidth,
-            secret: secret.map(|secret| Mutex::new(Some(secret))),
+            secret: secret.map(|secret| Mutex::new(Introduction::Pending(secret))),
             ..Connection::new(socket, deadline)?
         }))
     }
@@ -86,6 +86,14 @@ impl SocketStream {
     pub(crate) fn with_head(mut self, head: &[u8]) -> Self {
         self.head = head.to_vec();
         self
+    }
+
+    /// Does TLS's handshake, if there is one to do.
+    pub(crate) fn finish_handshake(&self) -> Result<(), ChannelError> {
+        match &self.connection.tls {
+            Some(tls) => self.connection.handshake(tls),
+            None => Ok(()),
+        }
     }
 
     /// Sees to it that the peer knows a secret, before it has said anything else.
@@ -215,7 +223,7 @@ impl SocketStream {
             ..
         } = self;
         connection.send_by(progress.as_deref(), iovs, |socket, iovs| {
-            let result = zero_copy.send(socket, iovs, connection.deadline)?;
+            let result = zero_copy.send(connection, iovs)?;
             if result.is_err() && zero_copy.is_pending() {
                 // Notices that wait look like a socket that is ready.
                 zero_copy.reap(socket)?;
@@ -275,7 +283,7 @@ impl SendChannel for SocketStream {
             zero_copy,
             ..
         } = self;
-        zero_copy.finish(&connection.socket, connection.deadline)
+        zero_copy.finish(connection)
     }
 
     fn close(&mut self) -> Result<(), ChannelError> {

@@ -30,6 +30,14 @@ pub(crate) fn send(socket: &Socket, iovs: &[Iov<'_>], flags: libc::c_int) -> io:
     check(unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL | flags) })
 }
 
+/// Whether the descriptor `number` was opened by this program, and not inherited: it would not outlive an `exec`.
+pub(crate) fn is_ours(number: i32) -> io::Result<bool> {
+    // SAFETY: the call only reads a flag; any number is fine.
+    let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
+    check(flags as isize)?;
+    Ok(flags & libc::FD_CLOEXEC != 0)
+}
+
 /// One more descriptor for what the descriptor `number` is for, if it is open. Nothing is taken from whoever owns that one.
 pub(crate) fn duplicate(number: i32) -> io::Result<Socket> {
     // SAFETY: the call only makes a new descriptor; any number is fine.

@@ -1,5 +1,6 @@
 //! Sending guest pages without a copy: `MSG_ZEROCOPY`, and what the kernel says of it on the socket's error queue.
 
+use crate::connection::Connection;
 use crate::sys;
 use multifd_core::{ChannelError, Iov};
 use nix::cmsg_space;
@@ -90,10 +91,10 @@ impl ZeroCopy {
     /// [`ZeroCopy::finish`].
     pub(crate) fn send(
         &mut self,
-        socket: &Socket,
+        connection: &Connection,
         iovs: &[Iov<'_>],
-        deadline: Duration,
     ) -> Result<io::Result<usize>, ChannelError> {
+        let (socket, deadline) = (&connection.socket, connection.deadline);
         if let Err(error) = self.enable(socket) {
             if !self.copies_instead() {
                 return Err(error);
@@ -116,7 +117,7 @@ impl ZeroCopy {
             }
             // The kernel keeps account of memory it has locked, and of notices not read. Both end as sends complete.
             if self.issued > self.completed && since.elapsed() < deadline {
-                self.wait(socket, deadline.saturating_sub(since.elapsed()))?;
+                self.wait(connection, deadline.saturating_sub(since.elapsed()))?;
                 continue;
             }
             if !self.copies_instead() {
@@ -134,11 +135,12 @@ impl ZeroCopy {
     }
 
     /// Waits until the kernel is done with all memory it was given.
-    pub(crate) fn finish(&mut self, socket: &Socket, deadline: Duration) -> Result<(), ChannelError> {
+    pub(crate) fn finish(&mut self, connection: &Connection) -> Result<(), ChannelError> {
+        let deadline = connection.deadline;
         let mut since = Instant::now();
         while self.issued > self.completed {
             let before = self.completed;
-            self.wait(socket, deadline.saturating_sub(since.elapsed()))?;
+            self.wait(connection, deadline.saturating_sub(since.elapsed()))?;
             if self.completed > before {
                 since = Instant::now();
             } else if since.elapsed() >= deadline {
@@ -149,10 +151,17 @@ impl ZeroCopy {
     }
 
     /// Waits for notices, for some time, and takes them in.
-    fn wait(&mut self, socket: &Socket, timeout: Duration) -> Result<(), ChannelError> {
+    fn wait(&mut self, connection: &Connection, timeout: Duration) -> Result<(), ChannelError> {
+        let before = self.completed;
         // The error queue shows as an error, which is always looked for.
-        sys::poll(&[socket.as_fd()], 0, Some(timeout))?;
-        self.reap(socket)
+        let ready = sys::poll(&[connection.socket.as_fd()], 0, Some(timeout))?;
+        connection.check()?;
+        self.reap(&connection.socket)?;
+        if ready.contains(&true) && self.completed == before {
+            // A connection that both sides have ended is always ready: look again now and then, not all the time.
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
     }
 
     /// Takes in the notices that are there.

@@ -89,7 +89,11 @@ fn between(folder: &Path, ours: &[&str], theirs: &[&str]) -> (Output, Output, Pa
     if !raw.exists() {
         std::fs::write(&raw, seeded(32 << 20, 4)).unwrap();
     }
-    let recv = [&["--force", "--no-digest", "--timeout", "2"], theirs].concat();
+    let recv = [
+        &["--force", "--no-digest", "--timeout", "2", "--wait", "4"],
+        theirs,
+    ]
+    .concat();
     let recv = Recv::start("tcp:127.0.0.1:0", &out, &recv);
     let send = [
         "send",

@@ -27,7 +27,7 @@ impl Connection {
         Ok(ready.contains(&true) || since.elapsed() < self.deadline)
     }
 
-    fn check(&self) -> Result<(), ChannelError> {
+    pub(crate) fn check(&self) -> Result<(), ChannelError> {
         if self.stopped.load(Ordering::Acquire) {
             return Err(ChannelError::Stopped);
         }
