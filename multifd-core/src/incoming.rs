@@ -92,15 +92,14 @@ impl<'a> IncomingPages<'a> {
         joined.filter_map(move |Run { offset, len }| block.region(offset, len).ok())
     }
 
-    /// Makes the packet's zero pages zero.
-    pub(crate) fn clear_zero_pages(&self) {
-        for page in self
-            .packet
-            .zero()
-            .iter()
-            .filter_map(|offset| self.block.page(offset).ok())
-        {
-            page.clear();
+    /// Makes the packet's zero pages zero, and notes which others are written to.
+    pub(crate) fn begin(&self) {
+        for offset in self.packet.zero().iter() {
+            // Each was found to lie in the block when this was made.
+            let _ = self.block.clear_page(offset);
+        }
+        for offset in self.packet.normal().iter() {
+            self.block.note_written(offset);
         }
     }
 }

@@ -9,6 +9,7 @@ mod error;
 mod guest_memory;
 mod incoming;
 mod iov;
+mod known_zeros;
 // All of this crate's unsafe code: guest memory may change under us and is only touched there.
 #[allow(unsafe_code)]
 mod memory;

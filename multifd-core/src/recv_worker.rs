@@ -187,7 +187,7 @@ impl RecvWorker {
                     channel: self.id,
                     source,
                 })?;
-                pages.clear_zero_pages();
+                pages.begin();
                 self.unpack(packet, &pages, payload_crc)?;
             }
             Target::Passing(gate) => {

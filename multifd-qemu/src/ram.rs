@@ -197,10 +197,11 @@ pub(crate) fn read_page<R: Read>(
                 expected: "0".into(),
             });
         }
-        page.clear();
+        block.clear_page(address)?;
     } else {
         let mut bytes = vec![0; page.len()];
         input.fill(&mut bytes, "a page")?;
+        block.note_written(address);
         page.copy_from(&bytes);
     }
     Ok(())

@@ -35,7 +35,8 @@ pub struct ReceiveOptions {
     /// Ends the migration from elsewhere. Register the main connection with it, and the listener, so that a channel's
     /// failure ends a wait on them.
     pub cancel: CancelHandle,
-    /// Makes the memory of each RAM block, `page_size` bytes a page: a VMM's own. It must read as zeros. Without it, blocks
+    /// Makes the memory of each RAM block, `page_size` bytes a page: a VMM's own. It must read as zeros, and nobody else may
+    /// write to it before all has been received. Without it, blocks
     /// are private anonymous memory.
     pub memory: Option<MakeMemory>,
     /// Whether every packet must carry a checksum; those that do are checked in any case.
@@ -206,6 +207,9 @@ impl<R: Read> Reception<'_, R> {
             }
             None => return Err(unexpected(0, "a migration without RAM blocks".into())),
         };
+        for block in self.ram.blocks() {
+            block.forget_zeros();
+        }
         Ok(Received {
             snapshot: Snapshot {
                 configuration: self.configuration.with_mapped_ram(false),
@@ -302,7 +306,8 @@ impl<R: Read> Reception<'_, R> {
                     reason: "the memory made for it has another name or length",
                 }));
             }
-            self.ram.add(block)?;
+            // That it reads as zeros is what we ask of whoever makes it.
+            self.ram.add(block.with_known_zeros())?;
         }
         let config = ReceiverConfig {
             methods: self.options.methods.clone(),

@@ -2,6 +2,7 @@
 
 use super::{copy_in, copy_out, scan};
 use crate::BlockError;
+use crate::known_zeros::KnownZeros;
 use memmap2::{MmapMut, MmapOptions};
 use multifd_packet::{Geometry, NAME_LEN};
 use std::any::Any;
@@ -19,6 +20,7 @@ pub struct RamBlock {
     /// Nobody else has this memory mapped.
     private: bool,
     frozen: bool,
+    pub(crate) known_zeros: Option<KnownZeros>,
 }
 
 // SAFETY: the memory stays mapped while `owner` lives, and is only touched by volatile or kernel accesses that
@@ -157,6 +159,7 @@ impl RamBlock {
             owner: Box::new(owner),
             private: false,
             frozen: false,
+            known_zeros: None,
         })
     }
 

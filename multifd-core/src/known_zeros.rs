@@ -1,0 +1,100 @@
+//! Which pages are known to be zero without a look at them: a look alone can give a page memory of its own.
+
+use crate::RamBlock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// A bit for each page that something has been written to.
+#[derive(Debug)]
+pub(crate) struct KnownZeros {
+    written: Vec<AtomicU64>,
+    /// Others may write now.
+    over: AtomicBool,
+}
+
+impl KnownZeros {
+    fn new(pages: u64) -> Self {
+        let words = usize::try_from(pages.div_ceil(64)).unwrap_or(usize::MAX);
+        Self {
+            written: (0..words).map(|_| AtomicU64::new(0)).collect(),
+            over: AtomicBool::new(false),
+        }
+    }
+
+    fn note(&self, page: u64) {
+        if let Some(word) = self.written.get((page / 64) as usize) {
+            word.fetch_or(1 << (page % 64), Ordering::Relaxed);
+        }
+    }
+
+    fn is_zero(&self, page: u64) -> bool {
+        let word = self.written.get((page / 64) as usize);
+        let written = word.is_none_or(|word| word.load(Ordering::Relaxed) & (1 << (page % 64)) != 0);
+        !written && !self.over.load(Ordering::Relaxed)
+    }
+}
+
+impl RamBlock {
+    /// The block, whose memory is all zero now and is written to by nobody but who receives into it, up to
+    /// [`RamBlock::forget_zeros`]. A zero page that comes for a page nothing has come for is then not even looked at: looking at memory
+    /// that is shared gives it a page.
+    #[must_use]
+    pub fn with_known_zeros(mut self) -> Self {
+        self.known_zeros = Some(KnownZeros::new(self.len() / u64::from(self.page_size())));
+        self
+    }
+
+    /// From now on others may write, as a guest does: every page has to be looked at again.
+    pub fn forget_zeros(&self) {
+        if let Some(zeros) = &self.known_zeros {
+            zeros.over.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Says that the page at `offset` (bytes) is written to. A [`Receiver`](crate::Receiver) does that for what it receives; it is for
+    /// whoever else puts contents into a block with known zeros.
+    pub fn note_written(&self, offset: u64) {
+        if let Some(zeros) = &self.known_zeros {
+            zeros.note(offset / u64::from(self.page_size()));
+        }
+    }
+
+    /// Makes the page at `offset` (bytes) zero, if it is not known to be.
+    ///
+    /// # Errors
+    /// [`BlockError::Outside`](crate::BlockError::Outside) unless it lies in the block whole.
+    pub fn clear_page(&self, offset: u64) -> Result<(), crate::BlockError> {
+        let page = self.page(offset)?;
+        let known = self.known_zeros.as_ref();
+        if !known.is_some_and(|zeros| zeros.is_zero(offset / u64::from(self.page_size()))) {
+            page.clear();
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_is_looked_at_only_if_something_was_written_to_it() {
+        let block = RamBlock::anonymous("b", 130 * 4096, 4096)
+            .unwrap()
+            .with_known_zeros();
+        let filled = |page: u64| !block.page(page * 4096).unwrap().is_zero();
+        for page in [0, 63, 64, 129] {
+            // Written behind its back: it believes that the page is zero still.
+            block.page(page * 4096).unwrap().copy_from(&[1]);
+            block.clear_page(page * 4096).unwrap();
+            assert!(filled(page));
+            block.note_written(page * 4096);
+            block.clear_page(page * 4096).unwrap();
+            assert!(!filled(page));
+        }
+        block.page(4096).unwrap().copy_from(&[1]);
+        block.forget_zeros();
+        block.clear_page(4096).unwrap();
+        assert!(!filled(1));
+        assert!(block.clear_page(130 * 4096).is_err());
+    }
+}
