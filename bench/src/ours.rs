@@ -55,9 +55,6 @@ pub(crate) struct SendRole {
     /// The file that is the guest's RAM
     #[arg(long)]
     pub(crate) memory: PathBuf,
-    /// A mapped-ram file with the rest of the machine, for a QEMU to take
-    #[arg(long)]
-    pub(crate) machine: Option<PathBuf>,
     #[arg(long)]
     pub(crate) channels: u8,
     #[arg(long)]
@@ -144,14 +141,9 @@ pub(crate) fn shared(path: &Path, len: Option<u64>) -> Outcome<MmapMut> {
 
 pub(crate) fn run_send(role: &SendRole) -> Outcome<()> {
     let memory = RamBlock::from_mmap("pc.ram", shared(&role.memory, None)?, 4096)?;
-    let snapshot = match &role.machine {
-        None => {
-            let mut ram = RamMap::new();
-            ram.add(memory)?;
-            Snapshot::of_ram(ram)
-        }
-        Some(file) => machine(file, memory)?,
-    };
+    let mut ram = RamMap::new();
+    ram.add(memory)?;
+    let snapshot = Snapshot::of_ram(ram);
     let method = role.compression.method();
     let transport = SocketTransport::new(role.to.clone(), SocketOptions::default());
     let meter = Meter::start();
@@ -171,34 +163,6 @@ pub(crate) fn run_send(role: &SendRole) -> Outcome<()> {
     main.end_writing()?;
     main.wait_closed()?;
     say(&meter.told(sent.stats.total().wire_bytes))
-}
-
-/// A machine whose main memory is not the file's.
-fn machine(path: &Path, memory: RamBlock) -> Outcome<Snapshot> {
-    let file = File::open(path)?;
-    let mapped = MappedFile::read(&file, 0, &Limits::default(), true)?;
-    let page_size = mapped.configuration.page_size();
-    let mut ram = RamMap::new();
-    let mut memory = Some(memory);
-    let mut placed = Vec::new();
-    for block in &mapped.blocks {
-        if let Some(memory) = memory.take_if(|_| block.name == "pc.ram") {
-            ram.add(memory)?;
-            continue;
-        }
-        let len = block.layout.used_length();
-        ram.add(RamBlock::anonymous(&block.name, len, page_size)?)?;
-        placed.push(place(block));
-    }
-    load(&file, &placed, &ram, 1, DirectIo::Off)?;
-    Ok(Snapshot {
-        uuid: [0; 16],
-        configuration: mapped.configuration.with_mapped_ram(false),
-        ram,
-        ram_section: mapped.ram_section,
-        switchover_start: mapped.switchover_start,
-        tail: mapped.tail,
-    })
 }
 
 fn place(block: &MappedBlock) -> PlacedBlock {
@@ -281,7 +245,7 @@ pub(crate) fn run_load(role: &FileRole) -> Outcome<()> {
     let mut ram = RamMap::new();
     for block in &mapped.blocks {
         ram.add(match memory.take_if(|_| block.name == "pc.ram") {
-            Some(memory) => memory,
+            Some(memory) => memory.with_known_zeros(),
             None => RamBlock::anonymous(&block.name, block.layout.used_length(), 4096)?,
         })?;
     }

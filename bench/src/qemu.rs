@@ -130,12 +130,6 @@ impl Qemu {
         Ok(())
     }
 
-    /// Sets one migration parameter.
-    pub(crate) fn parameter(&mut self, name: &str, value: &Value) -> Result<()> {
-        self.execute("migrate-set-parameters", &json!({ name: value }))?;
-        Ok(())
-    }
-
     /// Has it listen; returns where.
     pub(crate) fn listen(&mut self, uri: &str) -> Result<String> {
         self.execute("migrate-incoming", &json!({ "uri": uri }))?;

@@ -17,15 +17,6 @@ pub(crate) enum Whose {
     Qemu,
 }
 
-impl Whose {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Multifd => "multifd",
-            Self::Qemu => "QEMU",
-        }
-    }
-}
-
 /// What is moved, and where.
 #[derive(Debug)]
 pub(crate) struct Stage {
@@ -34,13 +25,12 @@ pub(crate) struct Stage {
     pub(crate) bytes: u64,
     /// The folder on tmpfs.
     pub(crate) folder: PathBuf,
-    /// A mapped-ram file of a machine of this size, if there is a QEMU.
-    pub(crate) machine: Option<PathBuf>,
 }
 
 /// What is asked of one transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub(crate) struct Ask {
+    /// Whose the source is. A QEMU takes only what one sends: the destination is the same, or ours.
     pub(crate) from: Whose,
     pub(crate) to: Whose,
     pub(crate) unix: bool,
@@ -128,7 +118,7 @@ impl Stage {
         Ok(path)
     }
 
-    fn receiving(&self, ask: &Ask, memory: &Path) -> Result<(Receiving, String)> {
+    fn receiving(&self, ask: Ask, memory: &Path) -> Result<(Receiving, String)> {
         let socket = format!("unix:{}", self.folder.join("socket").display());
         let uri = if ask.unix {
             socket.as_str()
@@ -152,7 +142,7 @@ impl Stage {
     }
 
     /// Runs one transfer.
-    pub(crate) fn run(&self, ask: &Ask) -> Result<Took> {
+    pub(crate) fn run(&self, ask: Ask) -> Result<Took> {
         let memory = self.fresh()?;
         let (mut receiving, address) = self.receiving(ask, &memory)?;
         let (watched, before) = match &receiving {
@@ -178,10 +168,6 @@ impl Stage {
             let channels = ask.channels.to_string();
             let mut args = vec!["send", "--to", &address, "--memory", text(&self.image)?];
             args.extend(["--channels", &channels, "--compression", ask.compression.name()]);
-            if ask.to == Whose::Qemu {
-                let machine = self.machine.as_deref().ok_or("there is no machine to send")?;
-                args.extend(["--machine", text(machine)?]);
-            }
             let told = Ours::start(&args)?.finish()?;
             let took = Took {
                 seconds: told.seconds,
@@ -214,6 +200,67 @@ impl Stage {
         }
         drop(source);
         Ok(took)
+    }
+
+    /// Writes the image into a mapped-ram file.
+    pub(crate) fn save(&self, whose: Whose, channels: u8) -> Result<Took> {
+        let file = self.folder.join("mapped");
+        let _ = std::fs::remove_file(&file);
+        if whose == Whose::Multifd {
+            return self.our_file("save", &self.image, channels);
+        }
+        let mut source = Qemu::start(&self.image, self.bytes, false, false)?;
+        source.multifd(channels, "none", &["mapped-ram"])?;
+        let (cpu, memory) = (source.usage().cpu, MemoryWatch::start(source.pid()));
+        let begun = Instant::now();
+        source.migrate(&format!("file:{}", text(&file)?))?;
+        source.wait_completed()?;
+        Ok(Took {
+            seconds: begun.elapsed().as_secs_f64(),
+            cpu: source.usage().cpu - cpu,
+            wire_bytes: source.wire_bytes()?,
+            memory: memory.end(),
+        })
+    }
+
+    /// Loads the file written last into fresh memory.
+    pub(crate) fn load(&self, whose: Whose, channels: u8) -> Result<Took> {
+        let memory = self.fresh()?;
+        if whose == Whose::Multifd {
+            return self.our_file("load", &memory, channels);
+        }
+        let mut target = Qemu::start(&memory, self.bytes, true, false)?;
+        target.multifd(channels, "none", &["mapped-ram"])?;
+        let (cpu, watch) = (target.usage().cpu, MemoryWatch::start(target.pid()));
+        let begun = Instant::now();
+        target.listen(&format!("file:{}", text(&self.folder.join("mapped"))?))?;
+        target.wait_completed()?;
+        Ok(Took {
+            seconds: begun.elapsed().as_secs_f64(),
+            cpu: target.usage().cpu - cpu,
+            wire_bytes: 0,
+            memory: watch.end(),
+        })
+    }
+
+    fn our_file(&self, role: &str, memory: &Path, channels: u8) -> Result<Took> {
+        let (file, channels) = (self.folder.join("mapped"), channels.to_string());
+        let args = [
+            role,
+            "--memory",
+            text(memory)?,
+            "--file",
+            text(&file)?,
+            "--channels",
+            &channels,
+        ];
+        let told = Ours::start(&args)?.finish()?;
+        Ok(Took {
+            seconds: told.seconds,
+            cpu: told.cpu,
+            wire_bytes: told.wire_bytes,
+            memory: told.memory,
+        })
     }
 
     /// Whether the destination holds what the source does.

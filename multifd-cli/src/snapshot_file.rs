@@ -144,11 +144,8 @@ pub(crate) fn read(path: &Path, direct: Direct) -> Result<Snapshot, Failure> {
     let mut ram = RamMap::new();
     for block in &mapped.blocks {
         let page_size = mapped.configuration.page_size();
-        ram.add(RamBlock::anonymous(
-            &block.name,
-            block.layout.used_length(),
-            page_size,
-        )?)?;
+        let block = RamBlock::anonymous(&block.name, block.layout.used_length(), page_size)?;
+        ram.add(block.with_known_zeros())?;
     }
     let blocks: Vec<PlacedBlock> = mapped.blocks.iter().map(placed).collect();
     load(

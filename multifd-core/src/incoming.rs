@@ -98,8 +98,8 @@ impl<'a> IncomingPages<'a> {
             // Each was found to lie in the block when this was made.
             let _ = self.block.clear_page(offset);
         }
-        for offset in self.packet.normal().iter() {
-            self.block.note_written(offset);
+        for Run { offset, len } in runs(self.packet.normal().iter(), self.block.page_size()) {
+            self.block.prepare_to_write(offset, len);
         }
     }
 }

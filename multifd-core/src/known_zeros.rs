@@ -3,6 +3,9 @@
 use crate::RamBlock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+/// Pages that are worth a system call.
+const FEWEST: usize = 4;
+
 /// A bit for each page that something has been written to.
 #[derive(Debug)]
 pub(crate) struct KnownZeros {
@@ -50,11 +53,25 @@ impl RamBlock {
         }
     }
 
-    /// Says that the page at `offset` (bytes) is written to. A [`Receiver`](crate::Receiver) does that for what it receives; it is for
-    /// whoever else puts contents into a block with known zeros.
-    pub fn note_written(&self, offset: u64) {
-        if let Some(zeros) = &self.known_zeros {
-            zeros.note(offset / u64::from(self.page_size()));
+    /// Notes that `len` bytes from `offset`, whole pages, are about to be written. A [`Receiver`](crate::Receiver) does that for what it
+    /// receives; it is for whoever else puts contents into a block with known zeros, and does nothing to others. The system gives the first of them that are new their pages at once,
+    /// where it can: one after another, by a fault each, that takes longer, and holds up the connection they come over.
+    pub fn prepare_to_write(&self, offset: u64, len: usize) {
+        let Some(zeros) = &self.known_zeros else { return };
+        let page_size = self.page_size() as usize;
+        let first = offset / page_size as u64;
+        let pages = len / page_size;
+        let new = (first..)
+            .take(pages)
+            .take_while(|&page| zeros.is_zero(page))
+            .count();
+        if new >= FEWEST
+            && let Ok(region) = self.region(offset, new * page_size)
+        {
+            region.populate();
+        }
+        for page in (first..).take(pages) {
+            zeros.note(page);
         }
     }
 
@@ -87,7 +104,7 @@ mod tests {
             block.page(page * 4096).unwrap().copy_from(&[1]);
             block.clear_page(page * 4096).unwrap();
             assert!(filled(page));
-            block.note_written(page * 4096);
+            block.prepare_to_write(page * 4096, 4096);
             block.clear_page(page * 4096).unwrap();
             assert!(!filled(page));
         }

@@ -201,7 +201,7 @@ pub(crate) fn read_page<R: Read>(
     } else {
         let mut bytes = vec![0; page.len()];
         input.fill(&mut bytes, "a page")?;
-        block.note_written(address);
+        block.prepare_to_write(address, page.len());
         page.copy_from(&bytes);
     }
     Ok(())

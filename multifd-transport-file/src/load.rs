@@ -43,6 +43,7 @@ impl Piece<'_> {
         for run in runs(offsets().filter(stored), self.block.page_size()) {
             let at = self.pages_offset + run.offset;
             let region = self.block.region(run.offset, run.len)?;
+            self.block.prepare_to_write(run.offset, run.len);
             let read = file
                 .read_full(region, at, bounce)
                 .map_err(|source| FileError::At {
@@ -62,7 +63,9 @@ impl Piece<'_> {
             loaded.pages += run.len as u64 / page_size;
         }
         for run in runs(offsets().filter(|offset| !stored(offset)), self.block.page_size()) {
-            self.block.region(run.offset, run.len)?.clear();
+            for offset in (run.offset..run.offset + run.len as u64).step_by(page_size as usize) {
+                self.block.clear_page(offset)?;
+            }
             loaded.zero_pages += run.len as u64 / page_size;
         }
         Ok(loaded)

@@ -254,6 +254,12 @@ unsafe impl Send for Region<'_> {}
 unsafe impl Sync for Region<'_> {}
 
 impl Region<'_> {
+    /// Gives the range its pages, if the system can do that: it need not.
+    pub(crate) fn populate(&self) {
+        // SAFETY: the range is mapped; its contents stay as they are.
+        unsafe { libc::madvise(self.base.cast(), self.len, libc::MADV_POPULATE_WRITE) };
+    }
+
     /// The first byte's address, for the kernel.
     pub fn as_mut_ptr(&self) -> *mut u8 {
         self.base
