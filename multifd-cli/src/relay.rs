@@ -86,6 +86,7 @@ pub(crate) fn run(args: &Relay) -> Result<(), Failure> {
         way: Mutex::new(Way {
             destination: destination.second(),
             held: Some(seen),
+            ended: false,
         }),
         first_error: Mutex::new(None),
         source_done: AtomicBool::new(false),
@@ -193,14 +194,17 @@ impl Read for Tee<'_> {
 struct Way {
     destination: SocketStream,
     held: Option<Vec<u8>>,
+    /// The source has ended its side while it was held back: a small migration is all said before its channels' handshakes are done.
+    ended: bool,
 }
 
 impl Way {
     fn open(&mut self) -> Result<(), Failure> {
         match self.held.take() {
-            Some(held) => self.pass(&held),
-            None => Ok(()),
+            Some(held) => self.pass(&held)?,
+            None => return Ok(()),
         }
+        if self.ended { self.end() } else { Ok(()) }
     }
 
     fn pass(&mut self, bytes: &[u8]) -> Result<(), Failure> {
@@ -223,9 +227,8 @@ impl Way {
 
     fn end(&mut self) -> Result<(), Failure> {
         if self.held.is_some() {
-            return Err(Failure::Other(
-                "the source closed the main connection before anything came on a channel".into(),
-            ));
+            self.ended = true;
+            return Ok(());
         }
         self.destination
             .end_writing()
