@@ -213,10 +213,15 @@ fn a_failure_passes_through() {
         let limit: &[&str] = if case == "refused" {
             &["--max-ram", "1M"]
         } else {
-            &["--timeout", "3"]
+            &["--timeout", "3", "--wait", "12"]
         };
         let recv = Recv::start(&listen("recv"), &out, limit);
-        let relay = relay(None, &listen("relay"), &recv.address, &["--timeout", "5"]);
+        let relay = relay(
+            None,
+            &listen("relay"),
+            &recv.address,
+            &["--timeout", "5", "--connect-timeout", "2"],
+        );
         if case == "truncated" {
             // A source that dies while it speaks.
             let mut main = TcpStream::connect(relay.address.trim_start_matches("tcp:")).unwrap();
