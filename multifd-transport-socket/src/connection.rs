@@ -1,6 +1,7 @@
 //! What the two halves of a connection share: its socket, its deadline, and what lies between them and the bytes.
 
 use crate::bandwidth::Bandwidth;
+use crate::options::is_tcp;
 use crate::secret::{Secret, Wire};
 use crate::sys;
 use crate::tls::{Cut, Session};
@@ -21,6 +22,8 @@ pub(crate) struct Connection {
     pub(crate) socket: Socket,
     pub(crate) stopped: AtomicBool,
     pub(crate) deadline: Duration,
+    /// We have ended our side.
+    pub(crate) ended: AtomicBool,
     pub(crate) tls: Option<Session>,
     pub(crate) bandwidth: Option<Bandwidth>,
     /// The secret to be shown before anything else.
@@ -71,6 +74,7 @@ impl Connection {
             socket,
             stopped: AtomicBool::new(false),
             deadline,
+            ended: AtomicBool::new(false),
             tls: None,
             bandwidth: None,
             secret: None,
@@ -115,6 +119,25 @@ impl Connection {
             }
             _ => Err(error.into()),
         }
+    }
+
+    /// Says that nothing more will be written.
+    pub(crate) fn end_writing(&self) -> io::Result<()> {
+        self.socket.shutdown(Shutdown::Write)?;
+        self.ended.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// What the end of the bytes is: an orderly end, or a reset that another thread has been told of already. The kernel tells of it
+    /// once, and lets the connection look ended after that. While our side is open, a connection that was ended in order still has a
+    /// peer; once we have ended it, no writer is left that could have been told.
+    pub(crate) fn check_end(&self) -> Result<(), ChannelError> {
+        let is_reset = || is_tcp(&self.socket).unwrap_or(false) && self.socket.peer_addr().is_err();
+        if !self.ended.load(Ordering::Acquire) && is_reset() {
+            self.check()?;
+            return Err(io::Error::from(io::ErrorKind::ConnectionReset).into());
+        }
+        Ok(())
     }
 
     /// Shows that we know the secret, if that is asked for and has not been done.
@@ -236,7 +259,11 @@ impl Connection {
     ) -> Result<Step, ChannelError> {
         let Some(tls) = &self.tls else {
             let result = sys::recv(&self.socket, room, flags);
-            return self.step(progress, libc::POLLIN, since, result);
+            let step = self.step(progress, libc::POLLIN, since, result)?;
+            if let Step::Moved(0) = step {
+                self.check_end()?;
+            }
+            return Ok(step);
         };
         let step = self.decrypt(tls, room, cut)?;
         if let (Step::Moved(_), Some(progress)) = (&step, progress) {

@@ -144,7 +144,7 @@ impl SocketStream {
     /// # Errors
     /// [`ChannelError::Io`] if the connection is gone.
     pub fn end_writing(&self) -> Result<(), ChannelError> {
-        Ok(self.connection.socket.shutdown(Shutdown::Write)?)
+        Ok(self.connection.end_writing()?)
     }
 
     /// Whether the end of the connection is taken for the end of what is read from it even if TLS's own end is missing, as it is on a

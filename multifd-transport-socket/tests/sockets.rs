@@ -274,3 +274,25 @@ fn a_message_that_takes_long_is_no_stall() {
         drop(thread.join().unwrap());
     }
 }
+
+/// The kernel tells of a reset once. The half that is not told must not take the connection for ended in order: a relay would pass that
+/// on, and the source would believe that all is well.
+#[test]
+fn a_reset_that_one_half_was_told_of_is_no_orderly_end_to_the_other() {
+    let (mut near, far) = pairs(patient()).pop().unwrap();
+    let mut reading = near.second();
+    far.abort_on_close(true).unwrap();
+    drop(far);
+    while near.write_all(b"x").is_ok() {}
+    let read = reading.read(&mut [0]);
+    assert!(read.is_err(), "{read:?}");
+    // In order, it is one, also where we have ended our side before.
+    for ended in [false, true] {
+        let (mut near, far) = pairs(patient()).pop().unwrap();
+        if ended {
+            near.end_writing().unwrap();
+        }
+        drop(far);
+        assert_eq!(near.read(&mut [0]).unwrap(), 0);
+    }
+}

@@ -92,7 +92,10 @@ impl Connection {
             match self.unless_stopped(tls.recv(&self.socket, buffer))? {
                 Received::Bytes(n) => return Ok(Step::Moved(n)),
                 Received::End => return Ok(Step::Moved(0)),
-                Received::Cut if cut == Cut::IsEnd => return Ok(Step::Moved(0)),
+                Received::Cut if cut == Cut::IsEnd => {
+                    self.check_end()?;
+                    return Ok(Step::Moved(0));
+                }
                 Received::Cut => {
                     let why = "the connection ended without TLS's own end: it may have been cut off";
                     return Err(ChannelError::Peer(why.into()));
