@@ -323,11 +323,9 @@ impl Mains {
         while let Some(bytes) = self.read(&mut destination, &mut room, doing)? {
             write(&mut source, bytes, "writing to the source's main connection")?;
         }
-        // With a return path it ends its side first, and says nothing of how the migration ended by that. What it does not take
-        // any more is an error of whoever writes.
-        source
-            .end_writing()
-            .map_err(crate::failure::doing("ending the source's main connection"))
+        // With a return path it ends its side first, and says nothing of how the migration ended by that. The source sees an end when
+        // everything has ended well: it may take it for success.
+        Ok(())
     }
 
     /// What has come; `None` at the connection's end. Silence is a stall only if there is silence everywhere.

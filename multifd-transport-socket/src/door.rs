@@ -185,8 +185,12 @@ impl Door {
                 continue;
             };
             match socket.accept() {
-                Ok((socket, peer)) if self.is_allowed(&peer) => return Ok(Look::Came(socket, peer)),
-                Ok((_, peer)) => {
+                Ok((socket, peer)) if self.is_allowed(&peer) => {
+                    reset_unless_taken(&socket);
+                    return Ok(Look::Came(socket, peer));
+                }
+                Ok((socket, peer)) => {
+                    reset_unless_taken(&socket);
                     self.refuse(&peer, NOT_ALLOWED);
                     return Ok(Look::Refused);
                 }
@@ -269,6 +273,13 @@ pub(crate) fn first_of_the_crowd<'a, K>(waiting: impl Iterator<Item = (K, &'a So
         .into_values()
         .max_by_key(|(count, order, _)| (*count, usize::MAX - order));
     largest.map(|(_, _, key)| key)
+}
+
+/// Has a TCP connection reset when it is closed, until somebody takes it: a source must not take it for an orderly end that it is turned
+/// away.
+pub(crate) fn reset_unless_taken(socket: &Socket) {
+    // Other families have no such way, and one that is gone needs none.
+    let _ = socket.set_linger(Some(Duration::ZERO));
 }
 
 /// An IPv4 address that came by way of an IPv6 socket is one.

@@ -1,7 +1,7 @@
 //! The listening side: connections are told apart by their first four bytes.
 
 use crate::connect::{resolve, stream_socket};
-use crate::door::{Admission, Arrived, Door, Kind, MAX_WAITING, NOT_ALLOWED};
+use crate::door::{Admission, Arrived, Door, Kind, MAX_WAITING, NOT_ALLOWED, reset_unless_taken};
 use crate::lobby::{Lobby, Patience, too_many};
 use crate::reception::{Reception, accept_on_thread};
 use crate::{Address, SocketOptions, SocketStream, inherited};
@@ -108,6 +108,7 @@ impl SocketListener {
         }
         for socket in came {
             let peer = socket.peer_addr()?;
+            reset_unless_taken(&socket);
             if !listener.door.is_allowed(&peer) {
                 listener.door.refuse(&peer, NOT_ALLOWED);
                 continue;
@@ -159,7 +160,10 @@ impl SocketListener {
         let mut begun = false;
         loop {
             match self.next(Patience::ForOne(deadline))? {
-                Some((stream, Kind::Main)) => return Ok(stream),
+                Some((stream, Kind::Main)) => {
+                    stream.abort_on_close(false)?;
+                    return Ok(stream);
+                }
                 Some((stream, Kind::Channel)) => {
                     self.keep(stream);
                     if !begun {
@@ -192,10 +196,14 @@ impl SocketListener {
     fn next_by(&mut self, patience: Patience) -> Result<Option<Box<dyn RecvChannel>>, ChannelError> {
         loop {
             if let Some(channel) = self.channels.pop_front() {
+                channel.abort_on_close(false)?;
                 return Ok(Some(Box::new(channel)));
             }
             match self.next(patience)? {
-                Some((channel, Kind::Channel)) => return Ok(Some(Box::new(channel))),
+                Some((channel, Kind::Channel)) => {
+                    channel.abort_on_close(false)?;
+                    return Ok(Some(Box::new(channel)));
+                }
                 Some((stream, Kind::Main)) => {
                     self.refuse(&stream, "another migration is under way here".into());
                 }
@@ -213,6 +221,9 @@ impl SocketListener {
     }
 
     fn refuse(&self, stream: &SocketStream, why: String) {
+        if !stream.can_abort() {
+            stream.refuse();
+        }
         if let Ok(peer) = stream.peer() {
             self.door.refuse(&peer, why);
         }

@@ -251,6 +251,38 @@ fn a_secret_lets_those_in_that_know_it() {
     assert!(error.contains("has it been given one?"), "{error}");
 }
 
+/// A source whose connection is turned away must not take that for an orderly end, as of a destination that has taken all.
+#[test]
+fn who_is_turned_away_sees_no_orderly_end() {
+    let with_secret = Admission {
+        secret: Some(secret("sixteen letters!")),
+        ..Admission::default()
+    };
+    for (admission, said) in [(Admission::default(), b"GET "), (with_secret, b"QEVM")] {
+        let (mut listener, transport, _) = waiting(20_000, admission);
+        let stop = listener.unblocker();
+        let taking = std::thread::spawn(move || listener.accept_main().map(drop));
+        let mut stranger = transport.connect().unwrap();
+        stranger.write_all(said).unwrap();
+        let read = stranger.read(&mut [0]);
+        assert!(read.is_err(), "{read:?}");
+        stop.unblock();
+        assert!(taking.join().unwrap().is_err());
+    }
+    // Nor does a second source; who is taken, does.
+    let (mut listener, transport, _) = waiting(20_000, Admission::default());
+    let mut sources: Vec<_> = (0..2).map(|_| transport.connect().unwrap()).collect();
+    for source in &mut sources {
+        source.write_all(b"QEVM").unwrap();
+    }
+    let main = listener.accept_main().unwrap();
+    assert!(listener.next_channel(false).unwrap().is_none());
+    assert!(sources[1].read(&mut [0]).is_err());
+    drop(main);
+    // The four bytes were read to tell it apart.
+    assert_eq!(sources[0].read(&mut [0]).unwrap(), 0);
+}
+
 #[test]
 fn only_peers_of_the_networks_named_come_in() {
     let admission = |networks: &[&str]| Admission {
