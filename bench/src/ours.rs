@@ -1,6 +1,7 @@
 //! Our ends, each in a process of its own as a VMM would have it: the library, with its defaults.
 
 use crate::process::{Usage, anonymous};
+use crate::transfer::Took;
 use clap::{Args, ValueEnum};
 use memmap2::{MmapMut, MmapOptions};
 use multifd_compress::{Zlib, Zstd};
@@ -10,7 +11,7 @@ use multifd_qemu::{
 };
 use multifd_transport_file::{DirectIo, FileTransport, PlacedBlock, load};
 use multifd_transport_socket::{Address, SocketListener, SocketOptions, SocketTransport};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::error::Error;
 use std::fs::File;
 use std::io::Write;
@@ -75,15 +76,6 @@ pub(crate) struct RecvRole {
     pub(crate) prealloc: bool,
 }
 
-/// What an end says of a transfer.
-#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
-pub(crate) struct Told {
-    pub(crate) seconds: f64,
-    pub(crate) cpu: f64,
-    pub(crate) wire_bytes: u64,
-    pub(crate) memory: u64,
-}
-
 /// What was used up to now.
 struct Meter {
     begun: Instant,
@@ -107,8 +99,8 @@ impl Meter {
         }
     }
 
-    fn told(&self, wire_bytes: u64) -> Told {
-        Told {
+    fn told(&self, wire_bytes: u64) -> Took {
+        Took {
             seconds: self.begun.elapsed().as_secs_f64(),
             cpu: own_cpu().cpu - self.before.cpu,
             wire_bytes,

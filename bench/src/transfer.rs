@@ -1,9 +1,9 @@
 //! One transfer between two ends, each ours or QEMU's.
 
-use crate::ours::{Compression, Told};
+use crate::ours::Compression;
 use crate::process::MemoryWatch;
 use crate::qemu::{Qemu, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -40,8 +40,8 @@ pub(crate) struct Ask {
     pub(crate) prealloc: bool,
 }
 
-/// What one transfer took.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
+/// What one transfer, or one end of it, took.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Took {
     pub(crate) seconds: f64,
     /// Processor seconds of both ends.
@@ -79,14 +79,20 @@ impl Ours {
         serde_json::from_str(&line).map_err(|e| format!("our end failed ({line:?}: {e})"))
     }
 
-    pub(crate) fn finish(mut self) -> Result<Told> {
-        let told = self.line()?;
+    /// Waits for the process's end, which must be a good one.
+    fn end(mut self) -> Result<()> {
         let status = self.child.wait().map_err(|e| e.to_string())?;
         if status.success() {
-            Ok(told)
+            Ok(())
         } else {
             Err(format!("our end failed: {status}"))
         }
+    }
+
+    pub(crate) fn finish(mut self) -> Result<Took> {
+        let took = self.line()?;
+        self.end()?;
+        Ok(took)
     }
 }
 
@@ -144,7 +150,7 @@ impl Stage {
     /// Runs one transfer.
     pub(crate) fn run(&self, ask: Ask) -> Result<Took> {
         let memory = self.fresh()?;
-        let (mut receiving, address) = self.receiving(ask, &memory)?;
+        let (receiving, address) = self.receiving(ask, &memory)?;
         let (watched, before) = match &receiving {
             Receiving::Qemu(qemu) => (Some(MemoryWatch::start(qemu.pid())), qemu.usage().cpu),
             Receiving::Ours(_) => (None, 0.0),
@@ -168,35 +174,27 @@ impl Stage {
             let channels = ask.channels.to_string();
             let mut args = vec!["send", "--to", &address, "--memory", text(&self.image)?];
             args.extend(["--channels", &channels, "--compression", ask.compression.name()]);
-            let told = Ours::start(&args)?.finish()?;
-            let took = Took {
-                seconds: told.seconds,
-                cpu: told.cpu,
-                wire_bytes: told.wire_bytes,
-                memory: told.memory,
-            };
-            (took, None, None)
+            (Ours::start(&args)?.finish()?, None, None)
         };
-        match &mut receiving {
-            Receiving::Qemu(qemu) => {
+        // Our ends say how long it took when they connect; a QEMU's begins when it is told to.
+        let seconds = |took: &Took| begun.map_or(took.seconds, |begun| begun.elapsed().as_secs_f64());
+        match receiving {
+            Receiving::Qemu(mut qemu) => {
                 qemu.wait_completed()?;
-                if let Some(begun) = begun {
-                    took.seconds = begun.elapsed().as_secs_f64();
-                }
+                took.seconds = seconds(&took);
                 took.cpu += qemu.usage().cpu - before;
                 if let Some(watched) = watched {
                     took.memory = took.memory.max(watched.end());
                 }
             }
-            Receiving::Ours(_) => {}
-        }
-        if let Receiving::Ours(ours) = receiving {
-            let told = ours.finish()?;
-            if let Some(begun) = begun {
-                took.seconds = begun.elapsed().as_secs_f64();
+            Receiving::Ours(mut ours) => {
+                let other: Took = ours.line()?;
+                // Not the time its process takes to end.
+                took.seconds = seconds(&took);
+                ours.end()?;
+                took.cpu += other.cpu;
+                took.memory = took.memory.max(other.memory);
             }
-            took.cpu += told.cpu;
-            took.memory = took.memory.max(told.memory);
         }
         drop(source);
         Ok(took)
@@ -254,13 +252,7 @@ impl Stage {
             "--channels",
             &channels,
         ];
-        let told = Ours::start(&args)?.finish()?;
-        Ok(Took {
-            seconds: told.seconds,
-            cpu: told.cpu,
-            wire_bytes: told.wire_bytes,
-            memory: told.memory,
-        })
+        Ours::start(&args)?.finish()
     }
 
     /// Whether the destination holds what the source does.

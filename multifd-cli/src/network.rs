@@ -1,16 +1,15 @@
 //! How commands listen and connect: the options, and what is made of them.
 
 use crate::failure::{Failure, doing};
-use crate::options::{Deadlines, Show, YEAR};
+use crate::options::{ClientTls, Deadlines, ServerTls, Show, YEAR};
 use crate::report;
 use crate::size::parse_size;
 use clap::Args;
 use multifd_transport_socket::{
-    Address, Admission, Bandwidth, CongestionControl, IpNet, Refusal, Secret, SocketListener, SocketOptions,
-    SocketTransport, Source, TlsClient, TlsServer,
+    Address, Admission, Bandwidth, CongestionControl, IpNet, Refusal, SocketListener, SocketOptions,
+    SocketTransport, Source,
 };
 use std::net::IpAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -38,10 +37,10 @@ impl Entrance {
     pub(crate) fn open(
         &self,
         options: SocketOptions,
-        tls: Option<TlsServer>,
-        secret: Option<Secret>,
+        tls: &ServerTls,
         show: Show,
     ) -> Result<SocketListener, Failure> {
+        let (tls, secret) = tls.load()?;
         let count = AtomicUsize::new(0);
         let named = move |refusal: &Refusal| match count.fetch_add(1, Ordering::Relaxed) {
             n if n < NAMED => report::note(&report::tame(&format!("turned away {refusal}"))),
@@ -100,9 +99,9 @@ impl Exit {
     pub(crate) fn transport(
         &self,
         options: SocketOptions,
-        tls: Option<TlsClient>,
-        secret: Option<Secret>,
+        tls: &ClientTls,
     ) -> Result<SocketTransport, Failure> {
+        let (tls, secret) = tls.load(self)?;
         let mut addresses = self.to.iter().cloned();
         let Some(first) = addresses.next() else {
             return Err(Failure::Other("there is nowhere to connect to".into()));
@@ -175,11 +174,6 @@ impl Tuning {
             ..self.deadlines.socket()
         }
     }
-}
-
-/// Reads a shared secret, if there is to be one.
-pub(crate) fn secret(file: Option<&Path>) -> Result<Option<Secret>, Failure> {
-    Ok(file.map(Secret::from_file).transpose()?)
 }
 
 fn parse_network(text: &str) -> Result<IpNet, String> {

@@ -5,8 +5,8 @@ use crate::network::Exit;
 use clap::builder::TypedValueParser;
 use clap::{Args, ValueEnum};
 use multifd_transport_file::DirectIo;
-use multifd_transport_socket::{Address, SocketOptions, TlsClient, TlsServer};
-use std::path::PathBuf;
+use multifd_transport_socket::{Address, Secret, SocketOptions, TlsClient, TlsServer};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How results and progress are shown.
@@ -97,17 +97,16 @@ pub(crate) struct ClientTls {
     pub(crate) secret_file: Option<PathBuf>,
 }
 
-/// What the transport needs, if TLS is asked for.
-pub(crate) fn client_tls(
-    folder: Option<&PathBuf>,
-    name: Option<&String>,
-    exit: &Exit,
-) -> Result<Option<TlsClient>, Failure> {
-    let Some(folder) = folder else {
-        return Ok(None);
-    };
-    let host = name.map_or_else(|| exit.host(), |name| Ok(name.as_str()))?;
-    Ok(Some(TlsClient::from_folder(folder, host)?))
+impl ClientTls {
+    /// What the transport needs, of what is asked for.
+    pub(crate) fn load(&self, exit: &Exit) -> Result<(Option<TlsClient>, Option<Secret>), Failure> {
+        let secret = secret(self.secret_file.as_deref())?;
+        let Some(folder) = &self.tls_creds else {
+            return Ok((None, secret));
+        };
+        let host = self.tls_hostname.as_deref().map_or_else(|| exit.host(), Ok)?;
+        Ok((Some(TlsClient::from_folder(folder, host)?), secret))
+    }
 }
 
 /// What the listening side proves, and has proved to it.
@@ -125,10 +124,20 @@ pub(crate) struct ServerTls {
     pub(crate) secret_file: Option<PathBuf>,
 }
 
-/// What the listener needs, if TLS is asked for.
-pub(crate) fn server_tls(folder: Option<&PathBuf>, any_client: bool) -> Result<Option<TlsServer>, Failure> {
-    let server = folder.map(|folder| TlsServer::from_folder(folder, !any_client));
-    Ok(server.transpose()?)
+impl ServerTls {
+    /// What the listener needs, of what is asked for.
+    pub(crate) fn load(&self) -> Result<(Option<TlsServer>, Option<Secret>), Failure> {
+        let tls = self
+            .tls_creds
+            .as_ref()
+            .map(|folder| TlsServer::from_folder(folder, !self.tls_any_client));
+        Ok((tls.transpose()?, secret(self.secret_file.as_deref())?))
+    }
+}
+
+/// Reads a shared secret, if there is to be one.
+fn secret(file: Option<&Path>) -> Result<Option<Secret>, Failure> {
+    Ok(file.map(Secret::from_file).transpose()?)
 }
 
 /// What a relay proves, and has proved to it, on either side.
@@ -152,6 +161,26 @@ pub(crate) struct RelayTls {
     /// Show the destination first that we know the secret in this file
     #[arg(long, value_name = "FILE")]
     pub(crate) to_secret_file: Option<PathBuf>,
+}
+
+impl RelayTls {
+    /// The side that listens.
+    pub(crate) fn listening(&self) -> ServerTls {
+        ServerTls {
+            tls_creds: self.listen_tls_creds.clone(),
+            tls_any_client: self.listen_tls_any_client,
+            secret_file: self.listen_secret_file.clone(),
+        }
+    }
+
+    /// The side that connects.
+    pub(crate) fn connecting(&self) -> ClientTls {
+        ClientTls {
+            tls_creds: self.to_tls_creds.clone(),
+            tls_hostname: self.to_tls_hostname.clone(),
+            secret_file: self.to_secret_file.clone(),
+        }
+    }
 }
 
 /// Whether pages are sent without a copy.

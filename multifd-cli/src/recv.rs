@@ -2,11 +2,11 @@
 
 use crate::args::Recv;
 use crate::failure::{Failure, doing};
-use crate::options::{Show, server_tls};
+use crate::options::Show;
 use crate::progress::Slot;
 use crate::report::{self, Transfer};
 use crate::snapshot_file::Target;
-use crate::{method, network, signals};
+use crate::{method, signals};
 use multifd_core::{CancelHandle, Progress};
 use multifd_qemu::{Limits, ReceiveOptions, Received, receive};
 use multifd_transport_file::Written;
@@ -17,11 +17,9 @@ use std::time::Instant;
 
 pub(crate) fn run(args: &Recv) -> Result<(), Failure> {
     let cancel = signals::cancel_on_signal()?;
-    let tls = server_tls(args.tls.tls_creds.as_ref(), args.tls.tls_any_client)?;
-    let secret = network::secret(args.tls.secret_file.as_deref())?;
     let socket = args.tuning.options();
     let target = Target::create(&args.out, args.writing)?;
-    let mut listener = args.entrance.open(socket, tls, secret, args.show)?;
+    let mut listener = args.entrance.open(socket, &args.tls, args.show)?;
     let options = ReceiveOptions {
         methods: method::decoders(args.compression),
         channels: args.channels,

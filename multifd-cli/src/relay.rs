@@ -3,11 +3,10 @@
 use crate::args::Relay;
 use crate::encoding::Chosen;
 use crate::failure::{Failure, doing};
-use crate::options::{client_tls, server_tls};
 use crate::progress::Watch;
 use crate::recv::cancelled;
 use crate::report::{self, Counts};
-use crate::{method, network, signals};
+use crate::{method, signals};
 use indicatif::HumanBytes;
 use multifd_core::{CancelHandle, Progress, RecvChannel, RelayConfig, Relayed, relay};
 use multifd_qemu::{Limits, read_configuration};
@@ -45,18 +44,8 @@ pub(crate) fn run(args: &Relay) -> Result<(), Failure> {
     let cancel = signals::cancel_on_signal()?;
     let encoder = args.encoding.encoder(args.channels)?;
     let options = args.tuning.options();
-    let (tls, secret) = (&args.tls, network::secret);
-    let server = server_tls(tls.listen_tls_creds.as_ref(), tls.listen_tls_any_client)?;
-    let client = client_tls(
-        tls.to_tls_creds.as_ref(),
-        tls.to_tls_hostname.as_ref(),
-        &args.exit,
-    )?;
-    let transport = args
-        .exit
-        .transport(options, client, secret(tls.to_secret_file.as_deref())?)?;
-    let listen_secret = secret(tls.listen_secret_file.as_deref())?;
-    let mut listener = args.entrance.open(options, server, listen_secret, args.show)?;
+    let transport = args.exit.transport(options, &args.tls.connecting())?;
+    let mut listener = args.entrance.open(options, &args.tls.listening(), args.show)?;
     let _listener_guard = cancel.also_unblock(listener.unblocker());
     let mut source = listener
         .accept_main()

@@ -3,11 +3,11 @@
 use crate::args::Send;
 use crate::encoding::Encoder;
 use crate::failure::{Failure, doing};
-use crate::options::{Dialect, Show, Sync, ZeroCopy, ZeroPages, client_tls};
+use crate::options::{Dialect, Show, Sync, ZeroCopy, ZeroPages};
 use crate::progress::Slot;
 use crate::recv::cancelled;
 use crate::report::{self, Transfer};
-use crate::{network, signals, snapshot_file};
+use crate::{signals, snapshot_file};
 use multifd_core::{CancelHandle, ChannelError, Checksums, SenderConfig, WriteFlags};
 use multifd_qemu::{SendOptions, Sent, Snapshot, SyncStyle, ZeroPageStyle, send};
 use multifd_transport_socket::{SocketOptions, SocketStream, SocketTransport};
@@ -30,13 +30,7 @@ pub(crate) fn run(args: &Send) -> Result<(), Failure> {
         zero_copy_fallback: args.zero_copy == ZeroCopy::Auto,
         ..args.tuning.options()
     };
-    let tls = client_tls(
-        args.tls.tls_creds.as_ref(),
-        args.tls.tls_hostname.as_ref(),
-        &args.exit,
-    )?;
-    let secret = network::secret(args.tls.secret_file.as_deref())?;
-    let transport = args.exit.transport(socket, tls, secret)?;
+    let transport = args.exit.transport(socket, &args.tls)?;
     let zero_copy = args.zero_copy != ZeroCopy::Off;
     let way = Way {
         encoder: &encoder,

@@ -54,8 +54,10 @@ impl RamBlock {
     }
 
     /// Notes that `len` bytes from `offset`, whole pages, are about to be written. A [`Receiver`](crate::Receiver) does that for what it
-    /// receives; it is for whoever else puts contents into a block with known zeros, and does nothing to others. The system gives the first of them that are new their pages at once,
-    /// where it can: one after another, by a fault each, that takes longer, and holds up the connection they come over.
+    /// receives; it is for whoever else puts contents into a block with known zeros, and does nothing to others.
+    ///
+    /// The system gives the first of them that are new their pages at once, where it can: one after another, by a fault each, that
+    /// takes longer, and holds up the connection they come over.
     pub fn prepare_to_write(&self, offset: u64, len: usize) {
         let Some(zeros) = &self.known_zeros else { return };
         let page_size = self.page_size() as usize;

@@ -254,11 +254,6 @@ impl Door {
         };
         self.admission.tls.is_none() && self.sockets.iter().any(beyond)
     }
-
-    /// By when a connection that is there must have said what it is.
-    pub(crate) fn patience(&self) -> Duration {
-        self.options.connect
-    }
 }
 
 /// Which of those who wait goes when there are too many: the first of the address that most of them come from. So a crowd from one

@@ -234,7 +234,7 @@ impl ChannelSource for SocketListener {
     /// The next connection that is a channel. Without `wait`, those that are there count, and are given the deadline for connecting
     /// to say what they are.
     fn next_channel(&mut self, wait: bool) -> Result<Option<Box<dyn RecvChannel>>, ChannelError> {
-        let until = Instant::now() + self.door.patience();
+        let until = Instant::now() + self.door.options.connect;
         let patience = if wait {
             Patience::ForOne(Some(until))
         } else {
@@ -242,6 +242,7 @@ impl ChannelSource for SocketListener {
         };
         self.next_by(patience)
     }
+
     fn late_channel(&mut self) -> Result<Option<Box<dyn RecvChannel>>, ChannelError> {
         self.next_by(Patience::ForThose(Instant::now()))
     }
