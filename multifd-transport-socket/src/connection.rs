@@ -123,17 +123,18 @@ impl Connection {
 
     /// Says that nothing more will be written.
     pub(crate) fn end_writing(&self) -> io::Result<()> {
-        self.socket.shutdown(Shutdown::Write)?;
-        self.ended.store(true, Ordering::Release);
-        Ok(())
+        // Noted first: a peer that has ended its side, too, is gone as soon as it knows.
+        self.ended.store(true, Ordering::SeqCst);
+        self.socket.shutdown(Shutdown::Write)
     }
 
     /// What the end of the bytes is: an orderly end, or a reset that another thread has been told of already. The kernel tells of it
     /// once, and lets the connection look ended after that. While our side is open, a connection that was ended in order still has a
     /// peer; once we have ended it, no writer is left that could have been told.
     pub(crate) fn check_end(&self) -> Result<(), ChannelError> {
-        let is_reset = || is_tcp(&self.socket).unwrap_or(false) && self.socket.peer_addr().is_err();
-        if !self.ended.load(Ordering::Acquire) && is_reset() {
+        let without_peer = is_tcp(&self.socket).unwrap_or(false) && self.socket.peer_addr().is_err();
+        // Looked at last, as it is noted first.
+        if without_peer && !self.ended.load(Ordering::SeqCst) {
             self.check()?;
             return Err(io::Error::from(io::ErrorKind::ConnectionReset).into());
         }

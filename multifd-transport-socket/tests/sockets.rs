@@ -296,3 +296,18 @@ fn a_reset_that_one_half_was_told_of_is_no_orderly_end_to_the_other() {
         assert_eq!(near.read(&mut [0]).unwrap(), 0);
     }
 }
+
+/// Both sides end at the same moment, each by one thread, while another reads: that is orderly, however they interleave.
+#[test]
+fn ending_a_side_while_the_other_ends_is_no_reset() {
+    for _ in 0..2000 {
+        let (mut near, far) = pairs(patient()).pop().unwrap();
+        let mut reading = near.second();
+        std::thread::scope(|scope| {
+            scope.spawn(move || drop(far));
+            scope.spawn(move || near.end_writing());
+            let read = reading.read(&mut [0]);
+            assert_eq!(read.unwrap(), 0);
+        });
+    }
+}
