@@ -1,24 +1,36 @@
 //! Which pages are known to be zero without a look at them: a look alone can give a page memory of its own.
 
-use crate::RamBlock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::{RamBlock, Region};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 /// Pages that are worth a system call.
 const FEWEST: usize = 4;
+
+/// Bytes of guest RAM that are taken to have their pages, or not, together.
+const STRETCH: u64 = 2 << 20;
+
+/// Whether a stretch has its pages already: nobody has asked yet, it has not, it has.
+const UNKNOWN: u8 = 0;
+const ABSENT: u8 = 1;
+const PRESENT: u8 = 2;
 
 /// A bit for each page that something has been written to.
 #[derive(Debug)]
 pub(crate) struct KnownZeros {
     written: Vec<AtomicU64>,
+    /// By stretch: memory that was given its pages before needs no more of them.
+    stretches: Vec<AtomicU8>,
     /// Others may write now.
     over: AtomicBool,
 }
 
 impl KnownZeros {
-    fn new(pages: u64) -> Self {
-        let words = usize::try_from(pages.div_ceil(64)).unwrap_or(usize::MAX);
+    fn new(pages: u64, page_size: u64) -> Self {
+        let count = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+        let stretches = (pages * page_size).div_ceil(STRETCH);
         Self {
-            written: (0..words).map(|_| AtomicU64::new(0)).collect(),
+            written: (0..count(pages.div_ceil(64))).map(|_| AtomicU64::new(0)).collect(),
+            stretches: (0..count(stretches)).map(|_| AtomicU8::new(UNKNOWN)).collect(),
             over: AtomicBool::new(false),
         }
     }
@@ -34,6 +46,19 @@ impl KnownZeros {
         let written = word.is_none_or(|word| word.load(Ordering::Relaxed) & (1 << (page % 64)) != 0);
         !written && !self.over.load(Ordering::Relaxed)
     }
+
+    /// Whether memory from `offset` on is to be given its pages; `new` is what is about to be written there.
+    fn lacks_pages(&self, offset: u64, new: &Region<'_>) -> bool {
+        let Some(stretch) = self.stretches.get((offset / STRETCH) as usize) else {
+            return false;
+        };
+        let mut state = stretch.load(Ordering::Relaxed);
+        if state == UNKNOWN {
+            state = if new.is_resident() { PRESENT } else { ABSENT };
+            stretch.store(state, Ordering::Relaxed);
+        }
+        state == ABSENT
+    }
 }
 
 impl RamBlock {
@@ -42,7 +67,8 @@ impl RamBlock {
     /// that is shared gives it a page.
     #[must_use]
     pub fn with_known_zeros(mut self) -> Self {
-        self.known_zeros = Some(KnownZeros::new(self.len() / u64::from(self.page_size())));
+        let page_size = u64::from(self.page_size());
+        self.known_zeros = Some(KnownZeros::new(self.len() / page_size, page_size));
         self
     }
 
@@ -69,6 +95,7 @@ impl RamBlock {
             .count();
         if new >= FEWEST
             && let Ok(region) = self.region(offset, new * page_size)
+            && zeros.lacks_pages(offset, &region)
         {
             region.populate();
         }

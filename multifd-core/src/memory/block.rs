@@ -260,6 +260,19 @@ impl Region<'_> {
         unsafe { libc::madvise(self.base.cast(), self.len, libc::MADV_POPULATE_WRITE) };
     }
 
+    /// Whether the first of the range's pages have memory, as far as the system says.
+    pub(crate) fn is_resident(&self) -> bool {
+        const FIRST: usize = 16;
+        // SAFETY: asks for a number.
+        let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
+        let asked = self.len.min(FIRST * page);
+        let mut resident = [0; FIRST];
+        // SAFETY: the range is mapped, and there is a byte for each of its pages.
+        let result = unsafe { libc::mincore(self.base.cast(), asked, resident.as_mut_ptr()) };
+        let pages = resident.get(..asked.div_ceil(page)).unwrap_or_default();
+        result == 0 && pages.iter().all(|page| page & 1 != 0)
+    }
+
     /// The first byte's address, for the kernel.
     pub fn as_mut_ptr(&self) -> *mut u8 {
         self.base
