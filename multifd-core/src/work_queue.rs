@@ -38,6 +38,9 @@ struct State {
     to_sync: usize,
     closed: bool,
     stopped: bool,
+    /// Channels that wait for work, and others that wait for room: nobody is woken where nobody sleeps.
+    idle: usize,
+    waiting: usize,
 }
 
 impl State {
@@ -71,11 +74,14 @@ fn wait<'a>(on: &Condvar, state: MutexGuard<'a, State>) -> MutexGuard<'a, State>
     on.wait(state).unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Batches that may wait for a channel, for each channel: small, and so many that the client is not woken for each.
+const QUEUED: usize = 8;
+
 impl WorkQueue {
-    /// A queue for `channels` channels, fed by `pool` threads if there are any; two batches each keep all of them busy while
-    /// the client fills more.
+    /// A queue for `channels` channels, fed by `pool` threads if there are any; two prepared batches each keep all of them
+    /// busy while the client fills more.
     pub(crate) fn new(channels: usize, pool: usize) -> Self {
-        let depth = 2 * channels.max(pool);
+        let depth = if pool > 0 { 2 * channels.max(pool) } else { QUEUED * channels };
         let state = State {
             ring: VecDeque::with_capacity(depth + pool),
             pinned: (0..channels).map(|_| VecDeque::new()).collect(),
@@ -89,6 +95,8 @@ impl WorkQueue {
             to_sync: 0,
             closed: false,
             stopped: false,
+            idle: 0,
+            waiting: 0,
         };
         Self {
             state: Mutex::new(state),
@@ -104,14 +112,13 @@ impl WorkQueue {
     pub(crate) fn push(&self, work: Work) -> Result<(), Stopped> {
         let mut state = lock(&self.state);
         while !state.is_done() && (state.ring.len() >= self.depth || state.to_sync > 0) {
-            state = wait(&self.room, state);
+            state = self.wait_room(state);
         }
         if state.is_done() {
             return Err(Stopped);
         }
         state.ring.push_back(work);
-        drop(state);
-        self.work.notify_one();
+        self.wake_one(state);
         Ok(())
     }
 
@@ -131,7 +138,7 @@ impl WorkQueue {
                 Some(_) => {}
                 None => return Err(Stopped),
             }
-            state = wait(&self.room, state);
+            state = self.wait_room(state);
         }
         drop(state);
         // Only that one channel has a use for it.
@@ -143,7 +150,7 @@ impl WorkQueue {
     pub(crate) fn push_raw(&self, batch: PageBatch) -> Result<(), Stopped> {
         let mut state = lock(&self.state);
         while !state.is_done() && (state.raw.len() >= self.depth || state.to_sync > 0) {
-            state = wait(&self.room, state);
+            state = self.wait_room(state);
         }
         if state.is_done() {
             return Err(Stopped);
@@ -172,13 +179,11 @@ impl WorkQueue {
         {
             state.preparing += 1;
             let payload = state.spare_payloads.pop().unwrap_or_default();
-            drop(state);
-            self.room.notify_all();
+            self.made_room(state);
             return Some((batch, payload));
         }
         state.jobs -= 1;
-        drop(state);
-        self.room.notify_all();
+        self.made_room(state);
         None
     }
 
@@ -187,13 +192,12 @@ impl WorkQueue {
         let mut state = lock(&self.state);
         state.preparing -= 1;
         state.ring.push_back(Work::Prepared(batch, payload));
-        let last = state.raw.is_empty() && state.preparing == 0;
-        drop(state);
-        if last {
+        if state.raw.is_empty() && state.preparing == 0 {
+            drop(state);
             // Channels may be waiting for the round's end, too.
             self.work.notify_all();
         } else {
-            self.work.notify_one();
+            self.wake_one(state);
         }
     }
 
@@ -201,15 +205,14 @@ impl WorkQueue {
     pub(crate) fn abandon_job(&self) {
         let mut state = lock(&self.state);
         state.jobs -= 1;
-        drop(state);
-        self.room.notify_all();
+        self.made_room(state);
     }
 
     /// Waits until no job of the pool runs.
     pub(crate) fn wait_jobs(&self) {
         let mut state = lock(&self.state);
         while state.jobs > 0 {
-            state = wait(&self.room, state);
+            state = self.wait_room(state);
         }
     }
 
@@ -222,11 +225,15 @@ impl WorkQueue {
             if state.stopped {
                 return None;
             }
-            let own = state.pinned.get_mut(channel).and_then(VecDeque::pop_front);
-            if let Some(work) = own.map(Work::Buffers).or_else(|| state.ring.pop_front()) {
-                drop(state);
-                // The client, and whoever queues buffers: all that wait may have a use for the room.
-                self.room.notify_all();
+            if let Some(own) = state.pinned.get_mut(channel).and_then(VecDeque::pop_front) {
+                self.made_room(state);
+                return Some(Work::Buffers(own));
+            }
+            if let Some(work) = state.ring.pop_front() {
+                // Not before there is room for several: who fills the queue is not to be woken for each.
+                if state.ring.len() <= self.depth / 2 {
+                    self.made_room(state);
+                }
                 return Some(work);
             }
             if state.is_drained(channel) {
@@ -238,8 +245,36 @@ impl WorkQueue {
                     return None;
                 }
             }
+            state.idle += 1;
             state = wait(&self.work, state);
+            state.idle -= 1;
         }
+    }
+
+    /// Wakes one channel, if any is idle.
+    fn wake_one(&self, state: MutexGuard<'_, State>) {
+        let idle = state.idle > 0;
+        drop(state);
+        if idle {
+            self.work.notify_one();
+        }
+    }
+
+    /// Wakes all that wait for room, or for an end of work: each may have a use for it.
+    fn made_room(&self, state: MutexGuard<'_, State>) {
+        let waiting = state.waiting > 0;
+        drop(state);
+        if waiting {
+            self.room.notify_all();
+        }
+    }
+
+    /// Waits until [`WorkQueue::made_room`] says that there may be room.
+    fn wait_room<'a>(&self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        state.waiting += 1;
+        state = wait(&self.room, state);
+        state.waiting -= 1;
+        state
     }
 
     /// Says that a channel has sent what ends its round.
@@ -247,8 +282,7 @@ impl WorkQueue {
         let mut state = lock(&self.state);
         state.to_sync = state.to_sync.saturating_sub(1);
         if state.to_sync == 0 {
-            drop(state);
-            self.room.notify_all();
+            self.made_room(state);
         }
     }
 
@@ -260,7 +294,7 @@ impl WorkQueue {
         state.to_sync = self.channels;
         self.work.notify_all();
         while !state.stopped && state.to_sync > 0 {
-            state = wait(&self.room, state);
+            state = self.wait_room(state);
         }
         if state.stopped { Err(Stopped) } else { Ok(()) }
     }
