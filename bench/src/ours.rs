@@ -4,8 +4,8 @@ use crate::process::{Usage, anonymous};
 use crate::transfer::Took;
 use clap::{Args, ValueEnum};
 use memmap2::{MmapMut, MmapOptions};
-use multifd_compress::{Zlib, Zstd};
-use multifd_core::{Method, Plain, RamBlock, RamMap, Sender, SenderConfig, SyncScope};
+use multifd_compress::{CompressPool, Zlib, Zstd};
+use multifd_core::{Method, Plain, Pooled, RamBlock, RamMap, Sender, SenderConfig, SyncScope};
 use multifd_qemu::{
     Limits, MappedBlock, MappedFile, MappedWriter, ReceiveOptions, SendOptions, Snapshot, receive, send,
 };
@@ -44,6 +44,18 @@ impl Compression {
             Self::Zlib => Arc::new(Zlib::default()),
             Self::Zstd => Arc::new(Zstd::default()),
         }
+    }
+
+    /// What a source uses: with fewer channels than processors a pool, as the program `multifd` does.
+    fn source(self, channels: u8) -> Outcome<Arc<dyn Method>> {
+        let processors = std::thread::available_parallelism()?.get();
+        Ok(match self {
+            Self::Zstd if usize::from(channels) < processors => {
+                let pool = CompressPool::new(processors)?;
+                Arc::new(Pooled::new(Zstd::default(), Arc::new(pool)))
+            }
+            other => other.method(),
+        })
     }
 }
 
@@ -136,7 +148,7 @@ pub(crate) fn run_send(role: &SendRole) -> Outcome<()> {
     let mut ram = RamMap::new();
     ram.add(memory)?;
     let snapshot = Snapshot::of_ram(ram);
-    let method = role.compression.method();
+    let method = role.compression.source(role.channels)?;
     let transport = SocketTransport::new(role.to.clone(), SocketOptions::default());
     let meter = Meter::start();
     let mut main = transport.connect()?;

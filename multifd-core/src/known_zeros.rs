@@ -29,7 +29,9 @@ impl KnownZeros {
         let count = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
         let stretches = (pages * page_size).div_ceil(STRETCH);
         Self {
-            written: (0..count(pages.div_ceil(64))).map(|_| AtomicU64::new(0)).collect(),
+            written: (0..count(pages.div_ceil(64)))
+                .map(|_| AtomicU64::new(0))
+                .collect(),
             stretches: (0..count(stretches)).map(|_| AtomicU8::new(UNKNOWN)).collect(),
             over: AtomicBool::new(false),
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 /// Whether the sender looks for zero pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ZeroPages {
-    /// On the channel threads; zero pages are only named in packets (QEMU's `zero-page-detection=multifd`).
+    /// On the channel threads, and on the client's while they have enough to do; zero pages are only named in packets (QEMU's `zero-page-detection=multifd`).
     #[default]
     Detect,
     /// Not at all: zero pages travel like any other (`zero-page-detection=none`).
@@ -21,6 +21,8 @@ pub struct PageBatch {
     offsets: Vec<u64>,
     normal: usize,
     zeros: Vec<u64>,
+    /// Zero pages have been sorted out.
+    sorted: bool,
     /// What the packet says, if that is not the place in memory.
     wire: Option<Box<WirePlaces>>,
 }
@@ -41,6 +43,7 @@ impl PageBatch {
             offsets: Vec::with_capacity(room),
             normal: 0,
             zeros: Vec::with_capacity(room),
+            sorted: false,
             wire: None,
         }
     }
@@ -69,6 +72,7 @@ impl PageBatch {
     pub(crate) fn restart(&mut self, block: &Arc<RamBlock>) {
         self.offsets.clear();
         self.normal = 0;
+        self.sorted = false;
         if !Arc::ptr_eq(&self.block, block) {
             self.block = Arc::clone(block);
         }
@@ -81,6 +85,7 @@ impl PageBatch {
         self.offsets.clear();
         self.offsets.extend((0..count as u64).map(|index| index * page));
         self.normal = count;
+        self.sorted = true;
         let wire = self.wire.get_or_insert_default();
         wire.block.clear();
         wire.block.push_str(packet.fields().block);
@@ -113,8 +118,12 @@ impl PageBatch {
         self.offsets.is_empty()
     }
 
-    /// Moves zero pages behind the normal ones, keeping the order of both.
+    /// Moves zero pages behind the normal ones, keeping the order of both, unless that has been done.
     pub(crate) fn sort_out_zero_pages(&mut self) -> Result<(), BlockError> {
+        if self.sorted {
+            return Ok(());
+        }
+        self.sorted = true;
         self.zeros.clear();
         let mut kept = 0;
         for i in 0..self.offsets.len() {

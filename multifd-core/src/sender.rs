@@ -75,6 +75,7 @@ pub struct Sender {
     filling: Option<PageBatch>,
     /// Pages have been queued since the last sync.
     open: bool,
+    zero_pages: ZeroPages,
 }
 
 impl std::fmt::Debug for Sender {
@@ -127,6 +128,7 @@ impl Sender {
             threads: Vec::with_capacity(channels),
             filling: None,
             open: false,
+            zero_pages: config.zero_pages,
             ram,
         };
         sender.unblock_on_failure(Box::new(Arc::clone(&sender.queue)));
@@ -377,7 +379,11 @@ impl Sender {
         }
     }
 
-    fn give(&self, batch: PageBatch) -> Result<(), Error> {
+    fn give(&self, mut batch: PageBatch) -> Result<(), Error> {
+        // Rather than wait for the channels, do some of what they would.
+        if self.zero_pages == ZeroPages::Detect && self.queue.is_ahead() {
+            batch.sort_out_zero_pages()?;
+        }
         match &self.pool {
             None => self.queue.push(Work::Pages(batch)),
             Some(pool) => self.queue.push_raw(batch).map(|()| pool.kick()),

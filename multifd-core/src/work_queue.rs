@@ -81,7 +81,11 @@ impl WorkQueue {
     /// A queue for `channels` channels, fed by `pool` threads if there are any; two prepared batches each keep all of them
     /// busy while the client fills more.
     pub(crate) fn new(channels: usize, pool: usize) -> Self {
-        let depth = if pool > 0 { 2 * channels.max(pool) } else { QUEUED * channels };
+        let depth = if pool > 0 {
+            2 * channels.max(pool)
+        } else {
+            QUEUED * channels
+        };
         let state = State {
             ring: VecDeque::with_capacity(depth + pool),
             pinned: (0..channels).map(|_| VecDeque::new()).collect(),
@@ -120,6 +124,12 @@ impl WorkQueue {
         state.ring.push_back(work);
         self.wake_one(state);
         Ok(())
+    }
+
+    /// Whether the channels, or the pool, have enough to do without the batch being made now.
+    pub(crate) fn is_ahead(&self) -> bool {
+        let state = lock(&self.state);
+        state.idle == 0 && state.ring.len() + state.raw.len() >= self.channels
     }
 
     /// Hands a buffer to one channel, waiting for room.

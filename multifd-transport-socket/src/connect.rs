@@ -155,6 +155,7 @@ impl SocketTransport {
             socket.connect(target)?;
         } else {
             socket.connect_timeout(target, timeout)?;
+            self.options.fit(&socket)?;
         }
         Ok(socket)
     }

@@ -1,10 +1,14 @@
 //! How sockets are set up.
 
-use socket2::{Domain, Socket, TcpKeepalive};
+use socket2::{Domain, SockAddr, Socket, TcpKeepalive};
 use std::fmt;
 use std::io;
 use std::str::FromStr;
 use std::time::Duration;
+
+/// Bytes on their way within one machine, of which Linux makes twice as many. There is no link to fill, and the fewer they are the sooner
+/// the other end copies them out again, while they are in a cache (measured: BENCHMARKING.md).
+const SAME_HOST_SEND_BUFFER: usize = 256 << 10;
 
 /// Deadlines of connections, and how they are set up. What is said of TCP does nothing to other families.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,7 +23,8 @@ pub struct SocketOptions {
     /// Whether a send that should go without a copy may be copied when no more memory can be locked; otherwise that is an
     /// error that says what to raise.
     pub zero_copy_fallback: bool,
-    /// Bytes of the kernel's buffer for sending (`SO_SNDBUF`), up to the system's limit; without it, the kernel fits it to the link.
+    /// Bytes of the kernel's buffer for sending (`SO_SNDBUF`), up to the system's limit; without it, the kernel fits it to the link, and
+    /// TCP to this very host gets 256 KiB, which keeps what is on its way in the processor's caches.
     pub send_buffer: Option<u32>,
     /// Bytes of the kernel's buffer for receiving (`SO_RCVBUF`); as for sending.
     pub recv_buffer: Option<u32>,
@@ -87,6 +92,21 @@ impl SocketOptions {
         }
         Ok(())
     }
+
+    /// Fits a TCP connection that has been made to where it leads.
+    pub(crate) fn fit(&self, socket: &Socket) -> io::Result<()> {
+        if self.send_buffer.is_none() && is_same_host(socket)? {
+            socket.set_send_buffer_size(SAME_HOST_SEND_BUFFER)?;
+        }
+        Ok(())
+    }
+}
+
+/// The host at either end of a connected socket, if it is the same.
+fn is_same_host(socket: &Socket) -> io::Result<bool> {
+    let host = |address: SockAddr| address.as_socket().map(|address| address.ip());
+    let (own, peer) = (host(socket.local_addr()?), host(socket.peer_addr()?));
+    Ok(own.is_some() && own == peer)
 }
 
 /// Whether a socket speaks TCP.

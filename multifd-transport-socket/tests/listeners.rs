@@ -387,6 +387,11 @@ fn options_reach_the_sockets_of_both_ends() {
             Some(Duration::from_millis(4500))
         );
     }
+    // Unless asked for another, a connection to this very host has a small one to send from.
+    let near = SocketTransport::new(listener.address().unwrap(), patient())
+        .connect()
+        .unwrap();
+    assert_eq!(SockRef::from(&near).send_buffer_size().unwrap(), 512 << 10);
     let options = SocketOptions {
         congestion: Some("no-such-thing".parse().unwrap()),
         ..patient()
