@@ -146,7 +146,7 @@ impl Exit {
 pub(crate) struct Tuning {
     #[command(flatten)]
     pub(crate) deadlines: Deadlines,
-    /// Bytes of the kernel's buffer for sending, a connection [default: as the kernel fits it to the link]
+    /// Bytes of the kernel's buffer for sending, a connection [default: as the kernel fits it to the link; 256 KiB to this host]
     #[arg(long, value_name = "SIZE", value_parser = parse_buffer)]
     send_buffer: Option<u32>,
     /// Bytes of the kernel's buffer for receiving, a connection [default: as the kernel fits it to the link]
