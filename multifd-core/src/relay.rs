@@ -2,7 +2,7 @@
 
 use crate::prepare_pool::PoolRun;
 use crate::shutdown::lock;
-use crate::work_queue::{Work, WorkQueue};
+use crate::work_queue::{Depth, Work, WorkQueue};
 use crate::{
     BlockError, BufferQueue, Buffers, CancelHandle, ChannelError, ChannelSource, DeviceStateSink, Error,
     IncomingPages, Method, Progress, RamBlock, RamMap, Receiver, ReceiverConfig, Sender, SenderConfig, Stats,
@@ -133,6 +133,7 @@ pub fn relay(
             progress: Some(Arc::clone(&config.progress)),
             cancel: config.cancel.clone(),
         },
+        Depth::Copies,
     )?;
     if let Some(on_start) = config.on_start.take() {
         on_start(receiver.stats_handle(), sender.stats_handle());

@@ -3,7 +3,7 @@
 use crate::prepare_pool::PoolRun;
 use crate::relay::Passage;
 use crate::send_worker::{Preparing, SendWorker};
-use crate::work_queue::{Work, WorkQueue};
+use crate::work_queue::{Depth, Work, WorkQueue};
 use crate::{
     BlockError, BufferQueue, Buffers, CancelHandle, Checksums, Error, Method, PageBatch, Progress, RamBlock,
     RamMap, Stats, StatsHandle, Transport, Unblock, UnblockGuard, WriteFlags, ZeroPages, checksum,
@@ -98,7 +98,7 @@ impl Sender {
         config: &SenderConfig,
     ) -> Result<Self, Error> {
         let geometry = ram.geometry()?;
-        Self::start_with(geometry, ram, method, transport, config)
+        Self::start_with(geometry, ram, method, transport, config, Depth::References)
     }
 
     /// Starts, for packets of a shape that `ram` may not show.
@@ -108,6 +108,7 @@ impl Sender {
         method: &dyn Method,
         transport: &dyn Transport,
         config: &SenderConfig,
+        depth: Depth,
     ) -> Result<Self, Error> {
         if config.channels == 0 {
             return Err(Error::Config("a transfer needs at least one channel".into()));
@@ -119,7 +120,7 @@ impl Sender {
         let workers = method.pool().map(|pool| pool.workers);
         let threads = workers.as_ref().map_or(0, |workers| workers.threads().max(1));
         let mut sender = Self {
-            queue: Arc::new(WorkQueue::new(channels, threads)),
+            queue: Arc::new(WorkQueue::new(channels, threads, depth)),
             pool: None,
             max_device_state: config.max_device_state,
             cancel: config.cancel.clone(),

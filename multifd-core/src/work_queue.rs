@@ -74,17 +74,32 @@ fn wait<'a>(on: &Condvar, state: MutexGuard<'a, State>) -> MutexGuard<'a, State>
     on.wait(state).unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Batches that may wait for a channel, for each channel: small, and so many that the client is not woken for each.
-const QUEUED: usize = 8;
+/// Batches that may wait for a channel, for each channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Depth {
+    /// Of guest memory that is there in any case: small, and so many that the client is not woken for each.
+    References,
+    /// With a packet's memory in each: two keep a channel busy.
+    Copies,
+}
+
+impl Depth {
+    fn per_channel(self) -> usize {
+        match self {
+            Self::References => 8,
+            Self::Copies => 2,
+        }
+    }
+}
 
 impl WorkQueue {
     /// A queue for `channels` channels, fed by `pool` threads if there are any; two prepared batches each keep all of them
     /// busy while the client fills more.
-    pub(crate) fn new(channels: usize, pool: usize) -> Self {
+    pub(crate) fn new(channels: usize, pool: usize, depth: Depth) -> Self {
         let depth = if pool > 0 {
             2 * channels.max(pool)
         } else {
-            QUEUED * channels
+            depth.per_channel() * channels
         };
         let state = State {
             ring: VecDeque::with_capacity(depth + pool),

@@ -59,7 +59,8 @@ const ANY: usize = usize::MAX;
 /// Bytes of a channel before its first payload, and of a packet with 128 pages.
 const HEADERS: u64 = 64 + 1344;
 
-/// A source that has sent everything notices at the end, one that has not is told by a full or a broken connection.
+/// A source that has sent everything notices at the end, one that has not is told by a full or a broken connection. A
+/// destination whose channel fails while the source's deadline runs, too, may find that the source has given up: "not complete".
 const GONE: &str = "all is sent:|sending:|closing:|onnect|Broken pipe";
 
 const PLAIN: [Case; 15] = [
@@ -120,7 +121,7 @@ const PLAIN: [Case; 15] = [
         ANY,
         Fault::Stall(HEADERS + 5000),
         GONE,
-        "nothing moved",
+        "nothing moved|not complete",
     ),
     (
         "a channel ends in a payload",
@@ -187,7 +188,7 @@ const TLS: [Case; 7] = [
         ANY,
         Fault::Stall(300_000),
         GONE,
-        "nothing moved",
+        "nothing moved|not complete",
     ),
     (
         "a channel is reset",
