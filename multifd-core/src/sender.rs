@@ -98,7 +98,11 @@ impl Sender {
         config: &SenderConfig,
     ) -> Result<Self, Error> {
         let geometry = ram.geometry()?;
-        Self::start_with(geometry, ram, method, transport, config, Depth::References)
+        let sender = Self::start_with(geometry, ram, method, transport, config, Depth::References)?;
+        if let Some(block) = sender.ram.blocks().first() {
+            sender.queue.stock(block);
+        }
+        Ok(sender)
     }
 
     /// Starts, for packets of a shape that `ram` may not show.

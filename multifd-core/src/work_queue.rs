@@ -65,6 +65,8 @@ pub(crate) struct WorkQueue {
     room: Condvar,
     channels: usize,
     depth: usize,
+    /// The most that can be in use at once.
+    batches: usize,
 }
 
 /// Buffers pinned to a channel that may wait for it.
@@ -101,13 +103,16 @@ impl WorkQueue {
         } else {
             depth.per_channel() * channels
         };
+        // Those that wait for the pool, those that wait for a channel; what each is busy with; the one that is filled.
+        let waiting = if pool > 0 { 2 * depth } else { depth };
+        let batches = waiting + pool + channels + 1;
         let state = State {
             ring: VecDeque::with_capacity(depth + pool),
             pinned: (0..channels).map(|_| VecDeque::new()).collect(),
             raw: VecDeque::with_capacity(depth),
             preparing: 0,
             jobs: 0,
-            spare: Vec::with_capacity(2 * depth + channels + pool + 1),
+            spare: Vec::with_capacity(batches),
             spare_payloads: Vec::with_capacity(depth + channels + pool),
             round: 0,
             scope: SyncScope::Peer,
@@ -123,7 +128,16 @@ impl WorkQueue {
             room: Condvar::new(),
             channels,
             depth,
+            batches,
         }
+    }
+
+    /// Makes all batches that can be in use at once, so that none is made later; `block` is any of those to send.
+    pub(crate) fn stock(&self, block: &Arc<RamBlock>) {
+        let mut state = lock(&self.state);
+        state
+            .spare
+            .resize_with(self.batches, || PageBatch::new(Arc::clone(block)));
     }
 
     /// Hands work to whichever channel is idle next, waiting for room. While a round is being ended, that includes its end:
