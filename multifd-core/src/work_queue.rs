@@ -76,20 +76,22 @@ fn wait<'a>(on: &Condvar, state: MutexGuard<'a, State>) -> MutexGuard<'a, State>
     on.wait(state).unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Batches that may wait for a channel, for each channel.
+/// How many batches may wait for channels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Depth {
-    /// Of guest memory that is there in any case: small, and so many that the client is not woken for each.
+    /// Of guest memory that is there in any case: so many that the client is not woken for each.
     References,
-    /// With a packet's memory in each: two keep a channel busy.
+    /// With a packet's memory in each: no more than keep the channels busy.
     Copies,
 }
 
 impl Depth {
-    fn per_channel(self) -> usize {
+    fn batches(self, channels: usize) -> usize {
+        let busy = 2 * channels;
         match self {
-            Self::References => 8,
-            Self::Copies => 2,
+            // 32 in all are enough for the client, however many channels there are.
+            Self::References => busy.max((8 * channels).min(32)),
+            Self::Copies => busy,
         }
     }
 }
@@ -101,7 +103,7 @@ impl WorkQueue {
         let depth = if pool > 0 {
             2 * channels.max(pool)
         } else {
-            depth.per_channel() * channels
+            depth.batches(channels)
         };
         // Those that wait for the pool, those that wait for a channel; what each is busy with; the one that is filled.
         let waiting = if pool > 0 { 2 * depth } else { depth };
