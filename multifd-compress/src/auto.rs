@@ -102,7 +102,7 @@ impl Auto {
             packets: choice.packets,
             guest_bytes: choice.guest_bytes,
             wire_bytes: choice.wire_bytes,
-            expected: pilot.speed(index),
+            expected: pilot.expected(index),
         };
         AutoReport {
             level: pilot.choices.get(pilot.current).and_then(|choice| choice.level),
