@@ -1,23 +1,18 @@
 //! Our ends, each in a process of its own as a VMM would have it: the library, with its defaults.
 
-use crate::process::{Usage, anonymous};
-use crate::transfer::Took;
+use crate::ours_files::beside;
 use clap::{Args, ValueEnum};
 use memmap2::{MmapMut, MmapOptions};
 use multifd_compress::{CompressPool, Zlib, Zstd};
-use multifd_core::{Method, Plain, Pooled, RamBlock, RamMap, Sender, SenderConfig, SyncScope};
-use multifd_qemu::{
-    Limits, MappedBlock, MappedFile, MappedWriter, ReceiveOptions, SendOptions, Snapshot, receive, send,
-};
-use multifd_transport_file::{DirectIo, FileTransport, PlacedBlock, load};
+use multifd_core::{Method, Plain, Pooled, RamBlock, RamMap, SenderConfig};
+use multifd_qemu::{ReceiveOptions, SendOptions, Snapshot, receive, send};
 use multifd_transport_socket::{Address, SocketListener, SocketOptions, SocketTransport};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::error::Error;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
 
 pub(crate) type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -72,6 +67,9 @@ pub(crate) struct SendRole {
     pub(crate) channels: u8,
     #[arg(long)]
     pub(crate) compression: Compression,
+    /// Take what a QEMU has beside its RAM from this mapped-ram file: the destination is one
+    #[arg(long)]
+    pub(crate) tail: Option<PathBuf>,
 }
 
 /// A destination.
@@ -88,42 +86,54 @@ pub(crate) struct RecvRole {
     pub(crate) prealloc: bool,
 }
 
-/// What was used up to now.
-struct Meter {
-    begun: Instant,
-    before: Usage,
-    memory: u64,
+/// What one of our ends says of itself.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct Told {
+    /// Processor seconds.
+    pub(crate) cpu: f64,
+    pub(crate) wire_bytes: u64,
 }
 
-fn own_cpu() -> Usage {
+/// What was used up to now.
+pub(crate) struct Meter {
+    cpu: f64,
+}
+
+fn own_cpu() -> f64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     #[allow(clippy::cast_precision_loss)] // Seconds for people.
     let cpu = time.tv_sec as f64 + time.tv_nsec as f64 / 1e9;
-    Usage { cpu }
+    cpu
 }
 
 impl Meter {
-    fn start() -> Self {
-        Self {
-            begun: Instant::now(),
-            before: own_cpu(),
-            memory: anonymous(std::process::id()),
-        }
+    pub(crate) fn start() -> Self {
+        Self { cpu: own_cpu() }
     }
 
-    fn told(&self, wire_bytes: u64) -> Took {
-        Took {
-            seconds: self.begun.elapsed().as_secs_f64(),
-            cpu: own_cpu().cpu - self.before.cpu,
+    /// Starts when the parent says so: all that comes before is not measured.
+    pub(crate) fn when_told() -> Outcome<Self> {
+        say(&"ready")?;
+        let mut line = String::new();
+        std::io::stdin().read_line(&mut line)?;
+        if line != "go\n" {
+            return Err("the bench has gone".into());
+        }
+        Ok(Self::start())
+    }
+
+    pub(crate) fn told(&self, wire_bytes: u64) -> Told {
+        Told {
+            cpu: own_cpu() - self.cpu,
             wire_bytes,
-            memory: anonymous(std::process::id()).saturating_sub(self.memory),
         }
     }
 }
 
 pub(crate) fn say(value: &impl Serialize) -> Outcome<()> {
-    println!("{}", serde_json::to_string(value)?);
-    std::io::stdout().flush()?;
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{}", serde_json::to_string(value)?)?;
+    out.flush()?;
     Ok(())
 }
 
@@ -145,12 +155,16 @@ pub(crate) fn shared(path: &Path, len: Option<u64>) -> Outcome<MmapMut> {
 
 pub(crate) fn run_send(role: &SendRole) -> Outcome<()> {
     let memory = RamBlock::from_mmap("pc.ram", shared(&role.memory, None)?, 4096)?;
-    let mut ram = RamMap::new();
-    ram.add(memory)?;
-    let snapshot = Snapshot::of_ram(ram);
+    let snapshot = if let Some(file) = &role.tail {
+        beside(file, memory)?
+    } else {
+        let mut ram = RamMap::new();
+        ram.add(memory)?;
+        Snapshot::of_ram(ram)
+    };
     let method = role.compression.source(role.channels)?;
     let transport = SocketTransport::new(role.to.clone(), SocketOptions::default());
-    let meter = Meter::start();
+    let meter = Meter::when_told()?;
     let mut main = transport.connect()?;
     main.abort_on_close(true)?;
     let options = SendOptions {
@@ -167,95 +181,6 @@ pub(crate) fn run_send(role: &SendRole) -> Outcome<()> {
     main.end_writing()?;
     main.wait_closed()?;
     say(&meter.told(sent.stats.total().wire_bytes))
-}
-
-fn place(block: &MappedBlock) -> PlacedBlock {
-    PlacedBlock {
-        name: block.name.clone(),
-        layout: block.layout,
-    }
-}
-
-/// A snapshot into a file, or out of one.
-#[derive(Debug, Args)]
-pub(crate) struct FileRole {
-    /// The file that is the guest's RAM
-    #[arg(long)]
-    pub(crate) memory: PathBuf,
-    /// The mapped-ram file
-    #[arg(long)]
-    pub(crate) file: PathBuf,
-    #[arg(long)]
-    pub(crate) channels: u8,
-    /// Past the page cache
-    #[arg(long)]
-    pub(crate) direct: bool,
-}
-
-impl FileRole {
-    fn direct(&self) -> DirectIo {
-        if self.direct { DirectIo::On } else { DirectIo::Off }
-    }
-}
-
-pub(crate) fn run_save(role: &FileRole) -> Outcome<()> {
-    let mut ram = RamMap::new();
-    ram.add(RamBlock::from_mmap("pc.ram", shared(&role.memory, None)?, 4096)?)?;
-    let snapshot = Snapshot::of_ram(ram);
-    let meter = Meter::start();
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(&role.file)?;
-    let (writer, mapped) = MappedWriter::start(
-        &file,
-        0,
-        &snapshot.configuration,
-        snapshot.ram_section,
-        &snapshot.blocks(),
-    )?;
-    let transport = FileTransport::new(
-        file.try_clone()?,
-        mapped.iter().map(place).collect(),
-        role.direct(),
-    )?;
-    let config = SenderConfig {
-        channels: role.channels,
-        ..SenderConfig::default()
-    };
-    let mut sender = Sender::start(snapshot.ram.clone(), &Plain, &transport, &config)?;
-    for (index, block) in snapshot.ram.blocks().iter().enumerate() {
-        sender.queue_range(index, 0, block.len())?;
-    }
-    sender.sync(SyncScope::Local)?;
-    sender.finish()?;
-    let written = transport.finish()?;
-    writer.finish(snapshot.switchover_start, &snapshot.tail)?;
-    say(&meter.told(written.bytes))
-}
-
-pub(crate) fn run_load(role: &FileRole) -> Outcome<()> {
-    let len = std::fs::metadata(&role.memory)?.len();
-    let mut memory = Some(RamBlock::from_mmap(
-        "pc.ram",
-        shared(&role.memory, Some(len))?,
-        4096,
-    )?);
-    let meter = Meter::start();
-    let file = File::open(&role.file)?;
-    let mapped = MappedFile::read(&file, 0, &Limits::default(), false)?;
-    let mut ram = RamMap::new();
-    for block in &mapped.blocks {
-        ram.add(match memory.take_if(|_| block.name == "pc.ram") {
-            Some(memory) => memory.with_known_zeros(),
-            None => RamBlock::anonymous(&block.name, block.layout.used_length(), 4096)?,
-        })?;
-    }
-    let placed: Vec<_> = mapped.blocks.iter().map(place).collect();
-    let loaded = load(&file, &placed, &ram, role.channels.into(), role.direct())?;
-    say(&meter.told(loaded.pages * 4096))
 }
 
 pub(crate) fn run_recv(role: &RecvRole) -> Outcome<()> {

@@ -1,6 +1,5 @@
 //! A QEMU that is measured: paused, its RAM a file on tmpfs, driven by QMP.
 
-use crate::process::Usage;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -130,6 +129,12 @@ impl Qemu {
         Ok(())
     }
 
+    /// Whether it goes past the page cache with files.
+    pub(crate) fn direct_io(&mut self, direct: bool) -> Result<()> {
+        self.execute("migrate-set-parameters", &json!({ "direct-io": direct }))?;
+        Ok(())
+    }
+
     /// Has it listen; returns where.
     pub(crate) fn listen(&mut self, uri: &str) -> Result<String> {
         self.execute("migrate-incoming", &json!({ "uri": uri }))?;
@@ -173,11 +178,6 @@ impl Qemu {
 
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
-    }
-
-    /// What it has used so far.
-    pub(crate) fn usage(&self) -> Usage {
-        Usage::of(self.pid())
     }
 }
 

@@ -1,12 +1,12 @@
-//! One transfer between two ends, each ours or QEMU's.
+//! One transfer between two ends, each ours or QEMU's, and what it took.
 
+use crate::end::{Ours, Watch};
 use crate::ours::Compression;
-use crate::process::MemoryWatch;
 use crate::qemu::{Qemu, Result};
-use serde::{Deserialize, Serialize};
-use std::io::{BufRead, BufReader};
+use serde::Serialize;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
 /// Whose an end is.
@@ -17,22 +17,9 @@ pub(crate) enum Whose {
     Qemu,
 }
 
-/// What is moved, and where.
-#[derive(Debug)]
-pub(crate) struct Stage {
-    /// The image, on tmpfs.
-    pub(crate) image: PathBuf,
-    pub(crate) bytes: u64,
-    /// The folder on tmpfs.
-    pub(crate) folder: PathBuf,
-}
-
 /// What is asked of one transfer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ask {
-    /// Whose the source is. A QEMU takes only what one sends: the destination is the same, or ours.
-    pub(crate) from: Whose,
-    pub(crate) to: Whose,
     pub(crate) unix: bool,
     pub(crate) compression: Compression,
     pub(crate) channels: u8,
@@ -40,67 +27,43 @@ pub(crate) struct Ask {
     pub(crate) prealloc: bool,
 }
 
-/// What one transfer, or one end of it, took.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+/// How a mapped-ram file is written or read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FileAsk {
+    pub(crate) channels: u8,
+    pub(crate) on_disk: bool,
+    pub(crate) direct: bool,
+}
+
+/// What one transfer took.
+#[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct Took {
+    /// From the word to go until both ends have said that they are done.
     pub(crate) seconds: f64,
     /// Processor seconds of both ends.
     pub(crate) cpu: f64,
     pub(crate) wire_bytes: u64,
-    /// The most anonymous memory either end took beyond what it had before, in bytes.
+    /// The most anonymous memory either end took beyond what it had before, in bytes; of ours, all it has.
     pub(crate) memory: u64,
+    /// System calls of both ends, where they were counted.
+    #[serde(skip)]
+    pub(crate) calls: Option<u64>,
 }
 
-/// One of our ends, as a process of its own.
-pub(crate) struct Ours {
-    child: Child,
-    said: BufReader<ChildStdout>,
-}
-
-impl Ours {
-    pub(crate) fn start(args: &[&str]) -> Result<Self> {
-        let me = std::env::current_exe().map_err(|e| e.to_string())?;
-        let mut child = Command::new(me)
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .map_err(|e| e.to_string())?;
-        let said = child.stdout.take().ok_or("a child without an output")?;
-        Ok(Self {
-            child,
-            said: BufReader::new(said),
-        })
-    }
-
-    pub(crate) fn line<T: serde::de::DeserializeOwned>(&mut self) -> Result<T> {
-        let mut line = String::new();
-        self.said.read_line(&mut line).map_err(|e| e.to_string())?;
-        serde_json::from_str(&line).map_err(|e| format!("our end failed ({line:?}: {e})"))
-    }
-
-    /// Waits for the process's end, which must be a good one.
-    fn end(mut self) -> Result<()> {
-        let status = self.child.wait().map_err(|e| e.to_string())?;
-        if status.success() {
-            Ok(())
-        } else {
-            Err(format!("our end failed: {status}"))
-        }
-    }
-
-    pub(crate) fn finish(mut self) -> Result<Took> {
-        let took = self.line()?;
-        self.end()?;
-        Ok(took)
-    }
-}
-
-impl Drop for Ours {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// What is moved, and where.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    /// The image, on tmpfs.
+    pub(crate) image: PathBuf,
+    pub(crate) bytes: u64,
+    /// A folder on tmpfs.
+    pub(crate) folder: PathBuf,
+    /// A folder on a disk.
+    pub(crate) disk: PathBuf,
+    /// A mapped-ram file with what a QEMU has beside its RAM.
+    pub(crate) tail: Option<PathBuf>,
+    /// Count system calls, which makes the times worth nothing.
+    pub(crate) counting: bool,
 }
 
 fn text(path: &Path) -> Result<&str> {
@@ -114,17 +77,36 @@ enum Receiving {
     Qemu(Qemu),
 }
 
+/// An end that sends, once it is told to.
+enum Sending {
+    Ours(Ours),
+    Qemu(Qemu),
+}
+
 impl Stage {
     /// A new file for a destination's memory; what was there before is given back to the system first.
-    pub(crate) fn fresh(&self) -> Result<PathBuf> {
+    fn fresh(&self) -> Result<PathBuf> {
         let path = self.folder.join("destination");
         let _ = std::fs::remove_file(&path);
-        let file = std::fs::File::create(&path).map_err(|e| e.to_string())?;
+        let file = File::create(&path).map_err(|e| e.to_string())?;
         file.set_len(self.bytes).map_err(|e| e.to_string())?;
         Ok(path)
     }
 
-    fn receiving(&self, ask: Ask, memory: &Path) -> Result<(Receiving, String)> {
+    fn watch(&self, pid: u32, before: u64, end: &str) -> Result<Watch> {
+        let trace = self.counting.then(|| self.folder.join(format!("calls-{end}")));
+        Watch::start(pid, before, trace)
+    }
+
+    fn watch_ours(&self, ours: &Ours, end: &str) -> Result<Watch> {
+        self.watch(ours.pid(), 0, end)
+    }
+
+    fn watch_qemu(&self, qemu: &Qemu, end: &str) -> Result<Watch> {
+        self.watch(qemu.pid(), crate::process::anonymous(qemu.pid()), end)
+    }
+
+    fn receiving(&self, whose: Whose, ask: Ask, memory: &Path) -> Result<(Receiving, String)> {
         let socket = format!("unix:{}", self.folder.join("socket").display());
         let uri = if ask.unix {
             socket.as_str()
@@ -132,7 +114,7 @@ impl Stage {
             "tcp:127.0.0.1:0"
         };
         let _ = std::fs::remove_file(self.folder.join("socket"));
-        if ask.to == Whose::Qemu {
+        if whose == Whose::Qemu {
             let mut qemu = Qemu::start(memory, self.bytes, true, ask.prealloc)?;
             qemu.multifd(ask.channels, ask.compression.name(), &[])?;
             let address = qemu.listen(uri)?;
@@ -147,122 +129,174 @@ impl Stage {
         Ok((Receiving::Ours(ours), address))
     }
 
-    /// Runs one transfer.
-    pub(crate) fn run(&self, ask: Ask) -> Result<Took> {
-        let memory = self.fresh()?;
-        let (receiving, address) = self.receiving(ask, &memory)?;
-        let (watched, before) = match &receiving {
-            Receiving::Qemu(qemu) => (Some(MemoryWatch::start(qemu.pid())), qemu.usage().cpu),
-            Receiving::Ours(_) => (None, 0.0),
-        };
-        let (mut took, begun, source) = if ask.from == Whose::Qemu {
-            let mut source = Qemu::start(&self.image, self.bytes, false, false)?;
-            source.multifd(ask.channels, ask.compression.name(), &[])?;
-            let memory = MemoryWatch::start(source.pid());
-            let cpu = source.usage().cpu;
-            let begun = Instant::now();
-            source.migrate(&address)?;
-            source.wait_completed()?;
-            let took = Took {
-                seconds: begun.elapsed().as_secs_f64(),
-                cpu: source.usage().cpu - cpu,
-                wire_bytes: source.wire_bytes()?,
-                memory: memory.end(),
-            };
-            (took, Some(begun), Some(source))
-        } else {
-            let channels = ask.channels.to_string();
-            let mut args = vec!["send", "--to", &address, "--memory", text(&self.image)?];
-            args.extend(["--channels", &channels, "--compression", ask.compression.name()]);
-            (Ours::start(&args)?.finish()?, None, None)
-        };
-        // Our ends say how long it took when they connect; a QEMU's begins when it is told to.
-        let seconds = |took: &Took| begun.map_or(took.seconds, |begun| begun.elapsed().as_secs_f64());
-        match receiving {
-            Receiving::Qemu(mut qemu) => {
-                qemu.wait_completed()?;
-                took.seconds = seconds(&took);
-                took.cpu += qemu.usage().cpu - before;
-                if let Some(watched) = watched {
-                    took.memory = took.memory.max(watched.end());
-                }
-            }
-            Receiving::Ours(mut ours) => {
-                let other: Took = ours.line()?;
-                // Not the time its process takes to end.
-                took.seconds = seconds(&took);
-                ours.end()?;
-                took.cpu += other.cpu;
-                took.memory = took.memory.max(other.memory);
-            }
+    fn sending(&self, whose: Whose, to: Whose, ask: Ask, address: &str) -> Result<Sending> {
+        if whose == Whose::Qemu {
+            let mut qemu = Qemu::start(&self.image, self.bytes, false, false)?;
+            qemu.multifd(ask.channels, ask.compression.name(), &[])?;
+            return Ok(Sending::Qemu(qemu));
         }
-        drop(source);
-        Ok(took)
+        let channels = ask.channels.to_string();
+        let mut args = vec!["send", "--to", address, "--memory", text(&self.image)?];
+        args.extend(["--channels", &channels, "--compression", ask.compression.name()]);
+        if to == Whose::Qemu {
+            let tail = self
+                .tail
+                .as_deref()
+                .ok_or("no QEMU to take the rest of a guest from")?;
+            args.extend(["--tail", text(tail)?]);
+        }
+        let mut ours = Ours::start(&args)?;
+        ours.ready()?;
+        Ok(Sending::Ours(ours))
+    }
+
+    /// Runs one transfer.
+    pub(crate) fn run(&self, ask: Ask, from: Whose, to: Whose) -> Result<Took> {
+        let memory = self.fresh()?;
+        let (mut receiving, address) = self.receiving(to, ask, &memory)?;
+        let mut sending = self.sending(from, to, ask, &address)?;
+        let destination = match &receiving {
+            Receiving::Ours(ours) => self.watch_ours(ours, "destination"),
+            Receiving::Qemu(qemu) => self.watch_qemu(qemu, "destination"),
+        }?;
+        let source = match &sending {
+            Sending::Ours(ours) => self.watch_ours(ours, "source"),
+            Sending::Qemu(qemu) => self.watch_qemu(qemu, "source"),
+        }?;
+        let begun = Instant::now();
+        let sent = match &mut sending {
+            Sending::Ours(ours) => {
+                ours.go()?;
+                Some(ours.told()?)
+            }
+            Sending::Qemu(qemu) => {
+                qemu.migrate(&address)?;
+                qemu.wait_completed()?;
+                None
+            }
+        };
+        let received = match &mut receiving {
+            Receiving::Ours(ours) => Some(ours.told()?),
+            Receiving::Qemu(qemu) => {
+                qemu.wait_completed()?;
+                None
+            }
+        };
+        let seconds = begun.elapsed().as_secs_f64();
+        let (from, to) = (source.end()?, destination.end()?);
+        let wire_bytes = match (sent, &mut sending) {
+            (Some(told), _) => told.wire_bytes,
+            (None, Sending::Qemu(qemu)) => qemu.wire_bytes()?,
+            (None, Sending::Ours(_)) => 0,
+        };
+        if let Sending::Ours(ours) = sending {
+            ours.end()?;
+        }
+        if let Receiving::Ours(ours) = receiving {
+            ours.end()?;
+        }
+        Ok(Took {
+            seconds,
+            cpu: sent.map_or(from.cpu, |told| told.cpu) + received.map_or(to.cpu, |told| told.cpu),
+            wire_bytes,
+            memory: from.memory.max(to.memory),
+            calls: from.calls.zip(to.calls).map(|(a, b)| a + b),
+        })
+    }
+
+    fn mapped(&self, ask: FileAsk) -> PathBuf {
+        if ask.on_disk { &self.disk } else { &self.folder }.join("mapped")
     }
 
     /// Writes the image into a mapped-ram file.
-    pub(crate) fn save(&self, whose: Whose, channels: u8) -> Result<Took> {
-        let file = self.folder.join("mapped");
+    pub(crate) fn save(&self, whose: Whose, ask: FileAsk) -> Result<Took> {
+        let file = self.mapped(ask);
         let _ = std::fs::remove_file(&file);
-        if whose == Whose::Multifd {
-            return self.our_file("save", &self.image, channels);
-        }
-        let mut source = Qemu::start(&self.image, self.bytes, false, false)?;
-        source.multifd(channels, "none", &["mapped-ram"])?;
-        let (cpu, memory) = (source.usage().cpu, MemoryWatch::start(source.pid()));
-        let begun = Instant::now();
-        source.migrate(&format!("file:{}", text(&file)?))?;
-        source.wait_completed()?;
-        Ok(Took {
-            seconds: begun.elapsed().as_secs_f64(),
-            cpu: source.usage().cpu - cpu,
-            wire_bytes: source.wire_bytes()?,
-            memory: memory.end(),
-        })
+        let took = if whose == Whose::Multifd {
+            self.our_file("save", &self.image, ask)
+        } else {
+            let mut source = Qemu::start(&self.image, self.bytes, false, false)?;
+            source.multifd(ask.channels, "none", &["mapped-ram"])?;
+            source.direct_io(ask.direct)?;
+            self.qemus_file(source, |source| {
+                source.migrate(&format!("file:{}", text(&file)?))?;
+                source.wait_completed()
+            })
+        };
+        // What is left to be written does not belong to the next run.
+        File::open(&file)
+            .and_then(|file| file.sync_all())
+            .map_err(|e| e.to_string())?;
+        took
     }
 
     /// Loads the file written last into fresh memory.
-    pub(crate) fn load(&self, whose: Whose, channels: u8) -> Result<Took> {
-        let memory = self.fresh()?;
+    pub(crate) fn load(&self, whose: Whose, ask: FileAsk) -> Result<Took> {
+        let (memory, file) = (self.fresh()?, self.mapped(ask));
+        if ask.on_disk {
+            // From the disk, not out of the page cache.
+            let file = File::open(&file).map_err(|e| e.to_string())?;
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).map_err(|e| e.to_string())?;
+        }
         if whose == Whose::Multifd {
-            return self.our_file("load", &memory, channels);
+            return self.our_file("load", &memory, ask);
         }
         let mut target = Qemu::start(&memory, self.bytes, true, false)?;
-        target.multifd(channels, "none", &["mapped-ram"])?;
-        let (cpu, watch) = (target.usage().cpu, MemoryWatch::start(target.pid()));
-        let begun = Instant::now();
-        target.listen(&format!("file:{}", text(&self.folder.join("mapped"))?))?;
-        target.wait_completed()?;
-        Ok(Took {
-            seconds: begun.elapsed().as_secs_f64(),
-            cpu: target.usage().cpu - cpu,
-            wire_bytes: 0,
-            memory: watch.end(),
+        target.multifd(ask.channels, "none", &["mapped-ram"])?;
+        target.direct_io(ask.direct)?;
+        self.qemus_file(target, |target| {
+            target.listen(&format!("file:{}", text(&file)?))?;
+            target.wait_completed()
         })
     }
 
-    fn our_file(&self, role: &str, memory: &Path, channels: u8) -> Result<Took> {
-        let (file, channels) = (self.folder.join("mapped"), channels.to_string());
-        let args = [
-            role,
-            "--memory",
-            text(memory)?,
-            "--file",
-            text(&file)?,
-            "--channels",
-            &channels,
-        ];
-        Ours::start(&args)?.finish()
+    fn qemus_file(&self, mut qemu: Qemu, work: impl FnOnce(&mut Qemu) -> Result<()>) -> Result<Took> {
+        let watch = self.watch_qemu(&qemu, "file")?;
+        let begun = Instant::now();
+        work(&mut qemu)?;
+        let seconds = begun.elapsed().as_secs_f64();
+        let used = watch.end()?;
+        Ok(Took {
+            seconds,
+            cpu: used.cpu,
+            wire_bytes: qemu.wire_bytes()?,
+            memory: used.memory,
+            calls: used.calls,
+        })
+    }
+
+    fn our_file(&self, role: &str, memory: &Path, ask: FileAsk) -> Result<Took> {
+        let (file, channels) = (self.mapped(ask), ask.channels.to_string());
+        let mut args = vec![role, "--memory", text(memory)?, "--file", text(&file)?];
+        args.extend(["--channels", &channels]);
+        if ask.direct {
+            args.push("--direct");
+        }
+        let mut ours = Ours::start(&args)?;
+        ours.ready()?;
+        let watch = self.watch_ours(&ours, "file")?;
+        let begun = Instant::now();
+        ours.go()?;
+        let told = ours.told()?;
+        let seconds = begun.elapsed().as_secs_f64();
+        let used = watch.end()?;
+        ours.end()?;
+        Ok(Took {
+            seconds,
+            cpu: told.cpu,
+            wire_bytes: told.wire_bytes,
+            memory: used.memory,
+            calls: used.calls,
+        })
     }
 
     /// Whether the destination holds what the source does.
     pub(crate) fn is_same(&self) -> Result<bool> {
-        let open = |path: &Path| std::fs::File::open(path).map_err(|e| e.to_string());
+        let open = |path: &Path| File::open(path).map_err(|e| e.to_string());
         let (mut one, mut other) = (open(&self.image)?, open(&self.folder.join("destination"))?);
         let (mut a, mut b) = (vec![0; 1 << 20], vec![0; 1 << 20]);
         let mut left = self.bytes;
         while left > 0 {
-            use std::io::Read;
             let n = left.min(1 << 20) as usize;
             one.read_exact(&mut a[..n]).map_err(|e| e.to_string())?;
             other.read_exact(&mut b[..n]).map_err(|e| e.to_string())?;

@@ -1,0 +1,113 @@
+//! How time grows with guest RAM and with channels.
+
+use crate::cases::{Case, Pairing};
+use crate::image;
+use crate::ours::Compression;
+use crate::qemu::Result;
+use crate::results::{Line, Point, middle};
+use crate::transfer::{Ask, Stage};
+
+fn ask(channels: u8) -> Case {
+    // With its pages there already: how long the machine takes to come up with new memory is not ours to measure.
+    Case::Transfer(Ask {
+        unix: false,
+        compression: Compression::None,
+        channels,
+        prealloc: true,
+    })
+}
+
+/// Runs each pairing at each place, one after the other, again and again.
+fn points(
+    stage: &Stage,
+    runs: u16,
+    at: u64,
+    case: Case,
+    pairings: &[Pairing],
+    line: &mut Vec<Point>,
+) -> Result<()> {
+    let mut seconds = vec![Vec::new(); pairings.len()];
+    for _ in 0..runs {
+        for (pairing, seconds) in pairings.iter().zip(&mut seconds) {
+            seconds.push(case.run(stage, *pairing)?.seconds);
+        }
+    }
+    let named = pairings.iter().zip(seconds);
+    line.extend(named.map(|(pairing, seconds)| Point {
+        who: pairing.name(),
+        at,
+        seconds,
+    }));
+    Ok(())
+}
+
+fn ours(points: &[Point]) -> impl Iterator<Item = (u64, f64)> {
+    let ours = points.iter().filter(|point| point.who == Pairing::Ours.name());
+    ours.map(|point| (point.at, middle(point.seconds.iter().copied())))
+}
+
+/// Guest RAM from small to large, over two channels.
+#[allow(clippy::cast_precision_loss)] // Figures for people.
+pub(crate) fn of_memory(stage: &Stage, runs: u16, sizes: &[u64], has_qemu: bool) -> Result<Line> {
+    let mut line = Vec::new();
+    for &mib in sizes {
+        let stage = Stage {
+            image: stage.folder.join("image-of-its-own"),
+            bytes: mib << 20,
+            folder: stage.folder.clone(),
+            disk: stage.disk.clone(),
+            tail: None,
+            counting: false,
+        };
+        image::write(&stage.image, stage.bytes, 1).map_err(|e| e.to_string())?;
+        let pairings: &[Pairing] = if has_qemu {
+            &[Pairing::Ours, Pairing::Qemus]
+        } else {
+            &[Pairing::Ours]
+        };
+        points(&stage, runs, mib, ask(2), pairings, &mut line)?;
+        std::fs::remove_file(&stage.image).map_err(|e| e.to_string())?;
+    }
+    // A straight line through all points, by least squares; how far is each from it?
+    let points: Vec<_> = ours(&line).map(|(at, seconds)| (at as f64, seconds)).collect();
+    let count = points.len() as f64;
+    let (x, y) = points
+        .iter()
+        .fold((0.0, 0.0), |sum, p| (sum.0 + p.0, sum.1 + p.1));
+    let (x, y) = (x / count, y / count);
+    let (over, under) = points.iter().fold((0.0, 0.0), |sum, p| {
+        (sum.0 + (p.0 - x) * (p.1 - y), sum.1 + (p.0 - x) * (p.0 - x))
+    });
+    let slope = over / under;
+    let off = points.iter().map(|p| {
+        let expected = y + slope * (p.0 - x);
+        (p.1 / expected - 1.0).abs()
+    });
+    Ok(Line {
+        name: "MiB of guest RAM",
+        off: Some(off.fold(0.0, f64::max)).filter(|off| off.is_finite()),
+        points: line,
+    })
+}
+
+/// Channels from few to many, ours only.
+pub(crate) fn of_channels(stage: &Stage, runs: u16, channels: &[u8]) -> Result<Line> {
+    let mut line = Vec::new();
+    for &channels in channels {
+        points(
+            stage,
+            runs,
+            channels.into(),
+            ask(channels),
+            &[Pairing::Ours],
+            &mut line,
+        )?;
+    }
+    let best = ours(&line).map(|p| p.1).fold(f64::INFINITY, f64::min);
+    let most = ours(&line).last().map(|(_, seconds)| seconds / best - 1.0);
+    Ok(Line {
+        name: "channels",
+        points: line,
+        off: most,
+    })
+}
