@@ -3,6 +3,8 @@
 
 #[cfg(feature = "auto")]
 mod auto;
+#[cfg(feature = "zlib")]
+mod incompressible;
 #[cfg(any(
     feature = "zlib",
     feature = "zstd",

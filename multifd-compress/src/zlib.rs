@@ -1,5 +1,6 @@
 //! zlib: one stream for the life of a channel, each packet's part ended with a sync flush.
 
+use crate::incompressible::Sieve;
 use crate::packet_bytes::page_bytes;
 use crate::stream::{Decompress, Inflate, check_level};
 use flate2::{Compress, Compression, FlushCompress, FlushDecompress};
@@ -38,6 +39,8 @@ impl multifd_core::Method for Zlib {
         let level = Compression::new(self.level.into());
         Ok(Box::new(StreamCompress {
             deflate: Compress::new(level, true),
+            has_history: true,
+            sieve: (self.level > 0).then(Sieve::new),
             pages: Vec::new(),
         }))
     }
@@ -53,6 +56,10 @@ fn delta(before: u64, after: u64) -> usize {
 
 struct StreamCompress {
     deflate: Compress,
+    /// Something may refer to what `deflate` was given before, or the stream's header is still to come.
+    has_history: bool,
+    /// None where all is stored anyway.
+    sieve: Option<Sieve>,
     pages: Vec<u8>,
 }
 
@@ -62,19 +69,99 @@ impl Prepare for StreamCompress {
             method: multifd_packet::Method::Zlib,
             reason,
         };
-        let input = page_bytes(pages, &mut self.pages).map_err(codec)?;
-        deflate_part(&mut self.deflate, input, payload.staged()).map_err(codec)
+        let size = pages.block().page_size() as usize;
+        let Self {
+            deflate,
+            has_history,
+            sieve,
+            pages: room,
+        } = self;
+        let input = page_bytes(pages, room).map_err(codec)?;
+        let out = payload.staged();
+        let mut parts = Parts {
+            left: input,
+            size,
+            sieve,
+            next: None,
+        };
+        while let Some((part, is_compressible)) = parts.next() {
+            if is_compressible {
+                deflate_part(deflate, part, FlushCompress::Sync, out).map_err(codec)?;
+                *has_history = true;
+                continue;
+            }
+            // What comes after must not refer to what came before, as `deflate` knows nothing of what is stored between.
+            if std::mem::take(has_history) {
+                deflate_part(deflate, &[], FlushCompress::Full, out).map_err(codec)?;
+            }
+            store(part, out);
+        }
+        Ok(())
+    }
+}
+
+/// Appends `input` as stored blocks of a stream that is at a byte's start, as it is after a flush (RFC 1951, 3.2.4).
+fn store(input: &[u8], out: &mut Vec<u8>) {
+    let most = usize::from(u16::MAX);
+    out.reserve(input.len() + 5 * input.len().div_ceil(most));
+    for block in input.chunks(most) {
+        let len = u16::try_from(block.len()).unwrap_or(u16::MAX);
+        out.push(0);
+        out.extend_from_slice(&len.to_le_bytes());
+        out.extend_from_slice(&(!len).to_le_bytes());
+        out.extend_from_slice(block);
+    }
+}
+
+/// Splits a packet's pages into parts that are compressible and parts that are not.
+struct Parts<'a> {
+    left: &'a [u8],
+    size: usize,
+    sieve: &'a mut Option<Sieve>,
+    /// What the first page left is, if it has been looked at.
+    next: Option<bool>,
+}
+
+impl<'a> Parts<'a> {
+    fn is_compressible(&mut self, page: &[u8]) -> bool {
+        !self
+            .sieve
+            .as_mut()
+            .is_some_and(|sieve| sieve.is_incompressible(page))
+    }
+
+    fn next(&mut self) -> Option<(&'a [u8], bool)> {
+        let mut pages = self.left.chunks(self.size);
+        let first = pages.next()?;
+        let is_compressible = self.next.take().unwrap_or_else(|| self.is_compressible(first));
+        let mut len = first.len();
+        for page in pages {
+            let other = self.is_compressible(page);
+            if other != is_compressible {
+                self.next = Some(other);
+                break;
+            }
+            len += page.len();
+        }
+        let (part, left) = self.left.split_at_checked(len)?;
+        self.left = left;
+        Some((part, is_compressible))
     }
 }
 
 /// Compresses all of `input`, flushes, and appends the result to `out`.
-fn deflate_part(deflate: &mut Compress, mut input: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
+fn deflate_part(
+    deflate: &mut Compress,
+    mut input: &[u8],
+    flush: FlushCompress,
+    out: &mut Vec<u8>,
+) -> Result<(), String> {
     // The most deflate makes of `input` in stored blocks, and the flush's own empty one.
     out.reserve(input.len() + input.len() / 1000 + 64);
     loop {
         let before = deflate.total_in();
         deflate
-            .compress_vec(input, out, FlushCompress::Sync)
+            .compress_vec(input, out, flush)
             .map_err(|e| e.to_string())?;
         let used = delta(before, deflate.total_in());
         input = input.get(used..).unwrap_or_default();

@@ -101,6 +101,57 @@ fn pages_that_do_not_become_smaller_harm_none_that_follow() {
     }
 }
 
+/// Compresses packets of the given kinds of pages, one after another on a channel, and has them decompressed; returns their lengths.
+fn zlib_stream(level: u8, packets: &[Vec<usize>]) -> Vec<usize> {
+    let method = Zlib::new(level).unwrap();
+    let (mut prepare, mut unpacker) = (method.preparer().unwrap(), method.unpacker().unwrap());
+    let mut lengths = Vec::new();
+    for (number, kinds) in packets.iter().enumerate() {
+        let (source, target) = (block(kinds.len()), block(kinds.len()));
+        let mut offsets = Vec::new();
+        for (page, kind) in kinds.iter().enumerate() {
+            let offset = page as u64 * 4096;
+            let bytes = fill(3 * (number * 128 + page) + kind, 7);
+            source.page(offset).unwrap().copy_from(&bytes);
+            offsets.push(offset);
+        }
+        let mut payload = PayloadBuf::default();
+        let batch = PageBatch::from_offsets(&source, &offsets).unwrap();
+        prepare.prepare(&batch, &mut payload).unwrap();
+        let payload = payload.staged().clone();
+        unpack(unpacker.as_mut(), method.kind(), &target, &offsets, &payload).unwrap();
+        assert!(
+            contents(&source) == contents(&target),
+            "packet {number} of {packets:?}"
+        );
+        lengths.push(payload.len());
+    }
+    lengths
+}
+
+proptest! {
+    /// Stored parts come and go within a stream: at its start, after compressed pages, from packet to packet.
+    #[test]
+    fn zlib_stores_noise_within_its_stream(
+        level in prop::sample::select(vec![0_u8, 1, 6, 9]),
+        packets in prop::collection::vec(prop::collection::vec(0_usize..3, 1..40), 1..8),
+    ) {
+        zlib_stream(level, &packets);
+    }
+}
+
+#[test]
+fn noise_costs_zlib_no_more_than_its_blocks_headers() {
+    // A stream's header and a full flush, then 128 pages in nine blocks of 64 KiB less one.
+    assert_eq!(
+        zlib_stream(1, &[vec![1; 128], vec![1; 128]]),
+        [2 + 5 + 9 * 5 + 128 * 4096, 9 * 5 + 128 * 4096]
+    );
+    // Text is still found to be compressible beside it.
+    let mixed = zlib_stream(1, &[[vec![1; 64], vec![0; 64]].concat()]);
+    assert!(mixed[0] < 64 * 4096 + 64 * 200, "{mixed:?}");
+}
+
 #[test]
 fn levels_are_qemus() {
     assert!(matches!(
