@@ -77,7 +77,7 @@ pub(crate) fn measure(
     Ok(limits)
 }
 
-fn iperf3_is_here() -> bool {
+pub(crate) fn iperf3_is_here() -> bool {
     let version = Command::new("iperf3")
         .arg("--version")
         .stdout(Stdio::null())

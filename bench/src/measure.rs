@@ -38,9 +38,18 @@ pub(crate) fn run(cli: &Cli, out: &mut dyn Write) -> Outcome<()> {
     if results.qemu.is_some() {
         stage.tail = Some(tail(&stage)?);
     }
+    if !limits::iperf3_is_here() {
+        writeln!(out, "iperf3: none here; what the loopback takes is not measured")?;
+    }
     let asked = (cli.runs, cli.quick, cli.only.as_str());
     results.limits = limits::measure(&stage, asked, &mut |limit| Ok(table::limit(out, limit)?))?;
     let can_count = !cli.quick && can_count_calls();
+    if !cli.quick && !can_count {
+        writeln!(
+            out,
+            "strace: none here, or it may not attach; system calls are not counted"
+        )?;
+    }
     table::columns(out)?;
     for case in cases(cli.quick) {
         if case.name().contains(&cli.only) {
