@@ -230,9 +230,18 @@ impl Stage {
         took
     }
 
-    /// Loads the file written last into fresh memory.
+    /// Loads the file written last, or one that is written now, into fresh memory.
     pub(crate) fn load(&self, whose: Whose, ask: FileAsk) -> Result<Took> {
         let (memory, file) = (self.fresh()?, self.mapped(ask));
+        if !file.exists() {
+            // A QEMU loads no file of a machine without devices.
+            let whose = if self.tail.is_some() {
+                Whose::Qemu
+            } else {
+                Whose::Multifd
+            };
+            self.save(whose, ask)?;
+        }
         if ask.on_disk {
             // From the disk, not out of the page cache.
             let file = File::open(&file).map_err(|e| e.to_string())?;

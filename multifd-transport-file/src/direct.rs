@@ -31,6 +31,8 @@ pub enum DirectIo {
 pub(crate) struct PageFile {
     pub(crate) buffered: Arc<File>,
     direct: Option<Direct>,
+    /// What will be read soon is worth a hint.
+    reads_ahead: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -52,9 +54,19 @@ impl PageFile {
             DirectIo::IfPossible => open_direct(&file, write).ok(),
         };
         Ok(Self {
+            reads_ahead: !write && direct.is_none() && !sys::is_in_memory(&file),
             buffered: Arc::new(file),
             direct,
         })
+    }
+
+    pub(crate) fn reads_ahead(&self) -> bool {
+        self.reads_ahead
+    }
+
+    /// Says that a part of the file will be read soon.
+    pub(crate) fn will_need(&self, at: u64, len: usize) {
+        sys::will_need(&self.buffered, at, len);
     }
 
     pub(crate) fn is_direct(&self) -> bool {

@@ -2,7 +2,7 @@
 
 use crate::direct::{Bounce, DirectIo, PageFile};
 use crate::{FileError, PlacedBlock, read_bitmap, sys};
-use multifd_core::{RamBlock, RamMap, runs};
+use multifd_core::{RamBlock, RamMap, Run, runs};
 use multifd_packet::Bitmap;
 use std::fs::File;
 use std::sync::Mutex;
@@ -32,15 +32,29 @@ struct Piece<'a> {
 }
 
 impl Piece<'_> {
-    fn load(&self, file: &PageFile, bounce: &mut Bounce) -> Result<Loaded, FileError> {
+    /// Runs of pages that are in the file, or of those that are not.
+    fn runs(&self, stored: bool) -> impl Iterator<Item = Run> {
         let page_size = u64::from(self.block.page_size());
-        let offsets = || (self.start..self.end).step_by(self.block.page_size() as usize);
-        let stored = |offset: &u64| {
+        let is_stored = move |offset: u64| {
             self.bitmap
                 .is_none_or(|bitmap| bitmap.contains(offset / page_size))
         };
+        let offsets = (self.start..self.end).step_by(self.block.page_size() as usize);
+        let wanted = offsets.filter(move |&offset| is_stored(offset) == stored);
+        runs(wanted, self.block.page_size())
+    }
+
+    /// Has the kernel begin to read what is stored. It would not by itself: to it, several threads' reads are random ones.
+    fn read_ahead(&self, file: &PageFile) {
+        for run in self.runs(true) {
+            file.will_need(self.pages_offset + run.offset, run.len);
+        }
+    }
+
+    fn load(&self, file: &PageFile, bounce: &mut Bounce) -> Result<Loaded, FileError> {
+        let page_size = u64::from(self.block.page_size());
         let mut loaded = Loaded::default();
-        for run in runs(offsets().filter(stored), self.block.page_size()) {
+        for run in self.runs(true) {
             let at = self.pages_offset + run.offset;
             let region = self.block.region(run.offset, run.len)?;
             self.block.prepare_to_write(run.offset, run.len);
@@ -62,7 +76,7 @@ impl Piece<'_> {
             }
             loaded.pages += run.len as u64 / page_size;
         }
-        for run in runs(offsets().filter(|offset| !stored(offset)), self.block.page_size()) {
+        for run in self.runs(false) {
             for offset in (run.offset..run.offset + run.len as u64).step_by(page_size as usize) {
                 self.block.clear_page(offset)?;
             }
@@ -165,7 +179,18 @@ fn run_pieces(file: &PageFile, pieces: &[Piece<'_>], threads: usize) -> Result<L
         for _ in 0..threads.min(pieces.len()) {
             scope.spawn(|| {
                 let mut bounce = Bounce::default();
-                while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(piece) = pieces.get(at) else { break };
+                    if file.reads_ahead() {
+                        // The first ones have nobody before them to do it.
+                        let first = (at < threads).then_some(piece);
+                        let soon = pieces.get(at.saturating_add(threads));
+                        first
+                            .into_iter()
+                            .chain(soon)
+                            .for_each(|piece| piece.read_ahead(file));
+                    }
                     if !finish(piece.load(file, &mut bounce)) {
                         next.store(pieces.len(), Ordering::Relaxed);
                     }

@@ -41,6 +41,26 @@ pub(crate) fn read_at(file: &File, region: Region<'_>, at: u64) -> io::Result<us
     retry(|| unsafe { libc::pread(file.as_raw_fd(), region.as_mut_ptr().cast(), region.len(), at) })
 }
 
+/// Has the kernel begin to read: a hint, so that nothing comes of an error.
+pub(crate) fn will_need(file: &File, at: u64, len: usize) {
+    let (Ok(at), Ok(len)) = (offset(at), libc::off_t::try_from(len)) else {
+        return;
+    };
+    // SAFETY: the call takes no memory.
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), at, len, libc::POSIX_FADV_WILLNEED) };
+}
+
+/// Whether the file system keeps its files in memory, where there is nothing to read ahead.
+pub(crate) fn is_in_memory(file: &File) -> bool {
+    // SAFETY: a statfs of zeros is a valid one to be filled in, and outlives the call.
+    let (result, status) = unsafe {
+        let mut status: libc::statfs = std::mem::zeroed();
+        let result = libc::fstatfs(file.as_raw_fd(), &raw mut status);
+        (result, status)
+    };
+    result == 0 && [libc::TMPFS_MAGIC, libc::HUGETLBFS_MAGIC].contains(&status.f_type)
+}
+
 /// What direct I/O on a file must be aligned to, as far as the file system says: addresses and offsets, in bytes.
 /// `None` where it says nothing (before Linux 6.1, and some file systems).
 pub(crate) fn direct_alignment(file: &File) -> Option<(usize, u64)> {
