@@ -119,7 +119,10 @@ fn growth(area: &Area<'_>, line: &Line) -> Drawn {
     let right = all.iter().map(|point| point.1).fold(0.0, f64::max);
     let top = all.iter().map(|point| point.2).fold(0.0, f64::max);
     let mut chart = ChartBuilder::on(area)
-        .caption(format!("none, tcp: seconds by {}", line.name), ("sans-serif", 15))
+        .caption(
+            format!("none, tcp, prealloc: seconds by {}", line.name),
+            ("sans-serif", 15),
+        )
         .margin(8)
         .x_label_area_size(24)
         .y_label_area_size(34)

@@ -92,13 +92,14 @@ pub(crate) struct Used {
 
 impl Watch {
     /// Watches the memory a process takes beyond `before`, and, with a file for them, its system calls.
-    pub(crate) fn start(pid: u32, before: u64, calls: Option<PathBuf>) -> Result<Self> {
-        Ok(Self {
+    pub(crate) fn start(pid: u32, before: u64, calls: Option<PathBuf>) -> Self {
+        Self {
             pid,
             cpu: cpu(pid),
             memory: MemoryWatch::start(pid, before),
-            trace: calls.map(|file| Trace::attach(pid, file)).transpose()?,
-        })
+            // Where it may start a program, it may still not attach to one.
+            trace: calls.and_then(|file| Trace::attach(pid, file).ok()),
+        }
     }
 
     pub(crate) fn end(self) -> Result<Used> {

@@ -85,6 +85,7 @@ pub(crate) fn of_memory(stage: &Stage, runs: u16, sizes: &[u64], has_qemu: bool)
     });
     Ok(Line {
         name: "MiB of guest RAM",
+        off_is: "the furthest point from a straight line",
         off: Some(off.fold(0.0, f64::max)).filter(|off| off.is_finite()),
         points: line,
     })
@@ -109,5 +110,6 @@ pub(crate) fn of_channels(stage: &Stage, runs: u16, channels: &[u8]) -> Result<L
         name: "channels",
         points: line,
         off: most,
+        off_is: "the most channels, over the best number",
     })
 }

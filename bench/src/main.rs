@@ -6,6 +6,7 @@ mod chart;
 mod end;
 mod growth;
 mod image;
+mod interrupt;
 mod limits;
 mod machine;
 mod measure;

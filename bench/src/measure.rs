@@ -7,7 +7,7 @@ use crate::process::can_count_calls;
 use crate::qemu::{self, Qemu};
 use crate::results::{Results, Row, middle};
 use crate::transfer::{Stage, Took};
-use crate::{Cli, chart, growth, image, limits, table};
+use crate::{Cli, chart, growth, image, interrupt, limits, table};
 use std::io::Write;
 use std::path::Path;
 
@@ -16,6 +16,7 @@ pub(crate) fn run(cli: &Cli, out: &mut dyn Write) -> Outcome<()> {
     let bytes = if cli.quick { cli.size.min(512) } else { cli.size } << 20;
     let folder = tempfile::tempdir_in(&cli.memory)?;
     let disk = tempfile::tempdir_in(&cli.disk)?;
+    interrupt::remove_when_told(vec![folder.path().into(), disk.path().into()])?;
     let mut stage = Stage {
         image: folder.path().join("image"),
         bytes,
@@ -33,56 +34,65 @@ pub(crate) fn run(cli: &Cli, out: &mut dyn Write) -> Outcome<()> {
         growth: Vec::new(),
     };
     table::head(out, &results)?;
+    if !limits::iperf3_is_here() {
+        writeln!(out, "iperf3: none here; what the loopback takes is not measured")?;
+    }
+    let can_count = !cli.quick && can_count_calls();
+    if !cli.quick && !can_count {
+        writeln!(
+            out,
+            "strace: none here, or it may do nothing; system calls are not counted"
+        )?;
+    }
     warm_up(&stage)?;
     image::write(&stage.image, bytes, 1)?;
     if results.qemu.is_some() {
         stage.tail = Some(tail(&stage)?);
     }
-    if !limits::iperf3_is_here() {
-        writeln!(out, "iperf3: none here; what the loopback takes is not measured")?;
-    }
     let asked = (cli.runs, cli.quick, cli.only.as_str());
     results.limits = limits::measure(&stage, asked, &mut |limit| Ok(table::limit(out, limit)?))?;
-    let can_count = !cli.quick && can_count_calls();
-    if !cli.quick && !can_count {
-        writeln!(
-            out,
-            "strace: none here, or it may not attach; system calls are not counted"
-        )?;
-    }
+    measure_growth(cli, &stage, &mut results, out)?;
     table::columns(out)?;
     for case in cases(cli.quick) {
         if case.name().contains(&cli.only) {
             measure_case(cli, case, &mut stage, can_count, &mut results, out)?;
+            // A run takes long: what there is of it is not lost when it ends early.
+            keep(cli, &results)?;
         }
     }
+    keep(cli, &results)
+}
+
+fn measure_growth(cli: &Cli, stage: &Stage, results: &mut Results, out: &mut dyn Write) -> Outcome<()> {
     let (sizes, channels): (&[u64], &[u8]) = if cli.quick {
         (&[128, 256, 512], &[1, 2, 4])
     } else {
         (&[256, 512, 1024, 2048, 4096, 8192], &[1, 2, 4, 8, 16, 32, 64])
     };
     if "growth by channels".contains(&cli.only) {
-        results
-            .growth
-            .push(growth::of_channels(&stage, cli.runs, channels)?);
+        let line = growth::of_channels(stage, cli.runs, channels)?;
+        table::line(out, &line)?;
+        results.growth.push(line);
     }
     if "growth by memory".contains(&cli.only) {
-        let has_qemu = results.qemu.is_some();
-        // There may be no room for both.
-        std::fs::remove_file(&stage.image)?;
-        results
-            .growth
-            .push(growth::of_memory(&stage, cli.runs, sizes, has_qemu)?);
+        // Twice: the source's, and the destination's.
+        let room = free(&stage.folder)? >> 20;
+        let fitting: Vec<u64> = sizes.iter().copied().filter(|mib| 2 * mib + 64 <= room).collect();
+        let line = growth::of_memory(stage, cli.runs, &fitting, results.qemu.is_some())?;
+        table::line(out, &line)?;
+        results.growth.push(line);
     }
-    for line in &results.growth {
-        table::line(out, line)?;
-    }
+    Ok(())
+}
+
+/// Writes what there is of the results into the files that were asked for.
+fn keep(cli: &Cli, results: &Results) -> Outcome<()> {
     if let Some(path) = &cli.json {
-        let text = serde_json::to_string_pretty(&results)?;
+        let text = serde_json::to_string_pretty(results)?;
         std::fs::write(path, text + "\n").map_err(named(path))?;
     }
     if let Some(path) = &cli.svg {
-        chart::draw(&results, path).map_err(|e| format!("{}: {e}", path.display()))?;
+        chart::draw(results, path).map_err(|e| format!("{}: {e}", path.display()))?;
     }
     Ok(())
 }
@@ -91,13 +101,30 @@ fn named(path: &Path) -> impl Fn(std::io::Error) -> String {
     move |e| format!("{}: {e}", path.display())
 }
 
-/// Touches as much memory as a case needs: a virtual machine is given memory when it is first used, and that takes long.
+/// Touches as much memory as a case needs, if there is room: a virtual machine is given memory when it is first used, and that takes long.
 fn warm_up(stage: &Stage) -> Outcome<()> {
+    let needed = 3 * stage.bytes;
+    let free = free(&stage.folder)?;
+    if free < needed {
+        return Err(format!(
+            "{} MiB are needed in {}, and {} are free; --size takes less",
+            needed >> 20,
+            stage.folder.display(),
+            free >> 20
+        )
+        .into());
+    }
     let path = stage.folder.join("warm-up");
-    let mut map = shared(&path, Some(3 * stage.bytes))?;
+    let mut map = shared(&path, Some(needed))?;
     map.chunks_mut(4096).for_each(|page| page[0] = 1);
     std::fs::remove_file(&path)?;
     Ok(())
+}
+
+/// Bytes that a folder's file system still takes.
+fn free(folder: &Path) -> Outcome<u64> {
+    let status = rustix::fs::statvfs(folder)?;
+    Ok(status.f_bavail * status.f_frsize)
 }
 
 /// Has a QEMU write what it has beside its RAM.

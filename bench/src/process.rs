@@ -82,7 +82,7 @@ fn strace(file: &Path) -> Command {
     command
 }
 
-/// Whether system calls can be counted here.
+/// Whether the program is there, and may start others.
 pub(crate) fn can_count_calls() -> bool {
     let file = std::env::temp_dir().join(format!("multifd-bench-{}", std::process::id()));
     let status = strace(&file)
@@ -118,8 +118,10 @@ impl Trace {
         let said = child.stderr.take().ok_or("strace without an output")?;
         let mut line = String::new();
         let mut said = BufReader::new(said);
-        said.read_line(&mut line).map_err(|e| e.to_string())?;
-        if !line.contains("attached") {
+        let read = said.read_line(&mut line).map_err(|e| e.to_string());
+        if read.is_err() || !line.contains("attached") {
+            let _ = child.kill();
+            let _ = child.wait();
             return Err(format!("strace does not attach: {line}"));
         }
         // What it says of threads that come and go must not fill the pipe.

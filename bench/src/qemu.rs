@@ -21,6 +21,27 @@ pub(crate) fn version() -> Option<String> {
     words.get(3).map(|word| (*word).to_owned())
 }
 
+/// Waits for a QEMU to connect, or to end before it does.
+fn accept(listener: &UnixListener, child: &mut Child) -> Result<UnixStream> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let tick = Timespec {
+        tv_sec: 0,
+        tv_nsec: 100_000_000,
+    };
+    loop {
+        let mut ready = [PollFd::new(listener, PollFlags::IN)];
+        if poll(&mut ready, Some(&tick)).map_err(|e| e.to_string())? > 0 {
+            return listener
+                .accept()
+                .map(|(stream, _)| stream)
+                .map_err(|e| e.to_string());
+        }
+        if let Some(status) = child.try_wait().map_err(|e| e.to_string())? {
+            return Err(format!("QEMU has ended: {status}"));
+        }
+    }
+}
+
 /// A QEMU that runs. It is killed when dropped.
 pub(crate) struct Qemu {
     child: Child,
@@ -60,8 +81,8 @@ impl Qemu {
         if incoming {
             command.args(["-incoming", "defer"]);
         }
-        let child = command.spawn().map_err(|e| e.to_string())?;
-        let (stream, _) = listener.accept().map_err(|e| e.to_string())?;
+        let mut child = command.spawn().map_err(|e| e.to_string())?;
+        let stream = accept(&listener, &mut child)?;
         let patience = Duration::from_secs(300);
         stream
             .set_read_timeout(Some(patience))

@@ -43,8 +43,9 @@ pub(crate) struct Point {
 pub(crate) struct Line {
     pub(crate) name: &'static str,
     pub(crate) points: Vec<Point>,
-    /// How far the worst point of ours is from what it should be, as a share.
+    /// How far ours is from what it should be, as a share, and where.
     pub(crate) off: Option<f64>,
+    pub(crate) off_is: &'static str,
 }
 
 /// All of a run.

@@ -70,7 +70,7 @@ pub(crate) fn line(out: &mut dyn Write, line: &Line) -> Result<()> {
         )?;
     }
     match line.off {
-        Some(off) => writeln!(out, "furthest off: {:.1} %", off * 100.0),
+        Some(off) => writeln!(out, "{}: {:.1} % off", line.off_is, off * 100.0),
         None => Ok(()),
     }
 }

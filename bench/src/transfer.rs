@@ -93,16 +93,16 @@ impl Stage {
         Ok(path)
     }
 
-    fn watch(&self, pid: u32, before: u64, end: &str) -> Result<Watch> {
+    fn watch(&self, pid: u32, before: u64, end: &str) -> Watch {
         let trace = self.counting.then(|| self.folder.join(format!("calls-{end}")));
         Watch::start(pid, before, trace)
     }
 
-    fn watch_ours(&self, ours: &Ours, end: &str) -> Result<Watch> {
+    fn watch_ours(&self, ours: &Ours, end: &str) -> Watch {
         self.watch(ours.pid(), 0, end)
     }
 
-    fn watch_qemu(&self, qemu: &Qemu, end: &str) -> Result<Watch> {
+    fn watch_qemu(&self, qemu: &Qemu, end: &str) -> Watch {
         self.watch(qemu.pid(), crate::process::anonymous(qemu.pid()), end)
     }
 
@@ -158,11 +158,11 @@ impl Stage {
         let destination = match &receiving {
             Receiving::Ours(ours) => self.watch_ours(ours, "destination"),
             Receiving::Qemu(qemu) => self.watch_qemu(qemu, "destination"),
-        }?;
+        };
         let source = match &sending {
             Sending::Ours(ours) => self.watch_ours(ours, "source"),
             Sending::Qemu(qemu) => self.watch_qemu(qemu, "source"),
-        }?;
+        };
         let begun = Instant::now();
         let sent = match &mut sending {
             Sending::Ours(ours) => {
@@ -223,11 +223,12 @@ impl Stage {
                 source.wait_completed()
             })
         };
+        let took = took?;
         // What is left to be written does not belong to the next run.
         File::open(&file)
             .and_then(|file| file.sync_all())
             .map_err(|e| e.to_string())?;
-        took
+        Ok(took)
     }
 
     /// Loads the file written last, or one that is written now, into fresh memory.
@@ -260,7 +261,7 @@ impl Stage {
     }
 
     fn qemus_file(&self, mut qemu: Qemu, work: impl FnOnce(&mut Qemu) -> Result<()>) -> Result<Took> {
-        let watch = self.watch_qemu(&qemu, "file")?;
+        let watch = self.watch_qemu(&qemu, "file");
         let begun = Instant::now();
         work(&mut qemu)?;
         let seconds = begun.elapsed().as_secs_f64();
@@ -283,7 +284,7 @@ impl Stage {
         }
         let mut ours = Ours::start(&args)?;
         ours.ready()?;
-        let watch = self.watch_ours(&ours, "file")?;
+        let watch = self.watch_ours(&ours, "file");
         let begun = Instant::now();
         ours.go()?;
         let told = ours.told()?;

@@ -68,8 +68,11 @@ pub(crate) struct Pilot {
     tried_faster: bool,
     comparisons: u64,
     compared_at: Duration,
+    /// What the last comparison took.
     comparing: Duration,
     is_comparing: bool,
+    /// When no compression was last tried, or taken.
+    tried_none_at: Option<Duration>,
     /// The choice was taken a moment ago, and stays until a window has shown what it comes to.
     on_trial: bool,
     /// The latest time that was told, and the most bytes a packet had.
@@ -138,6 +141,7 @@ impl Pilot {
             compared_at: Duration::ZERO,
             comparing: Duration::ZERO,
             is_comparing: false,
+            tried_none_at: None,
             on_trial: false,
             now: Duration::ZERO,
             packet_bytes: 0,
@@ -158,8 +162,10 @@ impl Pilot {
         if self.on_trial {
             return false;
         }
-        let share = self.comparing.as_secs_f64() / (now.as_secs_f64() * self.parallel);
-        share < COMPARING && now.saturating_sub(self.compared_at) >= COMPARE_EVERY
+        let since = now.saturating_sub(self.compared_at);
+        // What the last one took is to be made up for; an idle time before it does not count.
+        let share = self.comparing.as_secs_f64() / (since.as_secs_f64() * self.parallel);
+        share < COMPARING && since >= COMPARE_EVERY
     }
 
     /// The choices a comparison goes through, in order.
@@ -193,8 +199,8 @@ impl Pilot {
             Some(old) => (kept(old.0, fresh.0), kept(old.1, fresh.1)),
             None => fresh,
         });
+        self.comparing = results.iter().map(|result| result.computing).sum();
         for result in results {
-            self.comparing += result.computing;
             if let Some(choice) = self.choices.get_mut(result.choice) {
                 let own = (result.computing.as_secs_f64(), result.wire_bytes as f64);
                 choice.own = (KEPT * choice.own.0 + own.0, KEPT * choice.own.1 + own.1);
@@ -304,10 +310,16 @@ impl Pilot {
         let is_short = self
             .link
             .is_some_and(|link| self.windows > 0 && bytes <= link * WINDOW.as_secs_f64());
-        self.current != 0 && is_short && self.fresh(none).is_none()
+        let is_due = self
+            .tried_none_at
+            .is_none_or(|when| self.now.saturating_sub(when) >= FRESH);
+        self.current != 0 && is_short && is_due && self.fresh(none).is_none()
     }
 
     fn switch(&mut self, to: usize) {
+        if self.choices.get(to).is_some_and(|choice| choice.level.is_none()) {
+            self.tried_none_at = Some(self.now);
+        }
         self.current = to;
         self.on_trial = true;
         self.window = Window {
@@ -378,10 +390,18 @@ impl Pilot {
             self.quiet = 0;
             if let Some(choice) = (self.choices.get_mut(self.current)).filter(|_| !window.has_comparison) {
                 let speed = window.guest_bytes as f64 / seconds;
-                // One bad window is the machine's, not the choice's.
+                // One bad window is the machine's, not the choice's; but far off, nothing that was seen is worth anything.
                 let fresh = choice.seen.filter(|(_, when)| now.saturating_sub(*when) < FRESH);
-                let speed = fresh.map_or(speed, |(old, _)| kept(old, speed));
-                choice.seen = Some((speed, now));
+                let is_far_off = fresh.is_some_and(|(old, _)| speed * 2.0 < old || old * 2.0 < speed);
+                let old = fresh.filter(|_| !is_far_off);
+                choice.seen = Some((old.map_or(speed, |(old, _)| kept(old, speed)), now));
+                if is_far_off {
+                    let current = self.current;
+                    let others = self.choices.iter_mut().enumerate();
+                    others
+                        .filter(|(at, _)| *at != current)
+                        .for_each(|(_, other)| other.seen = None);
+                }
             }
             if std::mem::take(&mut self.tried_faster) && self.link.is_some_and(|link| rate < link * 0.8) {
                 // It was not faster after all: be slower to believe it the next time.

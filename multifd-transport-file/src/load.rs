@@ -11,6 +11,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Guest bytes one thread takes on at a time.
 const STRIDE: u64 = 4 << 20;
 
+/// Bytes the kernel is told of at a time: some devices take no more of a hint.
+const HINT: u64 = 256 << 10;
+
 /// What [`load`] has read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Loaded {
@@ -47,7 +50,10 @@ impl Piece<'_> {
     /// Has the kernel begin to read what is stored. It would not by itself: to it, several threads' reads are random ones.
     fn read_ahead(&self, file: &PageFile) {
         for run in self.runs(true) {
-            file.will_need(self.pages_offset + run.offset, run.len);
+            let (at, end) = (self.pages_offset + run.offset, run.len as u64);
+            for start in (0..end).step_by(HINT as usize) {
+                file.will_need(at + start, HINT.min(end - start) as usize);
+            }
         }
     }
 
