@@ -68,25 +68,15 @@ pub(crate) fn of_memory(stage: &Stage, runs: u16, sizes: &[u64], has_qemu: bool)
         points(&stage, runs, mib, ask(2), pairings, &mut line)?;
         std::fs::remove_file(&stage.image).map_err(|e| e.to_string())?;
     }
-    // A straight line through all points, by least squares; how far is each from it?
-    let points: Vec<_> = ours(&line).map(|(at, seconds)| (at as f64, seconds)).collect();
-    let count = points.len() as f64;
-    let (x, y) = points
+    // Linear is as long for each MiB, whatever the size.
+    let each: Vec<f64> = ours(&line).map(|(at, seconds)| seconds / at as f64).collect();
+    let off = each
         .iter()
-        .fold((0.0, 0.0), |sum, p| (sum.0 + p.0, sum.1 + p.1));
-    let (x, y) = (x / count, y / count);
-    let (over, under) = points.iter().fold((0.0, 0.0), |sum, p| {
-        (sum.0 + (p.0 - x) * (p.1 - y), sum.1 + (p.0 - x) * (p.0 - x))
-    });
-    let slope = over / under;
-    let off = points.iter().map(|p| {
-        let expected = y + slope * (p.0 - x);
-        (p.1 / expected - 1.0).abs()
-    });
+        .map(|one| (one / middle(each.iter().copied()) - 1.0).abs());
     Ok(Line {
         name: "MiB of guest RAM",
-        off_is: "the furthest point from a straight line",
-        off: Some(off.fold(0.0, f64::max)).filter(|off| off.is_finite()),
+        off_is: "the furthest size from the median time of a MiB",
+        off: (each.len() > 1).then(|| off.fold(0.0, f64::max)),
         points: line,
     })
 }

@@ -34,7 +34,7 @@ struct Cli {
     /// How often each case is measured
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
     runs: u16,
-    /// At most 512 MiB, and a few cases only
+    /// At most 256 MiB, and a few cases only
     #[arg(long)]
     quick: bool,
     /// Write all figures to this file, too

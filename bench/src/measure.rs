@@ -13,7 +13,7 @@ use std::path::Path;
 
 /// Runs everything that was asked for.
 pub(crate) fn run(cli: &Cli, out: &mut dyn Write) -> Outcome<()> {
-    let bytes = if cli.quick { cli.size.min(512) } else { cli.size } << 20;
+    let bytes = if cli.quick { cli.size.min(256) } else { cli.size } << 20;
     let folder = tempfile::tempdir_in(&cli.memory)?;
     let disk = tempfile::tempdir_in(&cli.disk)?;
     interrupt::remove_when_told(vec![folder.path().into(), disk.path().into()])?;
@@ -65,7 +65,7 @@ pub(crate) fn run(cli: &Cli, out: &mut dyn Write) -> Outcome<()> {
 
 fn measure_growth(cli: &Cli, stage: &Stage, results: &mut Results, out: &mut dyn Write) -> Outcome<()> {
     let (sizes, channels): (&[u64], &[u8]) = if cli.quick {
-        (&[128, 256, 512], &[1, 2, 4])
+        (&[64, 128, 256], &[1, 2, 4])
     } else {
         (&[256, 512, 1024, 2048, 4096, 8192], &[1, 2, 4, 8, 16, 32, 64])
     };
