@@ -107,6 +107,17 @@ impl Case {
     }
 }
 
+/// Runs a case with each pairing, one after the other, again and again: what the machine does meanwhile is done to all.
+pub(crate) fn in_turn(case: Case, stage: &Stage, pairings: &[Pairing], times: u16) -> Result<Vec<Vec<Took>>> {
+    let mut runs = vec![Vec::new(); pairings.len()];
+    for _ in 0..times {
+        for (pairing, runs) in pairings.iter().zip(&mut runs) {
+            runs.push(case.run(stage, *pairing)?);
+        }
+    }
+    Ok(runs)
+}
+
 /// All cases, or those of a quick run; the slowest last.
 pub(crate) fn cases(quick: bool) -> Vec<Case> {
     use Compression::{None, Zlib, Zstd};

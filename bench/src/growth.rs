@@ -1,6 +1,6 @@
 //! How time grows with guest RAM and with channels.
 
-use crate::cases::{Case, Pairing};
+use crate::cases::{Case, Pairing, in_turn};
 use crate::image;
 use crate::ours::Compression;
 use crate::qemu::Result;
@@ -17,7 +17,7 @@ fn ask(channels: u8) -> Case {
     })
 }
 
-/// Runs each pairing at each place, one after the other, again and again.
+/// The points of one place, one for each pairing.
 fn points(
     stage: &Stage,
     runs: u16,
@@ -26,17 +26,11 @@ fn points(
     pairings: &[Pairing],
     line: &mut Vec<Point>,
 ) -> Result<()> {
-    let mut seconds = vec![Vec::new(); pairings.len()];
-    for _ in 0..runs {
-        for (pairing, seconds) in pairings.iter().zip(&mut seconds) {
-            seconds.push(case.run(stage, *pairing)?.seconds);
-        }
-    }
-    let named = pairings.iter().zip(seconds);
-    line.extend(named.map(|(pairing, seconds)| Point {
+    let named = pairings.iter().zip(in_turn(case, stage, pairings, runs)?);
+    line.extend(named.map(|(pairing, runs)| Point {
         who: pairing.name(),
         at,
-        seconds,
+        seconds: runs.iter().map(|took| took.seconds).collect(),
     }));
     Ok(())
 }
@@ -54,10 +48,7 @@ pub(crate) fn of_memory(stage: &Stage, runs: u16, sizes: &[u64], has_qemu: bool)
         let stage = Stage {
             image: stage.folder.join("image-of-its-own"),
             bytes: mib << 20,
-            folder: stage.folder.clone(),
-            disk: stage.disk.clone(),
-            tail: None,
-            counting: false,
+            ..stage.clone()
         };
         image::write(&stage.image, stage.bytes, 1).map_err(|e| e.to_string())?;
         let pairings: &[Pairing] = if has_qemu {

@@ -1,6 +1,6 @@
 //! A whole run: the stage, the warm-up, all cases in turn.
 
-use crate::cases::{Case, Pairing, cases};
+use crate::cases::{Case, Pairing, cases, in_turn};
 use crate::machine::Machine;
 use crate::ours::{Outcome, shared};
 use crate::process::can_count_calls;
@@ -150,13 +150,7 @@ fn measure_case(
     out: &mut dyn Write,
 ) -> Outcome<()> {
     let pairings = case.pairings(results.qemu.is_some());
-    let mut runs = vec![Vec::new(); pairings.len()];
-    // One after the other, again and again: what the machine does meanwhile is done to all.
-    for _ in 0..cli.runs {
-        for (pairing, runs) in pairings.iter().zip(&mut runs) {
-            runs.push(case.run(stage, *pairing)?);
-        }
-    }
+    let runs = in_turn(case, stage, &pairings, cli.runs)?;
     let gib = stage.bytes as f64 / f64::from(1 << 30);
     let mut calls = vec![None; pairings.len()];
     if can_count {

@@ -16,8 +16,7 @@ use std::sync::Arc;
 
 pub(crate) type Outcome<T> = Result<T, Box<dyn Error>>;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Compression {
     None,
     Zlib,

@@ -15,10 +15,8 @@ fn place(block: &MappedBlock) -> PlacedBlock {
     }
 }
 
-/// What a QEMU has beside its RAM, out of a file it has saved, with `memory` as the RAM.
-pub(crate) fn beside(path: &Path, memory: RamBlock) -> Outcome<Snapshot> {
-    let file = File::open(path)?;
-    let mapped = MappedFile::read(&file, 0, &Limits::default(), false)?;
+/// RAM with the blocks of a mapped-ram file, `memory` being the guest's.
+fn ram_of(mapped: &MappedFile, memory: RamBlock) -> Outcome<RamMap> {
     let mut memory = Some(memory);
     let mut ram = RamMap::new();
     for block in &mapped.blocks {
@@ -27,6 +25,14 @@ pub(crate) fn beside(path: &Path, memory: RamBlock) -> Outcome<Snapshot> {
             None => RamBlock::anonymous(&block.name, block.layout.used_length(), 4096)?,
         })?;
     }
+    Ok(ram)
+}
+
+/// What a QEMU has beside its RAM, out of a file it has saved, with `memory` as the RAM.
+pub(crate) fn beside(path: &Path, memory: RamBlock) -> Outcome<Snapshot> {
+    let file = File::open(path)?;
+    let mapped = MappedFile::read(&file, 0, &Limits::default(), false)?;
+    let ram = ram_of(&mapped, memory)?;
     let others = mapped.blocks.iter().filter(|block| block.name != "pc.ram");
     let placed: Vec<_> = others.map(place).collect();
     load(&file, &placed, &ram, 1, DirectIo::Off)?;
@@ -102,21 +108,11 @@ pub(crate) fn run_save(role: &FileRole) -> Outcome<()> {
 
 pub(crate) fn run_load(role: &FileRole) -> Outcome<()> {
     let len = std::fs::metadata(&role.memory)?.len();
-    let mut memory = Some(RamBlock::from_mmap(
-        "pc.ram",
-        shared(&role.memory, Some(len))?,
-        4096,
-    )?);
+    let memory = RamBlock::from_mmap("pc.ram", shared(&role.memory, Some(len))?, 4096)?;
     let meter = Meter::when_told()?;
     let file = File::open(&role.file)?;
     let mapped = MappedFile::read(&file, 0, &Limits::default(), false)?;
-    let mut ram = RamMap::new();
-    for block in &mapped.blocks {
-        ram.add(match memory.take_if(|_| block.name == "pc.ram") {
-            Some(memory) => memory.with_known_zeros(),
-            None => RamBlock::anonymous(&block.name, block.layout.used_length(), 4096)?,
-        })?;
-    }
+    let ram = ram_of(&mapped, memory.with_known_zeros())?;
     let placed: Vec<_> = mapped.blocks.iter().map(place).collect();
     let loaded = load(&file, &placed, &ram, role.channels.into(), role.direct())?;
     say(&meter.told(loaded.pages * 4096))

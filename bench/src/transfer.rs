@@ -10,8 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Whose an end is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Whose {
     Multifd,
     Qemu,
@@ -51,7 +50,7 @@ pub(crate) struct Took {
 }
 
 /// What is moved, and where.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Stage {
     /// The image, on tmpfs.
     pub(crate) image: PathBuf,
@@ -71,14 +70,8 @@ fn text(path: &Path) -> Result<&str> {
         .ok_or_else(|| format!("{} is no text", path.display()))
 }
 
-/// An end that receives and is ready.
-enum Receiving {
-    Ours(Ours),
-    Qemu(Qemu),
-}
-
-/// An end that sends, once it is told to.
-enum Sending {
+/// An end that listens, or sends once it is told to.
+enum End {
     Ours(Ours),
     Qemu(Qemu),
 }
@@ -98,6 +91,13 @@ impl Stage {
         Watch::start(pid, before, trace)
     }
 
+    fn watch_end(&self, end: &End, name: &str) -> Watch {
+        match end {
+            End::Ours(ours) => self.watch_ours(ours, name),
+            End::Qemu(qemu) => self.watch_qemu(qemu, name),
+        }
+    }
+
     fn watch_ours(&self, ours: &Ours, end: &str) -> Watch {
         self.watch(ours.pid(), 0, end)
     }
@@ -106,7 +106,7 @@ impl Stage {
         self.watch(qemu.pid(), crate::process::anonymous(qemu.pid()), end)
     }
 
-    fn receiving(&self, whose: Whose, ask: Ask, memory: &Path) -> Result<(Receiving, String)> {
+    fn receiving(&self, whose: Whose, ask: Ask, memory: &Path) -> Result<(End, String)> {
         let socket = format!("unix:{}", self.folder.join("socket").display());
         let uri = if ask.unix {
             socket.as_str()
@@ -118,7 +118,7 @@ impl Stage {
             let mut qemu = Qemu::start(memory, self.bytes, true, ask.prealloc)?;
             qemu.multifd(ask.channels, ask.compression.name(), &[])?;
             let address = qemu.listen(uri)?;
-            return Ok((Receiving::Qemu(qemu), address));
+            return Ok((End::Qemu(qemu), address));
         }
         let mut args = vec!["recv", "--listen", uri, "--memory", text(memory)?];
         if ask.prealloc {
@@ -126,14 +126,14 @@ impl Stage {
         }
         let mut ours = Ours::start(&args)?;
         let address = ours.line()?;
-        Ok((Receiving::Ours(ours), address))
+        Ok((End::Ours(ours), address))
     }
 
-    fn sending(&self, whose: Whose, to: Whose, ask: Ask, address: &str) -> Result<Sending> {
+    fn sending(&self, whose: Whose, to: Whose, ask: Ask, address: &str) -> Result<End> {
         if whose == Whose::Qemu {
             let mut qemu = Qemu::start(&self.image, self.bytes, false, false)?;
             qemu.multifd(ask.channels, ask.compression.name(), &[])?;
-            return Ok(Sending::Qemu(qemu));
+            return Ok(End::Qemu(qemu));
         }
         let channels = ask.channels.to_string();
         let mut args = vec!["send", "--to", address, "--memory", text(&self.image)?];
@@ -147,7 +147,7 @@ impl Stage {
         }
         let mut ours = Ours::start(&args)?;
         ours.ready()?;
-        Ok(Sending::Ours(ours))
+        Ok(End::Ours(ours))
     }
 
     /// Runs one transfer.
@@ -155,29 +155,23 @@ impl Stage {
         let memory = self.fresh()?;
         let (mut receiving, address) = self.receiving(to, ask, &memory)?;
         let mut sending = self.sending(from, to, ask, &address)?;
-        let destination = match &receiving {
-            Receiving::Ours(ours) => self.watch_ours(ours, "destination"),
-            Receiving::Qemu(qemu) => self.watch_qemu(qemu, "destination"),
-        };
-        let source = match &sending {
-            Sending::Ours(ours) => self.watch_ours(ours, "source"),
-            Sending::Qemu(qemu) => self.watch_qemu(qemu, "source"),
-        };
+        let destination = self.watch_end(&receiving, "destination");
+        let source = self.watch_end(&sending, "source");
         let begun = Instant::now();
         let sent = match &mut sending {
-            Sending::Ours(ours) => {
+            End::Ours(ours) => {
                 ours.go()?;
                 Some(ours.told()?)
             }
-            Sending::Qemu(qemu) => {
+            End::Qemu(qemu) => {
                 qemu.migrate(&address)?;
                 qemu.wait_completed()?;
                 None
             }
         };
         let received = match &mut receiving {
-            Receiving::Ours(ours) => Some(ours.told()?),
-            Receiving::Qemu(qemu) => {
+            End::Ours(ours) => Some(ours.told()?),
+            End::Qemu(qemu) => {
                 qemu.wait_completed()?;
                 None
             }
@@ -186,14 +180,13 @@ impl Stage {
         let (from, to) = (source.end()?, destination.end()?);
         let wire_bytes = match (sent, &mut sending) {
             (Some(told), _) => told.wire_bytes,
-            (None, Sending::Qemu(qemu)) => qemu.wire_bytes()?,
-            (None, Sending::Ours(_)) => 0,
+            (None, End::Qemu(qemu)) => qemu.wire_bytes()?,
+            (None, End::Ours(_)) => 0,
         };
-        if let Sending::Ours(ours) = sending {
-            ours.end()?;
-        }
-        if let Receiving::Ours(ours) = receiving {
-            ours.end()?;
+        for end in [sending, receiving] {
+            if let End::Ours(ours) = end {
+                ours.end()?;
+            }
         }
         Ok(Took {
             seconds,

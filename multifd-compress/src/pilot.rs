@@ -364,6 +364,27 @@ impl Pilot {
         }
     }
 
+    /// The current choice was seen to move `speed` guest bytes a second.
+    fn see(&mut self, speed: f64) {
+        let old = self
+            .choices
+            .get(self.current)
+            .and_then(|choice| self.fresh(choice));
+        let speed = match old {
+            // Far off: nothing that was seen is worth anything.
+            Some((old, _)) if speed * 2.0 < old || old * 2.0 < speed => {
+                self.choices.iter_mut().for_each(|choice| choice.seen = None);
+                speed
+            }
+            // One bad window is the machine's, not the choice's.
+            Some((old, _)) => kept(old, speed),
+            None => speed,
+        };
+        if let Some(choice) = self.choices.get_mut(self.current) {
+            choice.seen = Some((speed, self.now));
+        }
+    }
+
     fn end_window(&mut self, now: Duration) {
         let window = std::mem::replace(
             &mut self.window,
@@ -388,20 +409,8 @@ impl Pilot {
                 self.measured = rate;
             }
             self.quiet = 0;
-            if let Some(choice) = (self.choices.get_mut(self.current)).filter(|_| !window.has_comparison) {
-                let speed = window.guest_bytes as f64 / seconds;
-                // One bad window is the machine's, not the choice's; but far off, nothing that was seen is worth anything.
-                let fresh = choice.seen.filter(|(_, when)| now.saturating_sub(*when) < FRESH);
-                let is_far_off = fresh.is_some_and(|(old, _)| speed * 2.0 < old || old * 2.0 < speed);
-                let old = fresh.filter(|_| !is_far_off);
-                choice.seen = Some((old.map_or(speed, |(old, _)| kept(old, speed)), now));
-                if is_far_off {
-                    let current = self.current;
-                    let others = self.choices.iter_mut().enumerate();
-                    others
-                        .filter(|(at, _)| *at != current)
-                        .for_each(|(_, other)| other.seen = None);
-                }
+            if !window.has_comparison {
+                self.see(window.guest_bytes as f64 / seconds);
             }
             if std::mem::take(&mut self.tried_faster) && self.link.is_some_and(|link| rate < link * 0.8) {
                 // It was not faster after all: be slower to believe it the next time.
