@@ -48,7 +48,12 @@ mod with {
         batch: &PageBatch,
         payload: &PayloadBuf,
     ) -> Result<Option<u32>, BlockError> {
-        if payload.is_empty() || (mode == Checksums::On && !payload.runs.is_empty()) {
+        let covered = match mode {
+            Checksums::Off => false,
+            Checksums::On => payload.runs.is_empty(),
+            Checksums::AtRest => true,
+        };
+        if !covered || payload.is_empty() {
             return Ok(None);
         }
         let mut crc = crc32fast::Hasher::new();
@@ -175,3 +180,26 @@ mod without {
 pub(crate) use with::{AVAILABLE, checked, payload_crc, seal, verify};
 #[cfg(not(feature = "checksum"))]
 pub(crate) use without::{AVAILABLE, checked, payload_crc, seal, verify};
+
+#[cfg(all(test, feature = "checksum"))]
+mod tests {
+    use super::*;
+    use crate::{RamBlock, Run};
+    use std::sync::Arc;
+
+    #[test]
+    fn only_what_is_to_have_a_checksum_is_summed() {
+        let batch = PageBatch::new(Arc::new(RamBlock::anonymous("b", 4096, 4096).unwrap()));
+        let mut in_place = PayloadBuf::default();
+        in_place.push_run(Run { offset: 0, len: 4096 });
+        let mut staged = PayloadBuf::default();
+        staged.staged().extend([0; 4096]);
+        let nothing = PayloadBuf::default();
+        let summed =
+            |mode| [&in_place, &staged, &nothing].map(|payload| payload_crc(mode, &batch, payload).unwrap());
+        let crc = Some(crc32fast::hash(&[0; 4096]));
+        assert_eq!(summed(Checksums::Off), [None; 3]);
+        assert_eq!(summed(Checksums::On), [None, crc, None]);
+        assert_eq!(summed(Checksums::AtRest), [crc, crc, None]);
+    }
+}
