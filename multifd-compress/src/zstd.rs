@@ -9,6 +9,13 @@ use zstd_safe::{CCtx, CParameter, DCtx, DParameter, InBuffer, OutBuffer, ResetDi
 /// Largest window a peer may ask for, as a power of two: 32 MiB, what level 20 uses.
 const WINDOW_LOG_MAX: u32 = 25;
 
+/// For level 1, which is there for its speed: a window and a table that stay in a processor's own caches. A packet has up to 512 KiB, all of
+/// which zstd would keep in its window (measured: BENCHMARKING.md).
+const FASTEST: [CParameter; 2] = [CParameter::WindowLog(18), CParameter::HashLog(13)];
+
+/// Zero stands for what goes with the level.
+const AS_THE_LEVEL_HAS_THEM: [CParameter; 2] = [CParameter::WindowLog(0), CParameter::HashLog(0)];
+
 /// The method zstd. Each packet is a complete frame of its own, which a real QEMU 10.0.2 takes as well as its own kind: so any
 /// thread can prepare any packet.
 #[derive(Debug, Clone, Copy)]
@@ -105,9 +112,14 @@ impl FrameEncoder {
     /// Appends `input` as one frame.
     pub(crate) fn encode(&mut self, level: i32, input: &[u8], out: &mut Vec<u8>) -> Result<(), MethodError> {
         if self.level != Some(level) {
-            self.context
-                .set_parameter(CParameter::CompressionLevel(level))
-                .map_err(codec)?;
+            let tuned = if level == 1 {
+                FASTEST
+            } else {
+                AS_THE_LEVEL_HAS_THEM
+            };
+            for parameter in [CParameter::CompressionLevel(level)].into_iter().chain(tuned) {
+                self.context.set_parameter(parameter).map_err(codec)?;
+            }
             self.level = Some(level);
         }
         let start = out.len();
