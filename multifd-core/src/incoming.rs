@@ -92,14 +92,16 @@ impl<'a> IncomingPages<'a> {
         joined.filter_map(move |Run { offset, len }| block.region(offset, len).ok())
     }
 
-    /// Makes the packet's zero pages zero, and notes which others are written to.
-    pub(crate) fn begin(&self) {
+    /// Makes the packet's zero pages zero.
+    pub(crate) fn clear_zeros(&self) {
         for offset in self.packet.zero().iter() {
             // Each was found to lie in the block when this was made.
             let _ = self.block.clear_page(offset);
         }
-        for Run { offset, len } in runs(self.packet.normal().iter(), self.block.page_size()) {
-            self.block.prepare_to_write(offset, len);
-        }
+    }
+
+    /// Where the packet's contents go, adjacent pages joined.
+    pub(crate) fn normal_runs(&self) -> impl Iterator<Item = Run> {
+        runs(self.packet.normal().iter(), self.block.page_size())
     }
 }

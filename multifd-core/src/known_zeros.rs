@@ -1,6 +1,6 @@
 //! Which pages are known to be zero without a look at them: a look alone can give a page memory of its own.
 
-use crate::{RamBlock, Region};
+use crate::{RamBlock, Region, Run};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 /// Pages that are worth a system call.
@@ -87,23 +87,32 @@ impl RamBlock {
     /// The system gives the first of them that are new their pages at once, where it can: one after another, by a fault each, that
     /// takes longer, and holds up the connection they come over.
     pub fn prepare_to_write(&self, offset: u64, len: usize) {
-        let Some(zeros) = &self.known_zeros else { return };
-        let page_size = self.page_size() as usize;
-        let first = offset / page_size as u64;
-        let pages = len / page_size;
-        let new = (first..)
-            .take(pages)
-            .take_while(|&page| zeros.is_zero(page))
-            .count();
-        if new >= FEWEST
-            && let Ok(region) = self.region(offset, new * page_size)
-            && zeros.lacks_pages(offset, &region)
+        if let Some(new) = self.note_writes(offset, len)
+            && let Ok(region) = self.region(new.offset, new.len)
         {
             region.populate();
         }
+    }
+
+    /// Notes that `len` bytes from `offset` are about to be written; returns which of them are to be given their pages before.
+    pub(crate) fn note_writes(&self, offset: u64, len: usize) -> Option<Run> {
+        let zeros = self.known_zeros.as_ref()?;
+        let page_size = self.page_size() as usize;
+        let first = offset / page_size as u64;
+        let pages = len / page_size;
+        let count = (first..)
+            .take(pages)
+            .take_while(|&page| zeros.is_zero(page))
+            .count();
         for page in (first..).take(pages) {
             zeros.note(page);
         }
+        let new = Run {
+            offset,
+            len: count * page_size,
+        };
+        let region = self.region(new.offset, new.len).ok()?;
+        (count >= FEWEST && zeros.lacks_pages(offset, &region)).then_some(new)
     }
 
     /// Makes the page at `offset` (bytes) zero, if it is not known to be.

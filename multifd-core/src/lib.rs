@@ -17,6 +17,7 @@ mod method;
 mod pages;
 mod plain;
 mod pooled;
+mod prefault;
 mod prepare_pool;
 mod progress;
 mod receiver;
@@ -41,6 +42,7 @@ pub use method::{IndependentPackets, Method, Observer, PayloadBuf, Prepare, Sent
 pub use pages::{PageBatch, Run, ZeroPages, runs};
 pub use plain::Plain;
 pub use pooled::{Pooled, PreparePool, Workers};
+pub use prefault::{Prefault, PrefaultUser};
 pub use progress::Progress;
 pub use receiver::{Receiver, ReceiverConfig};
 pub use relay::{RelayConfig, Relayed, relay};

@@ -4,7 +4,7 @@ use crate::recv_worker::RecvWorker;
 use crate::relay::Gate;
 use crate::rounds::{Rounds, Stopped};
 use crate::{
-    BlockError, CancelHandle, DeviceStateSink, Error, Method, Progress, RamMap, RecvChannel, Stats,
+    BlockError, CancelHandle, DeviceStateSink, Error, Method, Prefault, Progress, RamMap, RecvChannel, Stats,
     StatsHandle, Unblock, UnblockGuard, checksum,
 };
 use multifd_packet::Geometry;
@@ -96,6 +96,8 @@ pub struct Receiver {
     threads: Vec<JoinHandle<()>>,
     geometry: Geometry,
     max_channels: usize,
+    /// Gives new memory its pages; its threads end after the channels'.
+    prefault: Prefault,
 }
 
 impl std::fmt::Debug for Receiver {
@@ -163,6 +165,7 @@ impl Receiver {
             threads: Vec::new(),
             geometry,
             max_channels,
+            prefault: Prefault::new(),
         })
     }
 
@@ -206,6 +209,7 @@ impl Receiver {
             packets: 0,
             unpackers: Vec::new(),
             pages_since_sync: false,
+            prefault: self.prefault.user(),
         };
         let cancel = self.cancel.clone();
         let thread = std::thread::Builder::new()

@@ -3,8 +3,8 @@
 use crate::receiver::{Shared, Target};
 use crate::rounds::Stopped;
 use crate::{
-    Arrival, Buffers, ChannelError, ChannelStats, Error, IncomingPages, Method, Plain, RecvChannel, Unpack,
-    checksum, device_state,
+    Arrival, Buffers, ChannelError, ChannelStats, Error, IncomingPages, Method, Plain, PrefaultUser,
+    RecvChannel, Unpack, checksum, device_state,
 };
 use bytes::Bytes;
 use multifd_packet::{
@@ -26,6 +26,7 @@ pub(crate) struct RecvWorker {
     /// Decoders, by method: made when they are first needed.
     pub(crate) unpackers: Vec<(multifd_packet::Method, Box<dyn Unpack>)>,
     pub(crate) pages_since_sync: bool,
+    pub(crate) prefault: PrefaultUser,
 }
 
 impl RecvWorker {
@@ -187,7 +188,8 @@ impl RecvWorker {
                     channel: self.id,
                     source,
                 })?;
-                pages.begin();
+                pages.clear_zeros();
+                self.prefault.prepare_to_write(block, pages.normal_runs());
                 self.unpack(packet, &pages, payload_crc)?;
             }
             Target::Passing(gate) => {

@@ -2,11 +2,11 @@
 
 use crate::direct::{Bounce, DirectIo, PageFile};
 use crate::{FileError, PlacedBlock, read_bitmap, sys};
-use multifd_core::{RamBlock, RamMap, Run, runs};
+use multifd_core::{Prefault, PrefaultUser, RamBlock, RamMap, Run, runs};
 use multifd_packet::Bitmap;
 use std::fs::File;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// Guest bytes one thread takes on at a time.
 const STRIDE: u64 = 4 << 20;
@@ -25,7 +25,7 @@ pub struct Loaded {
 
 /// One thread's piece of a block.
 struct Piece<'a> {
-    block: &'a RamBlock,
+    block: &'a Arc<RamBlock>,
     /// Where page 0 lies in the file.
     pages_offset: u64,
     /// Which pages are stored; all of them without it.
@@ -57,13 +57,18 @@ impl Piece<'_> {
         }
     }
 
-    fn load(&self, file: &PageFile, bounce: &mut Bounce) -> Result<Loaded, FileError> {
+    fn load(
+        &self,
+        file: &PageFile,
+        bounce: &mut Bounce,
+        prefault: &mut PrefaultUser,
+    ) -> Result<Loaded, FileError> {
         let page_size = u64::from(self.block.page_size());
         let mut loaded = Loaded::default();
+        prefault.prepare_to_write(self.block, self.runs(true));
         for run in self.runs(true) {
             let at = self.pages_offset + run.offset;
             let region = self.block.region(run.offset, run.len)?;
-            self.block.prepare_to_write(run.offset, run.len);
             let read = file
                 .read_full(region, at, bounce)
                 .map_err(|source| FileError::At {
@@ -133,13 +138,18 @@ pub fn load(
 ///
 /// # Errors
 /// [`FileError`], as when the file is shorter than the block; what the block holds then is unspecified.
-pub fn load_raw(file: &File, block: &RamBlock, threads: usize) -> Result<Loaded, FileError> {
+pub fn load_raw(file: &File, block: &Arc<RamBlock>, threads: usize) -> Result<Loaded, FileError> {
     let mut pieces = Vec::new();
     cut(block, 0, None, &mut pieces);
     run_pieces(&page_file(file, DirectIo::Off)?, &pieces, threads.max(1))
 }
 
-fn cut<'a>(block: &'a RamBlock, pages_offset: u64, bitmap: Option<Bitmap<'a>>, pieces: &mut Vec<Piece<'a>>) {
+fn cut<'a>(
+    block: &'a Arc<RamBlock>,
+    pages_offset: u64,
+    bitmap: Option<Bitmap<'a>>,
+    pieces: &mut Vec<Piece<'a>>,
+) {
     let mut start = 0;
     while start < block.len() {
         let end = (start + STRIDE).min(block.len());
@@ -181,9 +191,13 @@ fn run_pieces(file: &PageFile, pieces: &[Piece<'_>], threads: usize) -> Result<L
         }
         total.is_ok()
     };
+    let threads = threads.min(pieces.len());
+    let prefault = Prefault::new();
+    let users: Vec<_> = (0..threads).map(|_| prefault.user()).collect();
+    let next = &next;
     std::thread::scope(|scope| {
-        for _ in 0..threads.min(pieces.len()) {
-            scope.spawn(|| {
+        for mut prefault in users {
+            scope.spawn(move || {
                 let mut bounce = Bounce::default();
                 loop {
                     let at = next.fetch_add(1, Ordering::Relaxed);
@@ -197,7 +211,7 @@ fn run_pieces(file: &PageFile, pieces: &[Piece<'_>], threads: usize) -> Result<L
                             .chain(soon)
                             .for_each(|piece| piece.read_ahead(file));
                     }
-                    if !finish(piece.load(file, &mut bounce)) {
+                    if !finish(piece.load(file, &mut bounce, &mut prefault)) {
                         next.store(pieces.len(), Ordering::Relaxed);
                     }
                 }
