@@ -177,6 +177,7 @@ impl FileChannel {
                 ChannelError::from(io::Error::new(source.kind(), message))
             })
         };
+        let turn = shared.file.turn();
         let mut payload = payload.iter();
         for run in batch.normal_runs() {
             let iov = payload.next().filter(|iov| iov.len() == run.len).ok_or_else(|| {
@@ -187,6 +188,7 @@ impl FileChannel {
             write(*iov, header.pages_offset + run.offset)?;
             bitmap.set(pages(&run));
         }
+        drop(turn);
         for run in batch.zero_runs() {
             // Most zero pages were never stored; one that was has bytes in the file that must go.
             if bitmap.clear(pages(&run)) {
