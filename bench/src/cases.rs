@@ -107,11 +107,16 @@ impl Case {
     }
 }
 
-/// Runs a case with each pairing, one after the other, again and again: what the machine does meanwhile is done to all.
+/// Runs a case with each pairing, one after the other, again and again, every second time in the other order: what the machine does
+/// meanwhile is done to all, and what one leaves behind is found by each.
 pub(crate) fn in_turn(case: Case, stage: &Stage, pairings: &[Pairing], times: u16) -> Result<Vec<Vec<Took>>> {
     let mut runs = vec![Vec::new(); pairings.len()];
-    for _ in 0..times {
-        for (pairing, runs) in pairings.iter().zip(&mut runs) {
+    for time in 0..times {
+        let mut order: Vec<_> = pairings.iter().zip(&mut runs).collect();
+        if time % 2 == 1 {
+            order.reverse();
+        }
+        for (pairing, runs) in order {
             runs.push(case.run(stage, *pairing)?);
         }
     }

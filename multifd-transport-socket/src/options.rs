@@ -10,6 +10,10 @@ use std::time::Duration;
 /// the other end copies them out again, while they are in a cache (measured: BENCHMARKING.md).
 const SAME_HOST_SEND_BUFFER: usize = 256 << 10;
 
+/// Congestion control within one machine: nothing is lost there, and nothing has to be spread out in time, as the `bbr` that many systems
+/// have for their links does (measured: BENCHMARKING.md). Every Linux has this one.
+const SAME_HOST_CONGESTION: &[u8] = b"reno";
+
 /// Deadlines of connections, and how they are set up. What is said of TCP does nothing to other families.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SocketOptions {
@@ -28,7 +32,7 @@ pub struct SocketOptions {
     pub send_buffer: Option<u32>,
     /// Bytes of the kernel's buffer for receiving (`SO_RCVBUF`); as for sending.
     pub recv_buffer: Option<u32>,
-    /// Which congestion control TCP uses; without it, the system's.
+    /// Which congestion control TCP uses; without it, the system's, and `reno` to this very host.
     pub congestion: Option<CongestionControl>,
     /// Whether TCP sends small messages at once (`TCP_NODELAY`).
     pub nodelay: bool,
@@ -95,8 +99,15 @@ impl SocketOptions {
 
     /// Fits a TCP connection that has been made to where it leads.
     pub(crate) fn fit(&self, socket: &Socket) -> io::Result<()> {
-        if self.send_buffer.is_none() && is_same_host(socket)? {
+        if !is_same_host(socket)? {
+            return Ok(());
+        }
+        if self.send_buffer.is_none() {
             socket.set_send_buffer_size(SAME_HOST_SEND_BUFFER)?;
+        }
+        if self.congestion.is_none() {
+            // A kernel without it has others that do.
+            let _ = socket.set_tcp_congestion(SAME_HOST_CONGESTION);
         }
         Ok(())
     }
