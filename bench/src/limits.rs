@@ -1,5 +1,6 @@
 //! What this machine can do at all, on the same data: the loopback, its memory, a codec, a file.
 
+use crate::fresh::touch;
 use crate::ours::{Compression, Outcome, shared};
 use crate::results::Limit;
 use crate::transfer::Stage;
@@ -12,11 +13,15 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+fn rate(bytes: u64, begun: Instant) -> f64 {
+    per_second(bytes, begun.elapsed())
+}
 
 #[allow(clippy::cast_precision_loss)] // Figures for people.
-fn rate(bytes: u64, begun: Instant) -> f64 {
-    bytes as f64 / begun.elapsed().as_secs_f64()
+fn per_second(bytes: u64, took: Duration) -> f64 {
+    bytes as f64 / took.as_secs_f64()
 }
 
 /// Measures all limits, and says each as it is known.
@@ -47,7 +52,8 @@ pub(crate) fn measure(
     for threads in [1, 2] {
         add(format!("limit: memcpy x{threads}"), &|| memcpy(stage, threads))?;
         add(format!("limit: new tmpfs pages x{threads}"), &|| {
-            new_pages(stage, threads)
+            let took = touch(&stage.folder.join("new"), stage.bytes, threads)?;
+            Ok(per_second(stage.bytes, took))
         })?;
     }
     let codecs: &[Compression] = if quick {
@@ -130,22 +136,6 @@ fn memcpy(stage: &Stage, threads: usize) -> Outcome<f64> {
         }
     });
     Ok(rate(stage.bytes, begun))
-}
-
-/// Touches each page of a new file on tmpfs.
-fn new_pages(stage: &Stage, threads: usize) -> Outcome<f64> {
-    let path = stage.folder.join("new");
-    let mut map = shared(&path, Some(stage.bytes))?;
-    let part = map.len().div_ceil(threads);
-    let begun = Instant::now();
-    std::thread::scope(|scope| {
-        for part in map.chunks_mut(part) {
-            scope.spawn(|| part.chunks_mut(4096).for_each(|page| page[0] = 1));
-        }
-    });
-    let rate = rate(stage.bytes, begun);
-    std::fs::remove_file(&path)?;
-    Ok(rate)
 }
 
 /// Channels that take all and keep nothing.

@@ -4,6 +4,7 @@
 mod cases;
 mod chart;
 mod end;
+mod fresh;
 mod growth;
 mod image;
 mod interrupt;

@@ -1,8 +1,9 @@
 //! A whole run: the stage, the warm-up, all cases in turn.
 
 use crate::cases::{Case, Pairing, cases, in_turn};
+use crate::fresh::touch;
 use crate::machine::Machine;
-use crate::ours::{Outcome, shared};
+use crate::ours::Outcome;
 use crate::process::can_count_calls;
 use crate::qemu::{self, Qemu};
 use crate::results::{Results, Row, middle};
@@ -114,10 +115,7 @@ fn warm_up(stage: &Stage) -> Outcome<()> {
         )
         .into());
     }
-    let path = stage.folder.join("warm-up");
-    let mut map = shared(&path, Some(needed))?;
-    map.chunks_mut(4096).for_each(|page| page[0] = 1);
-    std::fs::remove_file(&path)?;
+    touch(&stage.folder.join("warm-up"), needed, 2)?;
     Ok(())
 }
 
