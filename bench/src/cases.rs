@@ -1,6 +1,5 @@
 //! The things that are measured.
 
-use crate::fresh::touch;
 use crate::ours::Compression;
 use crate::qemu::Result;
 use crate::transfer::{Ask, FileAsk, Stage, Took, Whose};
@@ -118,8 +117,6 @@ pub(crate) fn in_turn(case: Case, stage: &Stage, pairings: &[Pairing], times: u1
             order.reverse();
         }
         for (pairing, runs) in order {
-            // The memory it will need is the machine's own before, for whoever's turn it is.
-            touch(&stage.folder.join("fresh"), stage.bytes, 2).map_err(|e| e.to_string())?;
             runs.push(case.run(stage, *pairing)?);
         }
     }

@@ -152,7 +152,7 @@ pub(crate) struct Tuning {
     /// Bytes of the kernel's buffer for receiving, a connection [default: as the kernel fits it to the link]
     #[arg(long, value_name = "SIZE", value_parser = parse_buffer)]
     recv_buffer: Option<u32>,
-    /// TCP's congestion control, such as bbr [default: the system's]
+    /// TCP's congestion control, such as bbr [default: the system's; reno to this very host]
     #[arg(long, value_name = "NAME")]
     congestion: Option<CongestionControl>,
     /// Seconds without traffic after which TCP asks whether the peer is still there; 0: never

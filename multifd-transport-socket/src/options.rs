@@ -45,8 +45,8 @@ pub struct SocketOptions {
 }
 
 impl Default for SocketOptions {
-    /// Ten seconds to connect, thirty without a byte moving; buffers and congestion control as the kernel has them (measured:
-    /// BENCHMARKING.md), no delay, a question after 15 seconds of silence.
+    /// Ten seconds to connect, thirty without a byte moving; buffers and congestion control as the kernel has them, but within one host
+    /// (measured: BENCHMARKING.md), no delay, a question after 15 seconds of silence.
     fn default() -> Self {
         Self {
             connect: Duration::from_secs(10),

@@ -358,11 +358,15 @@ fn channels_are_spread_over_addresses_and_sources() {
 
 #[test]
 fn options_reach_the_sockets_of_both_ends() {
-    let bbr: Option<CongestionControl> = Some("reno".parse().unwrap());
+    // What the system has for others: another than what is used within one host, on most.
+    let untouched = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let name = untouched.tcp_congestion().unwrap();
+    let name = std::str::from_utf8(&name).unwrap().trim_end_matches('\0');
+    let congestion: CongestionControl = name.parse().unwrap();
     let options = SocketOptions {
         send_buffer: Some(300_000),
         recv_buffer: Some(200_000),
-        congestion: bbr,
+        congestion: Some(congestion),
         nodelay: false,
         keepalive: Some(Duration::from_secs(7)),
         user_timeout: Some(Duration::from_millis(4500)),
@@ -378,7 +382,7 @@ fn options_reach_the_sockets_of_both_ends() {
         // The kernel doubles them, for its own use.
         assert_eq!(socket.send_buffer_size().unwrap(), 600_000);
         assert_eq!(socket.recv_buffer_size().unwrap(), 400_000);
-        assert!(socket.tcp_congestion().unwrap().starts_with(b"reno"));
+        assert!(socket.tcp_congestion().unwrap().starts_with(name.as_bytes()));
         assert!(!socket.tcp_nodelay().unwrap());
         assert!(socket.keepalive().unwrap());
         assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(7));
@@ -387,11 +391,13 @@ fn options_reach_the_sockets_of_both_ends() {
             Some(Duration::from_millis(4500))
         );
     }
-    // Unless asked for another, a connection to this very host has a small one to send from.
+    // Unless asked for others, a connection to this very host has a small buffer to send from, and nothing that paces it.
     let near = SocketTransport::new(listener.address().unwrap(), patient())
         .connect()
         .unwrap();
     assert_eq!(SockRef::from(&near).send_buffer_size().unwrap(), 512 << 10);
+    let congestion = SockRef::from(&near).tcp_congestion().unwrap();
+    assert!(congestion.starts_with(b"reno"), "{congestion:?}");
     let options = SocketOptions {
         congestion: Some("no-such-thing".parse().unwrap()),
         ..patient()
