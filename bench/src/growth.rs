@@ -61,9 +61,8 @@ pub(crate) fn of_memory(stage: &Stage, runs: u16, sizes: &[u64], has_qemu: bool)
     }
     // Linear is as long for each MiB, whatever the size.
     let each: Vec<f64> = ours(&line).map(|(at, seconds)| seconds / at as f64).collect();
-    let off = each
-        .iter()
-        .map(|one| (one / middle(each.iter().copied()) - 1.0).abs());
+    let usual = middle(each.iter().copied());
+    let off = each.iter().map(|one| (one / usual - 1.0).abs());
     Ok(Line {
         name: "MiB of guest RAM",
         off_is: "the furthest size from the median time of a MiB",

@@ -13,9 +13,6 @@ const WINDOW_LOG_MAX: u32 = 25;
 /// which zstd would keep in its window (measured: BENCHMARKING.md).
 const FASTEST: [CParameter; 2] = [CParameter::WindowLog(18), CParameter::HashLog(13)];
 
-/// Zero stands for what goes with the level.
-const AS_THE_LEVEL_HAS_THEM: [CParameter; 2] = [CParameter::WindowLog(0), CParameter::HashLog(0)];
-
 /// The method zstd. Each packet is a complete frame of its own, which a real QEMU 10.0.2 takes as well as its own kind: so any
 /// thread can prepare any packet.
 #[derive(Debug, Clone, Copy)]
@@ -112,11 +109,9 @@ impl FrameEncoder {
     /// Appends `input` as one frame.
     pub(crate) fn encode(&mut self, level: i32, input: &[u8], out: &mut Vec<u8>) -> Result<(), MethodError> {
         if self.level != Some(level) {
-            let tuned = if level == 1 {
-                FASTEST
-            } else {
-                AS_THE_LEVEL_HAS_THEM
-            };
+            // What was tuned for another level goes.
+            self.context.reset(ResetDirective::Parameters).map_err(codec)?;
+            let tuned = FASTEST.into_iter().filter(|_| level == 1);
             for parameter in [CParameter::CompressionLevel(level)].into_iter().chain(tuned) {
                 self.context.set_parameter(parameter).map_err(codec)?;
             }

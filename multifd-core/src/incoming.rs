@@ -88,8 +88,13 @@ impl<'a> IncomingPages<'a> {
     /// The normal pages in payload order, adjacent ones joined.
     pub fn joined(&self) -> impl Iterator<Item = Region<'a>> + use<'a> {
         let block = self.block;
-        let joined = runs(self.offsets(), block.page_size());
-        joined.filter_map(move |Run { offset, len }| block.region(offset, len).ok())
+        self.runs()
+            .filter_map(move |Run { offset, len }| block.region(offset, len).ok())
+    }
+
+    /// Where the contents go, in payload order, adjacent pages joined.
+    pub(crate) fn runs(&self) -> impl Iterator<Item = Run> + use<'a> {
+        runs(self.offsets(), self.block.page_size())
     }
 
     /// Makes the packet's zero pages zero.
@@ -98,10 +103,5 @@ impl<'a> IncomingPages<'a> {
             // Each was found to lie in the block when this was made.
             let _ = self.block.clear_page(offset);
         }
-    }
-
-    /// Where the packet's contents go, adjacent pages joined.
-    pub(crate) fn normal_runs(&self) -> impl Iterator<Item = Run> {
-        runs(self.packet.normal().iter(), self.block.page_size())
     }
 }

@@ -87,9 +87,14 @@ impl RamBlock {
     /// The system gives the first of them that are new their pages at once, where it can: one after another, by a fault each, that
     /// takes longer, and holds up the connection they come over.
     pub fn prepare_to_write(&self, offset: u64, len: usize) {
-        if let Some(new) = self.note_writes(offset, len)
-            && let Ok(region) = self.region(new.offset, new.len)
-        {
+        if let Some(new) = self.note_writes(offset, len) {
+            self.populate(new);
+        }
+    }
+
+    /// Gives a run its pages. One that does not lie in the block is left alone, and refused when it is to be written.
+    pub(crate) fn populate(&self, run: Run) {
+        if let Ok(region) = self.region(run.offset, run.len) {
             region.populate();
         }
     }

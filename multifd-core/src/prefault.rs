@@ -104,7 +104,7 @@ impl PrefaultUser {
         if len > CHUNK && self.pool.has_processors_left() {
             self.pool.share(self.slot, block, &mut self.room);
         } else {
-            self.room.drain(..).for_each(|run| populate(block, run));
+            self.room.drain(..).for_each(|run| block.populate(run));
         }
     }
 }
@@ -112,13 +112,6 @@ impl PrefaultUser {
 impl Drop for PrefaultUser {
     fn drop(&mut self) {
         self.pool.users.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-fn populate(block: &RamBlock, run: Run) {
-    // What does not lie in the block is refused when it is to be written.
-    if let Ok(region) = block.region(run.offset, run.len) {
-        region.populate();
     }
 }
 
@@ -197,7 +190,7 @@ impl Pool {
         }
         while let Some(chunk) = state.jobs.get_mut(slot).and_then(Job::take_first) {
             drop(state);
-            populate(block, chunk);
+            block.populate(chunk);
             state = lock(&self.state);
         }
         if let Some(job) = state.jobs.get_mut(slot) {
@@ -228,7 +221,7 @@ impl Pool {
             });
             if let Some((block, chunk)) = found {
                 drop(state);
-                populate(&block, chunk);
+                block.populate(chunk);
                 drop(block);
                 state = lock(&self.state);
             } else {
@@ -253,7 +246,7 @@ mod tests {
             .collect()
     }
 
-    /// Both halves of each MiB but the last quarter: what is to be written.
+    /// What is to be written of a MiB: two pieces of it.
     fn runs(mib: u64) -> [Run; 2] {
         let start = mib << 20;
         [(0, 256 << 10), (512 << 10, 200 << 10)].map(|(offset, len)| Run {

@@ -189,7 +189,7 @@ impl RecvWorker {
                     source,
                 })?;
                 pages.clear_zeros();
-                self.prefault.prepare_to_write(block, pages.normal_runs());
+                self.prefault.prepare_to_write(block, pages.runs());
                 self.unpack(packet, &pages, payload_crc)?;
             }
             Target::Passing(gate) => {
