@@ -261,9 +261,11 @@ mod tests {
             let block = RamBlock::anonymous("b", LEN, 4096).unwrap().with_known_zeros();
             let block = Arc::new(block);
             let prefault = Prefault::on(processors);
+            // All are there before the first begins, and until the last is done: helpers depend on how many there are.
+            let mut writers: Vec<_> = (0..users).map(|_| prefault.user()).collect();
             std::thread::scope(|scope| {
-                for user in 0..users {
-                    let (mut writer, block) = (prefault.user(), &block);
+                for (user, writer) in (0..).zip(&mut writers) {
+                    let block = &block;
                     scope.spawn(move || {
                         for mib in (user..4).step_by(users as usize) {
                             writer.prepare_to_write(block, runs(mib));
@@ -277,6 +279,7 @@ mod tests {
             if users == 1 {
                 assert_eq!(helpers, allowed.min(1));
             }
+            drop(writers);
             // Nobody is at a last chunk after this.
             drop(prefault);
             let pages = |run: Run| (run.offset..run.offset + run.len as u64).step_by(4096);
