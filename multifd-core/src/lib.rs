@@ -2,6 +2,7 @@
 #![deny(unsafe_code)]
 
 mod block;
+mod busy;
 mod checksum;
 mod device_state;
 mod error;

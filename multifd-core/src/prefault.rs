@@ -257,24 +257,24 @@ mod tests {
 
     #[test]
     fn exactly_what_is_to_be_written_gets_pages_however_many_help() {
-        for (processors, users) in [(1, 1), (2, 1), (8, 1), (2, 2), (3, 2), (8, 4)] {
+        for (processors, users) in [(1, 1_usize), (2, 1), (8, 1), (2, 2), (3, 2), (8, 4)] {
             let block = RamBlock::anonymous("b", LEN, 4096).unwrap().with_known_zeros();
             let block = Arc::new(block);
             let prefault = Prefault::on(processors);
             // All are there before the first begins, and until the last is done: helpers depend on how many there are.
             let mut writers: Vec<_> = (0..users).map(|_| prefault.user()).collect();
             std::thread::scope(|scope| {
-                for (user, writer) in (0..).zip(&mut writers) {
+                for (user, writer) in (0_u64..).zip(&mut writers) {
                     let block = &block;
                     scope.spawn(move || {
-                        for mib in (user..4).step_by(users as usize) {
+                        for mib in (user..4).step_by(users) {
                             writer.prepare_to_write(block, runs(mib));
                         }
                     });
                 }
             });
             let helpers = lock(&prefault.pool.state).threads.len();
-            let allowed = (users as usize).min(processors.saturating_sub(users as usize));
+            let allowed = users.min(processors.saturating_sub(users));
             assert!(helpers <= allowed, "{helpers} for {users} on {processors}");
             if users == 1 {
                 assert_eq!(helpers, allowed.min(1));

@@ -23,17 +23,21 @@ struct State {
 #[derive(Default)]
 pub(crate) struct Rounds {
     state: Mutex<State>,
-    changed: Condvar,
+    /// A channel has said its id, got to a round's end, or ended: waits of the client. Nobody else is woken for it: with many channels
+    /// that would be most of the work.
+    moved: Condvar,
+    /// The round is over, or everything is: waits of the channels.
+    released: Condvar,
 }
 
 /// The transfer has failed or was cancelled.
 pub(crate) struct Stopped;
 
-impl Rounds {
-    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
-    }
+fn wait<'a>(on: &Condvar, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+    on.wait(state).unwrap_or_else(PoisonError::into_inner)
+}
 
+impl Rounds {
     pub(crate) fn add(&self) -> usize {
         let mut state = lock(&self.state);
         state.slots.push(Slot::default());
@@ -53,7 +57,7 @@ impl Rounds {
         if let Some(s) = state.slots.get_mut(slot) {
             s.id = Some(id);
         }
-        self.changed.notify_all();
+        self.moved.notify_all();
         Ok(())
     }
 
@@ -61,7 +65,7 @@ impl Rounds {
     pub(crate) fn wait_identified(&self) -> Result<Result<(), Error>, Stopped> {
         let mut state = lock(&self.state);
         while !state.stopped && state.slots.iter().any(|s| s.id.is_none()) {
-            state = self.wait(state);
+            state = wait(&self.moved, state);
         }
         if state.stopped {
             return Err(Stopped);
@@ -87,9 +91,9 @@ impl Rounds {
         if let Some(s) = state.slots.get_mut(slot) {
             s.at_sync = true;
         }
-        self.changed.notify_all();
+        self.moved.notify_all();
         while !state.stopped && state.round == round && !state.last_round {
-            state = self.wait(state);
+            state = wait(&self.released, state);
         }
         match (state.stopped, state.round == round) {
             (true, _) => Err(Stopped),
@@ -103,7 +107,7 @@ impl Rounds {
         if let Some(s) = lock(&self.state).slots.get_mut(slot) {
             s.ended = true;
         }
-        self.changed.notify_all();
+        self.moved.notify_all();
     }
 
     /// Joins a round: waits until every channel has received SYNC, then lets all of them go on.
@@ -121,7 +125,7 @@ impl Rounds {
             if state.slots.iter().all(|s| s.at_sync) {
                 break;
             }
-            state = self.wait(state);
+            state = wait(&self.moved, state);
         }
         drop(state);
         self.release();
@@ -147,7 +151,7 @@ impl Rounds {
                     channel: gone.id.unwrap_or(0),
                 }));
             }
-            state = self.wait(state);
+            state = wait(&self.moved, state);
         }
     }
 
@@ -156,19 +160,20 @@ impl Rounds {
         let mut state = lock(&self.state);
         state.slots.iter_mut().for_each(|s| s.at_sync = false);
         state.round += 1;
-        self.changed.notify_all();
+        self.released.notify_all();
     }
 
     /// No further round will be joined: a SYNC is an error from now on.
     pub(crate) fn close(&self) {
         lock(&self.state).last_round = true;
-        self.changed.notify_all();
+        self.released.notify_all();
     }
 }
 
 impl Unblock for Arc<Rounds> {
     fn unblock(&self) {
         lock(&self.state).stopped = true;
-        self.changed.notify_all();
+        self.moved.notify_all();
+        self.released.notify_all();
     }
 }

@@ -3,7 +3,7 @@
 use crate::checksum::{self, Checksums};
 use crate::memory::IovBuf;
 use crate::prepare_pool::PoolRun;
-use crate::work_queue::{Work, WorkQueue};
+use crate::work_queue::{Seat, Work, WorkQueue};
 use crate::{
     Buffers, ChannelError, ChannelStats, Error, Iov, Observer, Outgoing, PageBatch, PayloadBuf, Prepare,
     Progress, SendChannel, SentPacket, StatsHandle, SyncScope, WriteFlags, ZeroPages,
@@ -82,9 +82,9 @@ impl SendWorker {
         };
         let len = init.encode(&mut room.header).map_err(|e| self.packet(e))?;
         self.send(&mut room, len, None, &[], ChannelStats::default())?;
-        let mut round = 0;
+        let mut seat = Seat::of(self.id);
         let queue = Arc::clone(&self.queue);
-        while let Some(work) = queue.pull(self.id.into(), &mut round) {
+        while let Some(work) = queue.pull(&mut seat) {
             if let Preparing::Pool(pool) = &self.preparing {
                 pool.kick();
             }

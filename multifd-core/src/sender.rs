@@ -176,6 +176,9 @@ impl Sender {
             };
             let channel = transport.open(id).map_err(failed)?;
             self.unblock_on_failure(channel.unblock_handle().map_err(failed)?);
+            if let Some(most) = channel.busy_at_once() {
+                self.queue.limit_busy(most.get());
+            }
             let preparing = match &self.pool {
                 Some(pool) => Preparing::Pool(Arc::clone(pool)),
                 None => Preparing::Here(

@@ -1,6 +1,7 @@
 //! The transport layer: what dumps IOVs into channels, and what takes bytes out of them.
 
 use crate::{ChannelError, Outgoing, Progress, Region, Unblock};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,6 +45,15 @@ pub trait SendChannel: Send {
     /// [`ChannelError`] if the end can not be told to the peer.
     fn close(&mut self) -> Result<(), ChannelError> {
         Ok(())
+    }
+
+    /// How many channels of this kind are worth having busy at once: more would only get into each other's way. `None`, as
+    /// provided, is all of them.
+    ///
+    /// The engine keeps the work to that many while they take it; if they are held up, it lets more in, one after the other. Every
+    /// channel takes part in every sync.
+    fn busy_at_once(&self) -> Option<NonZeroUsize> {
+        None
     }
 
     /// A handle that makes a blocked call on this channel return, from another thread.

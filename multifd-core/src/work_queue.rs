@@ -2,6 +2,7 @@
 //!
 //! Only pointers to batches move under its lock; no I/O and no guest memory is touched while it is held.
 
+use crate::busy::{Busy, PATIENCE};
 use crate::shutdown::lock;
 use crate::{Buffers, PageBatch, PayloadBuf, RamBlock, SyncScope, Unblock};
 use std::collections::VecDeque;
@@ -41,6 +42,27 @@ struct State {
     /// Channels that wait for work, and others that wait for room: nobody is woken where nobody sleeps.
     idle: usize,
     waiting: usize,
+    /// Channels with work of the ring in hand.
+    busy: Busy,
+}
+
+/// A channel's place at the queue.
+pub(crate) struct Seat {
+    channel: usize,
+    /// Rounds it has ended.
+    round: u64,
+    /// Whether it has work of the ring in hand.
+    is_busy: bool,
+}
+
+impl Seat {
+    pub(crate) fn of(channel: u8) -> Self {
+        Self {
+            channel: channel.into(),
+            round: 0,
+            is_busy: false,
+        }
+    }
 }
 
 impl State {
@@ -123,6 +145,7 @@ impl WorkQueue {
             stopped: false,
             idle: 0,
             waiting: 0,
+            busy: Busy::new(channels),
         };
         Self {
             state: Mutex::new(state),
@@ -132,6 +155,11 @@ impl WorkQueue {
             depth,
             batches,
         }
+    }
+
+    /// Gives work to no more than `most` channels at once while those take what there is.
+    pub(crate) fn limit_busy(&self, most: usize) {
+        lock(&self.state).busy.limit(most);
     }
 
     /// Makes all batches that can be in use at once, so that none is made later; `block` is any of those to send.
@@ -160,7 +188,8 @@ impl WorkQueue {
     /// Whether the channels, or the pool, have enough to do without the batch being made now.
     pub(crate) fn is_ahead(&self) -> bool {
         let state = lock(&self.state);
-        state.idle == 0 && state.ring.len() + state.raw.len() >= self.channels
+        let nobody_asks = state.idle == 0 || !state.busy.has_room();
+        nobody_asks && state.ring.len() + state.raw.len() >= state.busy.at_most().min(self.channels)
     }
 
     /// Hands a buffer to one channel, waiting for room.
@@ -257,11 +286,15 @@ impl WorkQueue {
         }
     }
 
-    /// The next work for a channel that has ended `round` rounds; `None` when there will be no more.
+    /// The next work for the channel of a seat, which is done with what it had; `None` when there will be no more.
     ///
     /// A channel gets [`Work::Sync`] only when there is nothing else for it, once a round.
-    pub(crate) fn pull(&self, channel: usize, round: &mut u64) -> Option<Work> {
+    pub(crate) fn pull(&self, seat: &mut Seat) -> Option<Work> {
+        let channel = seat.channel;
         let mut state = lock(&self.state);
+        if std::mem::take(&mut seat.is_busy) {
+            state.busy.end();
+        }
         loop {
             if state.stopped {
                 return None;
@@ -270,7 +303,17 @@ impl WorkQueue {
                 self.made_room(state);
                 return Some(Work::Buffers(own));
             }
-            if let Some(work) = state.ring.pop_front() {
+            if state.busy.has_room()
+                && let Some(work) = state.ring.pop_front()
+            {
+                seat.is_busy = true;
+                state.busy.begin();
+                if state.idle > 0 && state.ring.is_empty() && (state.to_sync > 0 || state.closed) {
+                    // Those that were given none of the work may end the round now.
+                    self.work.notify_all();
+                } else if state.idle > 0 && state.busy.needs_watch() {
+                    self.work.notify_one();
+                }
                 // Not before there is room for several: who fills the queue is not to be woken for each.
                 if state.ring.len() <= self.depth / 2 {
                     self.made_room(state);
@@ -278,25 +321,39 @@ impl WorkQueue {
                 return Some(work);
             }
             if state.is_drained(channel) {
-                if *round < state.round {
-                    *round = state.round;
+                if seat.round < state.round {
+                    seat.round = state.round;
                     return Some(Work::Sync(state.scope));
                 }
                 if state.closed {
                     return None;
                 }
             }
-            state.idle += 1;
-            state = wait(&self.work, state);
-            state.idle -= 1;
+            state = self.wait_work(state);
         }
     }
 
-    /// Wakes one channel, if any is idle.
+    /// Waits until there may be work, or until there has been some for a while that nobody took.
+    fn wait_work<'a>(&self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        state.idle += 1;
+        if let Some(begun) = state.busy.watch() {
+            let waited = self.work.wait_timeout(state, PATIENCE);
+            let (guard, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+            state = guard;
+            let is_stuck = waited.timed_out() && !state.ring.is_empty();
+            state.busy.end_watch(begun, is_stuck);
+        } else {
+            state = wait(&self.work, state);
+        }
+        state.idle -= 1;
+        state
+    }
+
+    /// Wakes one channel, if any is idle and may be busy.
     fn wake_one(&self, state: MutexGuard<'_, State>) {
-        let idle = state.idle > 0;
+        let wake = state.idle > 0 && state.busy.has_room();
         drop(state);
-        if idle {
+        if wake {
             self.work.notify_one();
         }
     }

@@ -9,6 +9,7 @@ use multifd_core::{
 use multifd_packet::MappedRamLayout;
 use std::fs::File;
 use std::io;
+use std::num::NonZeroUsize;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -177,7 +178,6 @@ impl FileChannel {
                 ChannelError::from(io::Error::new(source.kind(), message))
             })
         };
-        let turn = shared.file.turn();
         let mut payload = payload.iter();
         for run in batch.normal_runs() {
             let iov = payload.next().filter(|iov| iov.len() == run.len).ok_or_else(|| {
@@ -188,7 +188,6 @@ impl FileChannel {
             write(*iov, header.pages_offset + run.offset)?;
             bitmap.set(pages(&run));
         }
-        drop(turn);
         for run in batch.zero_runs() {
             // Most zero pages were never stored; one that was has bytes in the file that must go.
             if bitmap.clear(pages(&run)) {
@@ -214,6 +213,11 @@ impl SendChannel for FileChannel {
                 "device state has no place in a mapped-ram file".into(),
             )),
         }
+    }
+
+    /// Through the page cache the kernel lets only one thread at a time write to a file, and the others spin.
+    fn busy_at_once(&self) -> Option<NonZeroUsize> {
+        (!self.shared.file.is_direct()).then_some(NonZeroUsize::MIN)
     }
 
     fn unblock_handle(&self) -> Result<Box<dyn Unblock>, ChannelError> {

@@ -7,7 +7,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 /// What to assume where the file system does not say what it needs: no disk in use asks for more.
 const ASSUMED_ALIGN: usize = 4096;
@@ -33,8 +33,6 @@ pub(crate) struct PageFile {
     direct: Option<Direct>,
     /// What will be read soon is worth a hint.
     reads_ahead: bool,
-    /// Whose turn it is to write through the page cache.
-    writing: Arc<Mutex<()>>,
 }
 
 #[derive(Debug, Clone)]
@@ -59,7 +57,6 @@ impl PageFile {
             reads_ahead: !write && direct.is_none() && !sys::is_in_memory(&file),
             buffered: Arc::new(file),
             direct,
-            writing: Arc::default(),
         })
     }
 
@@ -70,13 +67,6 @@ impl PageFile {
     /// Says that a part of the file will be read soon.
     pub(crate) fn will_need(&self, at: u64, len: usize) {
         sys::will_need(&self.buffered, at, len);
-    }
-
-    /// Waits for one's turn to write, where there are turns: through the page cache the kernel lets only one thread at a time write to a
-    /// file, and the others spin. Asleep they leave their processor to whoever looks for zero pages.
-    pub(crate) fn turn(&self) -> Option<MutexGuard<'_, ()>> {
-        let turn = || self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        (!self.is_direct()).then(turn)
     }
 
     pub(crate) fn is_direct(&self) -> bool {

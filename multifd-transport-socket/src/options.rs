@@ -3,7 +3,9 @@
 use socket2::{Domain, SockAddr, Socket, TcpKeepalive};
 use std::fmt;
 use std::io;
+use std::num::NonZeroUsize;
 use std::str::FromStr;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 /// Bytes on their way within one machine, of which Linux makes twice as many. There is no link to fill, and the fewer they are the sooner
@@ -13,6 +15,13 @@ const SAME_HOST_SEND_BUFFER: usize = 256 << 10;
 /// Congestion control within one machine: nothing is lost there, and nothing has to be spread out in time, as the `bbr` that many systems
 /// have for their links does (measured: BENCHMARKING.md). Every Linux has this one.
 const SAME_HOST_CONGESTION: &[u8] = b"reno";
+
+/// Connections within one machine that are worth sending over at once, for each of its processors.
+const SAME_HOST_PER_PROCESSOR: NonZeroUsize = NonZeroUsize::new(2).unwrap();
+
+/// Finding out reads several files: once is enough.
+static PROCESSORS: LazyLock<NonZeroUsize> =
+    LazyLock::new(|| std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN));
 
 /// Deadlines of connections, and how they are set up. What is said of TCP does nothing to other families.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,6 +120,15 @@ impl SocketOptions {
         }
         Ok(())
     }
+}
+
+/// How many connections are worth sending over at once. Within one host the processors do all the work, and more than they can see to only
+/// leave more on its way in the kernel than fits their caches (measured: BENCHMARKING.md).
+pub(crate) fn busy_at_once(socket: &Socket) -> Option<NonZeroUsize> {
+    let is_local = socket.domain().ok()? == Domain::UNIX || is_same_host(socket).ok()?;
+    is_local
+        .then(|| *PROCESSORS)?
+        .checked_mul(SAME_HOST_PER_PROCESSOR)
 }
 
 /// The host at either end of a connected socket, if it is the same.

@@ -2,7 +2,7 @@
 
 use crate::bandwidth::Bandwidth;
 use crate::connection::{Connection, Handle, Introduction, Step, skip};
-use crate::options::is_tcp;
+use crate::options::{self, is_tcp};
 use crate::secret::Secret;
 use crate::sys;
 use crate::tls::{Cut, Session};
@@ -13,6 +13,7 @@ use multifd_core::{
 use socket2::{SockAddr, Socket};
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
+use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -299,6 +300,10 @@ impl SendChannel for SocketStream {
             };
         }
         self.end_writing()
+    }
+
+    fn busy_at_once(&self) -> Option<NonZeroUsize> {
+        options::busy_at_once(&self.connection.socket)
     }
 
     fn unblock_handle(&self) -> Result<Box<dyn Unblock>, ChannelError> {

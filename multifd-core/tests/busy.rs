@@ -1,0 +1,121 @@
+//! Channels of a kind that is not worth having all of them busy at once.
+#![allow(clippy::unwrap_used)]
+
+use multifd_core::{
+    ChannelError, Outgoing, Plain, RamBlock, RamMap, SendChannel, Sender, SenderConfig, SyncScope, Transport,
+    Unblock, WriteFlags, ZeroPages,
+};
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Condvar, Mutex};
+
+const CHANNELS: u8 = 8;
+const PAGES: u64 = 128 * 40;
+
+#[derive(Default)]
+struct State {
+    sending: usize,
+    most: usize,
+    sent: usize,
+    /// The next send with pages waits until another channel has sent some.
+    hold_one: bool,
+}
+
+/// Takes everything; sees how many channels send pages at once.
+#[derive(Clone, Default)]
+struct Gauge {
+    limit: Option<NonZeroUsize>,
+    shared: Arc<(Mutex<State>, Condvar)>,
+}
+
+impl Unblock for Gauge {
+    fn unblock(&self) {}
+}
+
+impl SendChannel for Gauge {
+    fn send(&mut self, message: &Outgoing<'_>, _: WriteFlags) -> Result<(), ChannelError> {
+        if message.pages().is_none() {
+            return Ok(());
+        }
+        let (state, changed) = &*self.shared;
+        {
+            let mut state = state.lock().unwrap();
+            state.sending += 1;
+            state.most = state.most.max(state.sending);
+            if std::mem::take(&mut state.hold_one) {
+                let sent = state.sent;
+                state = changed.wait_while(state, |state| state.sent == sent).unwrap();
+            }
+            drop(state);
+        }
+        // Whoever else has work gets here meanwhile.
+        for _ in 0..20 {
+            std::thread::yield_now();
+        }
+        let mut state = state.lock().unwrap();
+        state.sending -= 1;
+        state.sent += 1;
+        changed.notify_all();
+        Ok(())
+    }
+
+    fn busy_at_once(&self) -> Option<NonZeroUsize> {
+        self.limit
+    }
+
+    fn unblock_handle(&self) -> Result<Box<dyn Unblock>, ChannelError> {
+        Ok(Box::new(self.clone()))
+    }
+}
+
+impl Transport for Gauge {
+    fn open(&self, _: u8) -> Result<Box<dyn SendChannel>, ChannelError> {
+        Ok(Box::new(self.clone()))
+    }
+}
+
+/// Sends all pages of a guest several times; each time every channel has to end the round.
+fn rounds(gauge: &Gauge, count: u64) {
+    let mut ram = RamMap::new();
+    ram.add(RamBlock::anonymous("pc.ram", PAGES * 4096, 4096).unwrap())
+        .unwrap();
+    let config = SenderConfig {
+        channels: CHANNELS,
+        zero_pages: ZeroPages::Off,
+        ..SenderConfig::default()
+    };
+    let mut sender = Sender::start(ram, &Plain, gauge, &config).unwrap();
+    for _ in 0..count {
+        sender.queue_range(0, 0, PAGES * 4096).unwrap();
+        sender.sync(SyncScope::Peer).unwrap();
+    }
+    let stats = sender.finish().unwrap();
+    assert_eq!(stats.total().normal_pages, count * PAGES);
+    for channel in &stats.channels {
+        assert_eq!(channel.syncs, count);
+    }
+}
+
+#[test]
+fn no_more_are_busy_than_are_worth_it() {
+    let limited = Gauge {
+        limit: NonZeroUsize::new(1),
+        ..Gauge::default()
+    };
+    rounds(&limited, 5);
+    // One more may be let in where the machine stands still for a while.
+    assert!(limited.shared.0.lock().unwrap().most <= 2);
+    let all = Gauge::default();
+    rounds(&all, 5);
+    assert!(all.shared.0.lock().unwrap().most > 2, "the gauge counts");
+}
+
+#[test]
+fn a_channel_that_is_held_up_lets_another_in() {
+    let gauge = Gauge {
+        limit: NonZeroUsize::new(1),
+        ..Gauge::default()
+    };
+    gauge.shared.0.lock().unwrap().hold_one = true;
+    // It would never end if the one that is held up were waited for.
+    rounds(&gauge, 2);
+}
