@@ -300,6 +300,11 @@ impl WorkQueue {
                 return None;
             }
             if let Some(own) = state.pinned.get_mut(channel).and_then(VecDeque::pop_front) {
+                // What this channel leaves to do is another's now: work there is room for, and to look after the busy ones.
+                let has_room = state.busy.has_room() && !state.ring.is_empty();
+                if state.idle > 0 && (has_room || state.busy.needs_watch()) {
+                    self.work.notify_one();
+                }
                 self.made_room(state);
                 return Some(Work::Buffers(own));
             }
