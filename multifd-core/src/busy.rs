@@ -1,12 +1,13 @@
 //! How many channels are busy at once, where their kind is not worth having all of them so.
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 /// How long work may wait with nobody taking any before one more channel is let in: those that are busy are held up by something
 /// else than each other.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(50);
 
-/// Counts the channels that have work in hand.
+/// Counts the channels that have work of the ring in hand: anyone's, not what is pinned to one.
 #[derive(Debug)]
 pub(crate) struct Busy {
     now: usize,
@@ -30,9 +31,9 @@ impl Busy {
         }
     }
 
-    /// Sees to it that no more than `most` are busy, but one in any case.
-    pub(crate) fn limit(&mut self, most: usize) {
-        self.at_most = self.at_most.min(most).max(1);
+    /// Sees to it that no more than `most` are busy.
+    pub(crate) fn limit(&mut self, most: NonZeroUsize) {
+        self.at_most = self.at_most.min(most.get());
     }
 
     pub(crate) fn at_most(&self) -> usize {
@@ -73,7 +74,7 @@ impl Busy {
 
 #[cfg(test)]
 mod tests {
-    use super::Busy;
+    use super::*;
 
     #[test]
     fn all_may_be_busy_without_a_limit() {
@@ -88,8 +89,8 @@ mod tests {
     #[test]
     fn one_more_is_let_in_when_work_waits_and_none_is_begun() {
         let mut busy = Busy::new(3);
-        busy.limit(0);
-        assert_eq!(busy.at_most(), 1, "somebody has to do it");
+        busy.limit(NonZeroUsize::MIN);
+        assert_eq!(busy.at_most(), 1);
         assert_eq!(busy.watch(), None, "nobody is busy");
         busy.begin();
         assert!(!busy.has_room());

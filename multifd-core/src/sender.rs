@@ -177,7 +177,7 @@ impl Sender {
             let channel = transport.open(id).map_err(failed)?;
             self.unblock_on_failure(channel.unblock_handle().map_err(failed)?);
             if let Some(most) = channel.busy_at_once() {
-                self.queue.limit_busy(most.get());
+                self.queue.limit_busy(most);
             }
             let preparing = match &self.pool {
                 Some(pool) => Preparing::Pool(Arc::clone(pool)),

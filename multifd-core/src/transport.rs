@@ -50,8 +50,9 @@ pub trait SendChannel: Send {
     /// How many channels of this kind are worth having busy at once: more would only get into each other's way. `None`, as
     /// provided, is all of them.
     ///
-    /// The engine keeps the work to that many while they take it; if they are held up, it lets more in, one after the other. Every
-    /// channel takes part in every sync.
+    /// The engine gives its work to that many while they come back for more; whenever none of them has for 50 ms though work waits, it
+    /// lets one more in, for good. Where channels say different numbers, the least holds. Syncs, and buffers that want order, reach every
+    /// channel.
     fn busy_at_once(&self) -> Option<NonZeroUsize> {
         None
     }

@@ -6,6 +6,7 @@ use crate::busy::{Busy, PATIENCE};
 use crate::shutdown::lock;
 use crate::{Buffers, PageBatch, PayloadBuf, RamBlock, SyncScope, Unblock};
 use std::collections::VecDeque;
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// One thing for a channel to do.
@@ -158,7 +159,7 @@ impl WorkQueue {
     }
 
     /// Gives work to no more than `most` channels at once while those take what there is.
-    pub(crate) fn limit_busy(&self, most: usize) {
+    pub(crate) fn limit_busy(&self, most: NonZeroUsize) {
         lock(&self.state).busy.limit(most);
     }
 
@@ -189,7 +190,7 @@ impl WorkQueue {
     pub(crate) fn is_ahead(&self) -> bool {
         let state = lock(&self.state);
         let nobody_asks = state.idle == 0 || !state.busy.has_room();
-        nobody_asks && state.ring.len() + state.raw.len() >= state.busy.at_most().min(self.channels)
+        nobody_asks && state.ring.len() + state.raw.len() >= state.busy.at_most()
     }
 
     /// Hands a buffer to one channel, waiting for room.
@@ -262,13 +263,7 @@ impl WorkQueue {
         let mut state = lock(&self.state);
         state.preparing -= 1;
         state.ring.push_back(Work::Prepared(batch, payload));
-        if state.raw.is_empty() && state.preparing == 0 {
-            drop(state);
-            // Channels may be waiting for the round's end, too.
-            self.work.notify_all();
-        } else {
-            self.wake_one(state);
-        }
+        self.wake_one(state);
     }
 
     /// Ends a job that could not do its work; the transfer has been stopped.
@@ -313,8 +308,8 @@ impl WorkQueue {
             {
                 seat.is_busy = true;
                 state.busy.begin();
-                if state.idle > 0 && state.ring.is_empty() && (state.to_sync > 0 || state.closed) {
-                    // Those that were given none of the work may end the round now.
+                if state.idle > 0 && state.is_drained(channel) && (state.to_sync > 0 || state.closed) {
+                    // It was the last: those that wait for the round's end may go on.
                     self.work.notify_all();
                 } else if state.idle > 0 && state.busy.needs_watch() {
                     self.work.notify_one();

@@ -7,9 +7,11 @@ use multifd_core::{
 };
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
 
 const CHANNELS: u8 = 8;
 const PAGES: u64 = 128 * 40;
+const DEADLINE: Duration = Duration::from_secs(30);
 
 #[derive(Default)]
 struct State {
@@ -18,6 +20,8 @@ struct State {
     sent: usize,
     /// The next send with pages waits until another channel has sent some.
     hold_one: bool,
+    /// Sends wait until so many have been under way at once.
+    gather: usize,
 }
 
 /// Takes everything; sees how many channels send pages at once.
@@ -36,22 +40,23 @@ impl SendChannel for Gauge {
         if message.pages().is_none() {
             return Ok(());
         }
-        let (state, changed) = &*self.shared;
-        {
-            let mut state = state.lock().unwrap();
-            state.sending += 1;
-            state.most = state.most.max(state.sending);
-            if std::mem::take(&mut state.hold_one) {
-                let sent = state.sent;
-                state = changed.wait_while(state, |state| state.sent == sent).unwrap();
-            }
-            drop(state);
+        let (shared, changed) = &*self.shared;
+        let mut state = shared.lock().unwrap();
+        state.sending += 1;
+        state.most = state.most.max(state.sending);
+        changed.notify_all();
+        let held_at = std::mem::take(&mut state.hold_one).then_some(state.sent);
+        let is_held = |state: &mut State| state.most < state.gather || held_at == Some(state.sent);
+        let (state, waited) = changed.wait_timeout_while(state, DEADLINE, is_held).unwrap();
+        drop(state);
+        if waited.timed_out() {
+            return Err(ChannelError::Stalled { deadline: DEADLINE });
         }
         // Whoever else has work gets here meanwhile.
         for _ in 0..20 {
             std::thread::yield_now();
         }
-        let mut state = state.lock().unwrap();
+        let mut state = shared.lock().unwrap();
         state.sending -= 1;
         state.sent += 1;
         changed.notify_all();
@@ -101,12 +106,13 @@ fn no_more_are_busy_than_are_worth_it() {
         limit: NonZeroUsize::new(1),
         ..Gauge::default()
     };
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     rounds(&limited, 5);
     // One more may be let in for every 50 ms that the machine stood still.
     let let_in = usize::try_from(begun.elapsed().as_millis() / 50).unwrap();
     assert!(limited.shared.0.lock().unwrap().most <= 1 + let_in);
     let all = Gauge::default();
+    all.shared.0.lock().unwrap().gather = 3;
     rounds(&all, 5);
     assert!(all.shared.0.lock().unwrap().most > 2, "the gauge counts");
 }
@@ -118,6 +124,6 @@ fn a_channel_that_is_held_up_lets_another_in() {
         ..Gauge::default()
     };
     gauge.shared.0.lock().unwrap().hold_one = true;
-    // It would never end if the one that is held up were waited for.
+    // It would end with the gauge's deadline if the one that is held up were waited for.
     rounds(&gauge, 2);
 }

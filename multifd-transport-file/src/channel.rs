@@ -43,7 +43,7 @@ struct Shared {
     stopped: AtomicBool,
 }
 
-/// Writes pages to their places in one file, over as many channels as there are threads to do so.
+/// Writes pages to their places in one file, over any number of channels; through the page cache only one of them is busy at a time.
 ///
 /// Headers, SYNC and init packets have no place in a file and are not written. The method must be
 /// [`Plain`](multifd_core::Plain): a fixed place has room for just the page.

@@ -230,6 +230,8 @@ fn what_has_no_place_is_refused() {
     let (file, source) = (disk_file(), guest());
     let transport = FileTransport::new(file, placed(0), DirectIo::Off).unwrap();
     let mut channel = transport.open(0).unwrap();
+    let busy = channel.busy_at_once().map(std::num::NonZeroUsize::get);
+    assert_eq!(busy, Some(1), "one writes through the page cache at a time");
     let header = [Iov::from(&b"header"[..])];
     channel
         .send(&Outgoing::new(&header, None), WriteFlags::default())

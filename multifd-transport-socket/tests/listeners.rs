@@ -1,7 +1,7 @@
 //! Who comes in, where, and who does not.
 #![allow(clippy::unwrap_used, clippy::panic, unsafe_code)]
 
-use multifd_core::{ChannelError, ChannelSource, Transport};
+use multifd_core::{ChannelError, ChannelSource, SendChannel, Transport};
 use multifd_transport_socket::{
     Address, Admission, CongestionControl, Refusal, Secret, SocketListener, SocketOptions, SocketStream,
     SocketTransport, Source,
@@ -398,6 +398,8 @@ fn options_reach_the_sockets_of_both_ends() {
     assert_eq!(SockRef::from(&near).send_buffer_size().unwrap(), 512 << 10);
     let congestion = SockRef::from(&near).tcp_congestion().unwrap();
     assert!(congestion.starts_with(b"reno"), "{congestion:?}");
+    let processors = std::thread::available_parallelism().unwrap().get();
+    assert_eq!(near.busy_at_once().unwrap().get(), 2 * processors);
     let options = SocketOptions {
         congestion: Some("no-such-thing".parse().unwrap()),
         ..patient()
