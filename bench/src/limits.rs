@@ -1,12 +1,12 @@
 //! What this machine can do at all, on the same data: the loopback, its memory, a codec, a file.
 
 use crate::fresh::touch;
-use crate::ours::{Compression, Outcome, shared};
+use crate::ours::{Compression, Outcome, guest, shared};
 use crate::results::Limit;
 use crate::transfer::Stage;
 use multifd_core::{
-    ChannelError, Outgoing, RamBlock, RamMap, SendChannel, Sender, SenderConfig, SyncScope, Transport,
-    Unblock, WriteFlags,
+    ChannelError, Outgoing, RamMap, SendChannel, Sender, SenderConfig, SyncScope, Transport, Unblock,
+    WriteFlags,
 };
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -164,7 +164,7 @@ impl Unblock for Nowhere {
 /// The engine and a codec alone.
 fn prepare_only(stage: &Stage, codec: Compression, channels: u8) -> Outcome<f64> {
     let mut ram = RamMap::new();
-    ram.add(RamBlock::from_mmap("pc.ram", shared(&stage.image, None)?, 4096)?)?;
+    ram.add(guest(&stage.image, None)?)?;
     let config = SenderConfig {
         channels,
         ..SenderConfig::default()

@@ -136,9 +136,8 @@ pub(crate) fn say(value: &impl Serialize) -> Outcome<()> {
     Ok(())
 }
 
-/// A file as memory that other processes see, too, as a guest's is.
-#[allow(unsafe_code)]
-pub(crate) fn shared(path: &Path, len: Option<u64>) -> Outcome<MmapMut> {
+/// A file in memory, new or not, of a length if that is given.
+fn file_of(path: &Path, len: Option<u64>) -> Outcome<File> {
     let file = File::options()
         .read(true)
         .write(true)
@@ -148,12 +147,23 @@ pub(crate) fn shared(path: &Path, len: Option<u64>) -> Outcome<MmapMut> {
     if let Some(len) = len {
         file.set_len(len)?;
     }
+    Ok(file)
+}
+
+/// Such a file as plain memory.
+#[allow(unsafe_code)]
+pub(crate) fn shared(path: &Path, len: Option<u64>) -> Outcome<MmapMut> {
     // SAFETY: the file is this run's own, and stays as long as it is mapped.
-    Ok(unsafe { MmapOptions::new().map_mut(&file) }?)
+    Ok(unsafe { MmapOptions::new().map_mut(&file_of(path, len)?) }?)
+}
+
+/// Such a file as a guest's RAM.
+pub(crate) fn guest(path: &Path, len: Option<u64>) -> Outcome<RamBlock> {
+    Ok(RamBlock::shared("pc.ram", &file_of(path, len)?, 4096)?)
 }
 
 pub(crate) fn run_send(role: &SendRole) -> Outcome<()> {
-    let memory = RamBlock::from_mmap("pc.ram", shared(&role.memory, None)?, 4096)?;
+    let memory = guest(&role.memory, None)?;
     let snapshot = if let Some(file) = &role.tail {
         beside(file, memory)?
     } else {
@@ -187,12 +197,13 @@ pub(crate) fn run_recv(role: &RecvRole) -> Outcome<()> {
     let (path, prealloc) = (role.memory.clone(), role.prealloc);
     // The memory of a VM is there before anything comes: so it is here, for one of this size.
     let len = std::fs::metadata(&path)?.len();
-    let mut ready = Some(shared(&path, Some(len))?);
-    if prealloc && let Some(map) = &mut ready {
-        for page in map.chunks_mut(4096) {
-            page[0] = 0;
+    let memory = guest(&path, Some(len))?;
+    if prealloc {
+        for offset in (0..len).step_by(4096) {
+            memory.page(offset)?.copy_from(&[0]);
         }
     }
+    let mut ready = Some(memory);
     say(&listener.address()?.to_string())?;
     let mut main = listener.accept_main()?;
     let meter = Meter::start();
@@ -205,7 +216,7 @@ pub(crate) fn run_recv(role: &RecvRole) -> Outcome<()> {
         ],
         memory: Some(Box::new(move |info, page_size| {
             match ready.take_if(|_| info.name == "pc.ram") {
-                Some(map) => RamBlock::from_mmap(&info.name, map, page_size),
+                Some(memory) => Ok(memory),
                 None => RamBlock::anonymous(&info.name, info.used_length, page_size),
             }
         })),

@@ -1,6 +1,6 @@
 //! Our ends that write and read mapped-ram files, each in a process of its own.
 
-use crate::ours::{Meter, Outcome, say, shared};
+use crate::ours::{Meter, Outcome, guest, say};
 use clap::Args;
 use multifd_core::{Plain, RamBlock, RamMap, Sender, SenderConfig, SyncScope};
 use multifd_qemu::{Limits, MappedBlock, MappedFile, MappedWriter, Snapshot};
@@ -70,7 +70,7 @@ impl FileRole {
 
 pub(crate) fn run_save(role: &FileRole) -> Outcome<()> {
     let mut ram = RamMap::new();
-    ram.add(RamBlock::from_mmap("pc.ram", shared(&role.memory, None)?, 4096)?)?;
+    ram.add(guest(&role.memory, None)?)?;
     let snapshot = Snapshot::of_ram(ram);
     let meter = Meter::when_told()?;
     let file = File::options()
@@ -108,7 +108,7 @@ pub(crate) fn run_save(role: &FileRole) -> Outcome<()> {
 
 pub(crate) fn run_load(role: &FileRole) -> Outcome<()> {
     let len = std::fs::metadata(&role.memory)?.len();
-    let memory = RamBlock::from_mmap("pc.ram", shared(&role.memory, Some(len))?, 4096)?;
+    let memory = guest(&role.memory, Some(len))?;
     let meter = Meter::when_told()?;
     let file = File::open(&role.file)?;
     let mapped = MappedFile::read(&file, 0, &Limits::default(), false)?;

@@ -1,25 +1,18 @@
 //! Which pages are known to be zero without a look at them: a look alone can give a page memory of its own.
 
-use crate::{RamBlock, Region, Run};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use crate::new_pages::{NewPages, by_stretch};
+use crate::{RamBlock, Run};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Pages that are worth a system call.
 const FEWEST: usize = 4;
-
-/// Bytes of guest RAM that are taken to have their pages, or not, together.
-const STRETCH: u64 = 2 << 20;
-
-/// Whether a stretch has its pages already: nobody has asked yet, it has not, it has.
-const UNKNOWN: u8 = 0;
-const ABSENT: u8 = 1;
-const PRESENT: u8 = 2;
 
 /// A bit for each page that something has been written to.
 #[derive(Debug)]
 pub(crate) struct KnownZeros {
     written: Vec<AtomicU64>,
-    /// By stretch: memory that was given its pages before needs no more of them.
-    stretches: Vec<AtomicU8>,
+    /// Memory that was given its pages before needs no more of them.
+    pub(crate) pages: NewPages,
     /// Others may write now.
     over: AtomicBool,
 }
@@ -27,12 +20,11 @@ pub(crate) struct KnownZeros {
 impl KnownZeros {
     fn new(pages: u64, page_size: u64) -> Self {
         let count = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
-        let stretches = (pages * page_size).div_ceil(STRETCH);
         Self {
             written: (0..count(pages.div_ceil(64)))
                 .map(|_| AtomicU64::new(0))
                 .collect(),
-            stretches: (0..count(stretches)).map(|_| AtomicU8::new(UNKNOWN)).collect(),
+            pages: NewPages::new(pages * page_size),
             over: AtomicBool::new(false),
         }
     }
@@ -47,19 +39,6 @@ impl KnownZeros {
         let word = self.written.get((page / 64) as usize);
         let written = word.is_none_or(|word| word.load(Ordering::Relaxed) & (1 << (page % 64)) != 0);
         !written && !self.over.load(Ordering::Relaxed)
-    }
-
-    /// Whether memory from `offset` on is to be given its pages; `new` is what is about to be written there.
-    fn lacks_pages(&self, offset: u64, new: &Region<'_>) -> bool {
-        let Some(stretch) = self.stretches.get((offset / STRETCH) as usize) else {
-            return false;
-        };
-        let mut state = stretch.load(Ordering::Relaxed);
-        if state == UNKNOWN {
-            state = if new.is_resident() { PRESENT } else { ABSENT };
-            stretch.store(state, Ordering::Relaxed);
-        }
-        state == ABSENT
     }
 }
 
@@ -85,11 +64,26 @@ impl RamBlock {
     /// receives; it is for whoever else puts contents into a block with known zeros, and does nothing to others.
     ///
     /// The system gives the first of them that are new their pages at once, where it can: one after another, by a fault each, that
-    /// takes longer, and holds up the connection they come over.
+    /// takes longer, and holds up the connection they come over. Where many are new, that is a huge page (see
+    /// [`RamBlock::without_huge_pages`]).
     pub fn prepare_to_write(&self, offset: u64, len: usize) {
-        if let Some(new) = self.note_writes(offset, len) {
-            self.populate(new);
+        let Some(new) = self.note_writes(offset, len) else {
+            return;
+        };
+        if !self.is_worth_a_call(new) {
+            return;
         }
+        for piece in by_stretch(new) {
+            self.give_huge_pages(&[piece]);
+            if self.lacks_pages(piece) {
+                self.populate(piece);
+            }
+        }
+    }
+
+    /// Whether a run is long enough to be given its pages by a system call.
+    pub(crate) fn is_worth_a_call(&self, run: Run) -> bool {
+        run.len >= FEWEST * self.page_size() as usize
     }
 
     /// Gives a run its pages. One that does not lie in the block is left alone, and refused when it is to be written.
@@ -99,7 +93,7 @@ impl RamBlock {
         }
     }
 
-    /// Notes that `len` bytes from `offset` are about to be written; returns which of them are to be given their pages before.
+    /// Notes that `len` bytes from `offset` are about to be written; returns the first of them that are new.
     pub(crate) fn note_writes(&self, offset: u64, len: usize) -> Option<Run> {
         let zeros = self.known_zeros.as_ref()?;
         let page_size = self.page_size() as usize;
@@ -116,8 +110,7 @@ impl RamBlock {
             offset,
             len: count * page_size,
         };
-        let region = self.region(new.offset, new.len).ok()?;
-        (count >= FEWEST && zeros.lacks_pages(offset, &region)).then_some(new)
+        (count > 0 && self.region(new.offset, new.len).is_ok()).then_some(new)
     }
 
     /// Makes the page at `offset` (bytes) zero, if it is not known to be.

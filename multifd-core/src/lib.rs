@@ -15,6 +15,7 @@ mod known_zeros;
 #[allow(unsafe_code)]
 mod memory;
 mod method;
+mod new_pages;
 mod pages;
 mod plain;
 mod pooled;

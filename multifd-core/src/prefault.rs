@@ -1,5 +1,6 @@
 //! New memory gets its pages before it is written to, from all the processors that have nothing else to do.
 
+use crate::new_pages::by_stretch;
 use crate::shutdown::lock;
 use crate::{RamBlock, Run};
 use std::collections::VecDeque;
@@ -99,7 +100,10 @@ impl PrefaultUser {
         let new = runs
             .into_iter()
             .filter_map(|run| block.note_writes(run.offset, run.len));
-        self.room.extend(new);
+        self.room.extend(new.flat_map(by_stretch));
+        block.give_huge_pages(self.room.make_contiguous());
+        self.room
+            .retain(|run| block.is_worth_a_call(*run) && block.lacks_pages(*run));
         let len: usize = self.room.iter().map(|run| run.len).sum();
         if len > CHUNK && self.pool.has_processors_left() {
             self.pool.share(self.slot, block, &mut self.room);
@@ -258,8 +262,8 @@ mod tests {
     #[test]
     fn exactly_what_is_to_be_written_gets_pages_however_many_help() {
         for (processors, users) in [(1, 1_usize), (2, 1), (8, 1), (2, 2), (3, 2), (8, 4)] {
-            let block = RamBlock::anonymous("b", LEN, 4096).unwrap().with_known_zeros();
-            let block = Arc::new(block);
+            let block = RamBlock::anonymous("b", LEN, 4096).unwrap();
+            let block = Arc::new(block.with_known_zeros().without_huge_pages());
             let prefault = Prefault::on(processors);
             // All are there before the first begins, and until the last is done: helpers depend on how many there are.
             let mut writers: Vec<_> = (0..users).map(|_| prefault.user()).collect();
@@ -290,8 +294,8 @@ mod tests {
 
     #[test]
     fn memory_written_before_and_runs_outside_are_left_alone() {
-        let block = RamBlock::anonymous("b", LEN, 4096).unwrap().with_known_zeros();
-        let block = Arc::new(block);
+        let block = RamBlock::anonymous("b", LEN, 4096).unwrap();
+        let block = Arc::new(block.with_known_zeros().without_huge_pages());
         let prefault = Prefault::on(2);
         let mut writer = prefault.user();
         for _ in 0..2 {

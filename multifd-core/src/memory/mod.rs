@@ -5,6 +5,7 @@
 
 mod block;
 mod iov;
+mod mapping;
 mod scan;
 
 pub use block::{RamBlock, Region, RegionBuf};

@@ -1,0 +1,222 @@
+//! Which parts of new memory have their pages yet, and huge pages for those that are written to enough.
+
+use crate::shutdown::lock;
+use crate::{RamBlock, Run};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+
+/// Bytes of guest RAM that are taken to have their pages, or not, together: a huge page, where the system's pages are of 4 KiB.
+const STRETCH: u64 = 2 << 20;
+
+/// New bytes about to be written by one packet, or one piece of a file, from which on all stretches they lie in are worth huge pages: half
+/// of QEMU's packet.
+const WORTH_HUGE: usize = 256 << 10;
+
+/// How often in a row a block asks for huge pages in vain.
+const MOST_MISSES: u32 = 8;
+
+/// Whether a stretch has its pages already: nobody has asked yet, it has not, it has.
+const UNKNOWN: u8 = 0;
+const ABSENT: u8 = 1;
+const PRESENT: u8 = 2;
+
+#[derive(Debug, Default)]
+struct Stretch {
+    state: AtomicU8,
+    /// Held by who gives it a huge page: what others did with small ones meanwhile would be undone.
+    turn: Mutex<()>,
+}
+
+/// The stretches of a block.
+#[derive(Debug)]
+pub(crate) struct NewPages {
+    stretches: Vec<Stretch>,
+    misses: AtomicU32,
+}
+
+impl NewPages {
+    /// For a block of `len` bytes.
+    pub(crate) fn new(len: u64) -> Self {
+        let count = usize::try_from(len.div_ceil(STRETCH)).unwrap_or(usize::MAX);
+        Self {
+            stretches: (0..count).map(|_| Stretch::default()).collect(),
+            misses: AtomicU32::new(0),
+        }
+    }
+
+    fn stretch(&self, offset: u64) -> Option<&Stretch> {
+        self.stretches.get(usize::try_from(offset / STRETCH).ok()?)
+    }
+}
+
+/// The pieces of a run that lie in one stretch each.
+pub(crate) fn by_stretch(run: Run) -> impl Iterator<Item = Run> {
+    let mut rest = run;
+    std::iter::from_fn(move || {
+        let to_border = STRETCH - rest.offset % STRETCH;
+        let len = usize::try_from(to_border).map_or(rest.len, |to_border| rest.len.min(to_border));
+        let piece = Run { len, ..rest };
+        rest.offset += len as u64;
+        rest.len -= len;
+        (len > 0).then_some(piece)
+    })
+}
+
+impl RamBlock {
+    /// Whether `new`, which is about to be written and lies in one stretch, is to be given its pages.
+    pub(crate) fn lacks_pages(&self, new: Run) -> bool {
+        let pages = self.known_zeros.as_ref().map(|zeros| &zeros.pages);
+        let Some(stretch) = pages.and_then(|pages| pages.stretch(new.offset)) else {
+            return false;
+        };
+        let mut state = stretch.state.load(Ordering::Relaxed);
+        if state == UNKNOWN {
+            let has_pages = self
+                .region(new.offset, new.len)
+                .is_ok_and(|region| region.is_resident());
+            state = if has_pages { PRESENT } else { ABSENT };
+            stretch.state.store(state, Ordering::Relaxed);
+        }
+        state == ABSENT
+    }
+
+    /// Gives huge pages to the stretches that `new` lies in, if it is enough and where the system can; `new` is about to be written, and each
+    /// of it lies in one stretch.
+    ///
+    /// Not only to those it fills: who writes small pages at a stretch's beginning would spoil what the next one does for the rest.
+    pub(crate) fn give_huge_pages(&self, new: &[Run]) {
+        if new.iter().map(|run| run.len).sum::<usize>() < WORTH_HUGE {
+            return;
+        }
+        for runs in new.chunk_by(|a, b| a.offset / STRETCH == b.offset / STRETCH) {
+            runs.first()
+                .into_iter()
+                .for_each(|first| self.give_huge_page(*first));
+        }
+    }
+
+    fn give_huge_page(&self, first: Run) {
+        let Some(pages) = self.known_zeros.as_ref().map(|zeros| &zeros.pages) else {
+            return;
+        };
+        if !self.huge_pages()
+            || pages.misses.load(Ordering::Relaxed) >= MOST_MISSES
+            || !self.lacks_pages(first)
+        {
+            return;
+        }
+        let start = first.offset / STRETCH * STRETCH;
+        let (Some(stretch), Ok(region)) = (pages.stretch(start), self.region(start, STRETCH as usize)) else {
+            return;
+        };
+        let _turn = lock(&stretch.turn);
+        if !self.lacks_pages(first) {
+            return;
+        }
+        // There has to be one page to begin with.
+        self.populate(Run {
+            len: self.page_size() as usize,
+            ..first
+        });
+        if region.make_huge() {
+            stretch.state.store(PRESENT, Ordering::Relaxed);
+            pages.misses.store(0, Ordering::Relaxed);
+        } else {
+            pages.misses.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KIB: u64 = 1 << 10;
+
+    fn run(offset: u64, len: u64) -> Run {
+        let len = len as usize;
+        Run { offset, len }
+    }
+
+    #[test]
+    fn runs_are_cut_at_borders() {
+        let pieces = |offset, len| by_stretch(run(offset, len)).collect::<Vec<_>>();
+        assert_eq!(pieces(0, 0), []);
+        assert_eq!(pieces(4096, 4096), [run(4096, 4096)]);
+        assert_eq!(pieces(0, STRETCH), [run(0, STRETCH)]);
+        assert_eq!(
+            pieces(STRETCH - 4096, STRETCH + 8192),
+            [
+                run(STRETCH - 4096, 4096),
+                run(STRETCH, STRETCH),
+                run(2 * STRETCH, 4096)
+            ]
+        );
+    }
+
+    fn resident(block: &RamBlock) -> u64 {
+        let pages = (0..block.len()).step_by(4096);
+        pages
+            .filter(|&offset| block.page(offset).unwrap().is_resident())
+            .count() as u64
+    }
+
+    /// Whether the system gives huge pages at all.
+    fn has_huge_pages() -> bool {
+        let block = RamBlock::anonymous("b", STRETCH, 4096).unwrap();
+        block.populate(run(0, 4096));
+        let given = block.region(0, STRETCH as usize).unwrap().make_huge();
+        if !given {
+            eprintln!("skipped in part: this system makes no huge pages");
+        }
+        given
+    }
+
+    #[test]
+    fn what_is_written_to_enough_gets_huge_pages() {
+        let given = has_huge_pages();
+        let block = RamBlock::anonymous("b", 3 * STRETCH + 512 * KIB, 4096)
+            .unwrap()
+            .with_known_zeros();
+        block.page(STRETCH).unwrap().copy_from(&[7]);
+        let too_little = [run(0, 128 * KIB), run(512 * KIB, 124 * KIB)];
+        block.give_huge_pages(&too_little);
+        assert_eq!(resident(&block), 1);
+        assert!(block.lacks_pages(too_little[0]));
+
+        // Enough, in pieces, of the second and the third, and of the last, which is too short.
+        let new = [
+            run(STRETCH + 64 * KIB, 128 * KIB),
+            run(STRETCH + 512 * KIB, 124 * KIB),
+            run(2 * STRETCH, 4 * KIB),
+            run(3 * STRETCH, 512 * KIB),
+        ];
+        block.give_huge_pages(&new);
+        assert_eq!(resident(&block), if given { 2 * STRETCH / 4096 } else { 3 });
+        let lacking = new.map(|run| block.lacks_pages(run));
+        assert_eq!(lacking, [!given, !given, !given, true]);
+        let mut first = [0; 2];
+        block.page(STRETCH).unwrap().copy_to(&mut first);
+        assert_eq!(first, [7, 0], "what was there stays");
+    }
+
+    #[test]
+    fn no_huge_pages_where_they_are_not_wanted() {
+        let block = RamBlock::anonymous("b", STRETCH, 4096).unwrap();
+        let block = block.with_known_zeros().without_huge_pages();
+        block.give_huge_pages(&[run(0, STRETCH)]);
+        assert_eq!(resident(&block), 0);
+    }
+
+    #[test]
+    fn a_block_that_gets_none_stops_asking() {
+        let mut block = RamBlock::anonymous("b", 16 * STRETCH, 4096)
+            .unwrap()
+            .with_known_zeros();
+        // As if all of these had been in vain.
+        let zeros = block.known_zeros.as_mut().unwrap();
+        *zeros.pages.misses.get_mut() = MOST_MISSES;
+        block.give_huge_pages(&[run(0, STRETCH)]);
+        assert_eq!(resident(&block), 0);
+    }
+}
