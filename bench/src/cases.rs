@@ -1,5 +1,6 @@
 //! The things that are measured.
 
+use crate::fresh::warm;
 use crate::ours::Compression;
 use crate::qemu::Result;
 use crate::transfer::{Ask, FileAsk, Stage, Took, Whose};
@@ -87,8 +88,15 @@ impl Case {
         }
     }
 
+    fn takes_new_memory(self) -> bool {
+        !matches!(self, Self::Transfer(ask) if ask.prealloc)
+    }
+
     pub(crate) fn run(self, stage: &Stage, pair: Pairing) -> Result<Took> {
         let (from, to) = pair.ends();
+        if !stage.counting && self.takes_new_memory() {
+            warm(&stage.folder.join("warm"), 2 * stage.bytes).map_err(|e| e.to_string())?;
+        }
         let took = match self {
             Self::Transfer(ask) => stage.run(ask, from, to),
             // What a QEMU has saved is loaded in the case that follows; what we have, here.

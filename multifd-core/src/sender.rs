@@ -168,6 +168,7 @@ impl Sender {
     ) -> Result<(), Error> {
         let packet_num = Arc::new(AtomicU64::new(0));
         let observer = method.observer();
+        let mut busy = Vec::with_capacity(config.channels.into());
         for id in 0..config.channels {
             let failed = |source| Error::Channel {
                 channel: id,
@@ -176,9 +177,7 @@ impl Sender {
             };
             let channel = transport.open(id).map_err(failed)?;
             self.unblock_on_failure(channel.unblock_handle().map_err(failed)?);
-            if let Some(most) = channel.busy_at_once() {
-                self.queue.limit_busy(most);
-            }
+            busy.push(channel.busy_at_once());
             let preparing = match &self.pool {
                 Some(pool) => Preparing::Pool(Arc::clone(pool)),
                 None => Preparing::Here(
@@ -214,6 +213,10 @@ impl Sender {
                 })
                 .map_err(|e| failed(e.into()))?;
             self.threads.push(thread);
+        }
+        let busy: Option<Vec<_>> = busy.into_iter().collect();
+        if let Some(most) = busy.and_then(|busy| busy.into_iter().max()) {
+            self.queue.limit_busy(most);
         }
         Ok(())
     }
