@@ -25,6 +25,9 @@ pub(crate) fn touch(path: &Path, len: u64, threads: usize) -> Outcome<Duration> 
 pub(crate) fn warm(path: &Path, len: u64) -> Outcome<()> {
     let half = available()? / 2;
     let len = len.min(half) >> 21 << 21;
+    if len == 0 {
+        return Ok(());
+    }
     let memory = Arc::new(guest(path, Some(len))?.with_known_zeros());
     std::thread::scope(|scope| {
         for (at, part) in [(0, len / 2), (len / 2, len - len / 2)] {

@@ -7,6 +7,17 @@ use std::time::Duration;
 /// else than each other.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(50);
 
+/// How many of a sender's channels are worth having busy, by what each says of its kind: as many as of the kind that bears most, and no
+/// limit if there is none for one of them.
+pub(crate) fn limit_of_all(limits: &[Option<NonZeroUsize>]) -> Option<NonZeroUsize> {
+    limits
+        .iter()
+        .copied()
+        .collect::<Option<Vec<_>>>()?
+        .into_iter()
+        .max()
+}
+
 /// Counts the channels that have work of the ring in hand: anyone's, not what is pinned to one.
 #[derive(Debug)]
 pub(crate) struct Busy {
@@ -75,6 +86,14 @@ impl Busy {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_largest_of_several_limits_holds_and_none_if_one_has_none() {
+        let [one, two] = [1, 2].map(NonZeroUsize::new);
+        assert_eq!(limit_of_all(&[one, two, one]), two);
+        assert_eq!(limit_of_all(&[one, None, two]), None);
+        assert_eq!(limit_of_all(&[]), None);
+    }
 
     #[test]
     fn all_may_be_busy_without_a_limit() {

@@ -73,11 +73,9 @@ impl RamBlock {
         if !self.is_worth_a_call(new) {
             return;
         }
-        for piece in by_stretch(new) {
-            self.give_huge_pages(&[piece]);
-            if self.lacks_pages(piece) {
-                self.populate(piece);
-            }
+        self.give_huge_pages(by_stretch(new));
+        for piece in by_stretch(new).filter(|piece| self.lacks_pages(*piece)) {
+            self.populate(piece);
         }
     }
 

@@ -8,9 +8,12 @@ use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 /// Bytes of guest RAM that are taken to have their pages, or not, together: a huge page, where the system's pages are of 4 KiB.
 const STRETCH: u64 = 2 << 20;
 
-/// New bytes about to be written by one packet, or one piece of a file, from which on all stretches they lie in are worth huge pages: half
+/// New bytes about to be written by one packet, or one piece of a file, from which on the stretches they lie in are worth huge pages: half
 /// of QEMU's packet.
 const WORTH_HUGE: usize = 256 << 10;
+
+/// And how many at least for each of those: half a packet that lies across a border has as many.
+const WORTH_EACH: usize = 128 << 10;
 
 /// How often in a row a block asks for huge pages in vain.
 const MOST_MISSES: u32 = 8;
@@ -23,7 +26,7 @@ const PRESENT: u8 = 2;
 #[derive(Debug, Default)]
 struct Stretch {
     state: AtomicU8,
-    /// Held by who gives it a huge page: what others did with small ones meanwhile would be undone.
+    /// Held by who gives it a huge page: others that want one wait for it.
     turn: Mutex<()>,
 }
 
@@ -50,7 +53,7 @@ impl NewPages {
 }
 
 /// The pieces of a run that lie in one stretch each.
-pub(crate) fn by_stretch(run: Run) -> impl Iterator<Item = Run> {
+pub(crate) fn by_stretch(run: Run) -> impl Iterator<Item = Run> + Clone {
     let mut rest = run;
     std::iter::from_fn(move || {
         let to_border = STRETCH - rest.offset % STRETCH;
@@ -75,7 +78,11 @@ impl RamBlock {
                 .region(new.offset, new.len)
                 .is_ok_and(|region| region.is_resident());
             state = if has_pages { PRESENT } else { ABSENT };
-            stretch.state.store(state, Ordering::Relaxed);
+            // Unless somebody else has found out, or made it so, in the meantime.
+            let first = (Ordering::Relaxed, Ordering::Relaxed);
+            if let Err(known) = stretch.state.compare_exchange(UNKNOWN, state, first.0, first.1) {
+                state = known;
+            }
         }
         state == ABSENT
     }
@@ -84,14 +91,16 @@ impl RamBlock {
     /// of it lies in one stretch.
     ///
     /// Not only to those it fills: who writes small pages at a stretch's beginning would spoil what the next one does for the rest.
-    pub(crate) fn give_huge_pages(&self, new: &[Run]) {
-        if new.iter().map(|run| run.len).sum::<usize>() < WORTH_HUGE {
-            return;
+    pub(crate) fn give_huge_pages(&self, new: impl Iterator<Item = Run> + Clone) {
+        let (mut len, mut stretches, mut last) = (0, 0, None);
+        for run in new.clone() {
+            let stretch = Some(run.offset / STRETCH);
+            stretches += usize::from(stretch != last);
+            last = stretch;
+            len += run.len;
         }
-        for runs in new.chunk_by(|a, b| a.offset / STRETCH == b.offset / STRETCH) {
-            runs.first()
-                .into_iter()
-                .for_each(|first| self.give_huge_page(*first));
+        if len >= WORTH_HUGE && len >= stretches * WORTH_EACH {
+            new.for_each(|run| self.give_huge_page(run));
         }
     }
 
@@ -130,6 +139,9 @@ impl RamBlock {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Prefault;
+    use crate::memory::memory_file;
+    use std::sync::Arc;
 
     const KIB: u64 = 1 << 10;
 
@@ -161,9 +173,16 @@ mod tests {
             .count() as u64
     }
 
-    /// Whether the system gives huge pages at all.
+    /// A block of new memory that is given huge pages only when they are asked for, unless this system is set up otherwise.
+    fn new_block(len: u64) -> RamBlock {
+        let file = memory_file();
+        file.set_len(len).unwrap();
+        RamBlock::shared("b", &file, 4096).unwrap().with_known_zeros()
+    }
+
+    /// Whether this system gives huge pages when asked.
     fn has_huge_pages() -> bool {
-        let block = RamBlock::anonymous("b", STRETCH, 4096).unwrap();
+        let block = new_block(STRETCH);
         block.populate(run(0, 4096));
         let given = block.region(0, STRETCH as usize).unwrap().make_huge();
         if !given {
@@ -175,12 +194,10 @@ mod tests {
     #[test]
     fn what_is_written_to_enough_gets_huge_pages() {
         let given = has_huge_pages();
-        let block = RamBlock::anonymous("b", 3 * STRETCH + 512 * KIB, 4096)
-            .unwrap()
-            .with_known_zeros();
+        let block = new_block(3 * STRETCH + 512 * KIB);
         block.page(STRETCH).unwrap().copy_from(&[7]);
         let too_little = [run(0, 128 * KIB), run(512 * KIB, 124 * KIB)];
-        block.give_huge_pages(&too_little);
+        block.give_huge_pages(too_little.into_iter());
         assert_eq!(resident(&block), 1);
         assert!(block.lacks_pages(too_little[0]));
 
@@ -191,7 +208,7 @@ mod tests {
             run(2 * STRETCH, 4 * KIB),
             run(3 * STRETCH, 512 * KIB),
         ];
-        block.give_huge_pages(&new);
+        block.give_huge_pages(new.into_iter());
         assert_eq!(resident(&block), if given { 2 * STRETCH / 4096 } else { 3 });
         let lacking = new.map(|run| block.lacks_pages(run));
         assert_eq!(lacking, [!given, !given, !given, true]);
@@ -201,22 +218,66 @@ mod tests {
     }
 
     #[test]
+    fn pages_here_and_there_get_no_huge_ones() {
+        let block = new_block(16 * STRETCH);
+        let new = (0..16).map(|stretch| run(stretch * STRETCH, 64 * KIB));
+        block.give_huge_pages(new);
+        assert_eq!(resident(&block), 0);
+    }
+
+    #[test]
+    fn huge_pages_come_while_others_write() {
+        const THREADS: u64 = 4;
+        const CHUNK: u64 = 256 * KIB;
+        let block = Arc::new(new_block(8 * STRETCH));
+        let prefault = Prefault::new();
+        std::thread::scope(|scope| {
+            for thread in 0..THREADS {
+                let mut user = prefault.user();
+                let block = &block;
+                // Neighbouring chunks at the same time, each filled as soon as it is prepared.
+                scope.spawn(move || {
+                    for chunk in (thread..8 * STRETCH / CHUNK).step_by(THREADS as usize) {
+                        let start = chunk * CHUNK;
+                        user.prepare_to_write(block, [run(start, CHUNK)]);
+                        for offset in (start..start + CHUNK).step_by(4096) {
+                            let page = offset / 4096 + 1;
+                            block.page(offset).unwrap().copy_from(&page.to_le_bytes());
+                        }
+                    }
+                });
+            }
+        });
+        for offset in (0..8 * STRETCH).step_by(4096) {
+            let mut found = [0; 8];
+            block.page(offset).unwrap().copy_to(&mut found);
+            assert_eq!(u64::from_le_bytes(found), offset / 4096 + 1);
+        }
+    }
+
+    #[test]
+    fn a_range_to_be_written_gets_huge_pages() {
+        let given = has_huge_pages();
+        let block = new_block(2 * STRETCH);
+        block.prepare_to_write(STRETCH - 256 * KIB, (260 * KIB) as usize);
+        let expected = if given { 2 * STRETCH } else { 260 * KIB };
+        assert_eq!(resident(&block), expected / 4096);
+    }
+
+    #[test]
     fn no_huge_pages_where_they_are_not_wanted() {
-        let block = RamBlock::anonymous("b", STRETCH, 4096).unwrap();
-        let block = block.with_known_zeros().without_huge_pages();
-        block.give_huge_pages(&[run(0, STRETCH)]);
+        let block = new_block(STRETCH).without_huge_pages();
+        block.give_huge_pages([run(0, STRETCH)].into_iter());
         assert_eq!(resident(&block), 0);
     }
 
     #[test]
     fn a_block_that_gets_none_stops_asking() {
-        let mut block = RamBlock::anonymous("b", 16 * STRETCH, 4096)
-            .unwrap()
-            .with_known_zeros();
+        let mut block = new_block(16 * STRETCH);
         // As if all of these had been in vain.
         let zeros = block.known_zeros.as_mut().unwrap();
         *zeros.pages.misses.get_mut() = MOST_MISSES;
-        block.give_huge_pages(&[run(0, STRETCH)]);
+        block.give_huge_pages([run(0, STRETCH)].into_iter());
         assert_eq!(resident(&block), 0);
     }
 }

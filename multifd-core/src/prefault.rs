@@ -101,7 +101,7 @@ impl PrefaultUser {
             .into_iter()
             .filter_map(|run| block.note_writes(run.offset, run.len));
         self.room.extend(new.flat_map(by_stretch));
-        block.give_huge_pages(self.room.make_contiguous());
+        block.give_huge_pages(self.room.iter().copied());
         self.room
             .retain(|run| block.is_worth_a_call(*run) && block.lacks_pages(*run));
         let len: usize = self.room.iter().map(|run| run.len).sum();
@@ -250,6 +250,12 @@ mod tests {
             .collect()
     }
 
+    fn new_block() -> RamBlock {
+        let file = crate::memory::memory_file();
+        file.set_len(LEN).unwrap();
+        RamBlock::shared("b", &file, 4096).unwrap()
+    }
+
     /// What is to be written of a MiB: two pieces of it.
     fn runs(mib: u64) -> [Run; 2] {
         let start = mib << 20;
@@ -262,7 +268,7 @@ mod tests {
     #[test]
     fn exactly_what_is_to_be_written_gets_pages_however_many_help() {
         for (processors, users) in [(1, 1_usize), (2, 1), (8, 1), (2, 2), (3, 2), (8, 4)] {
-            let block = RamBlock::anonymous("b", LEN, 4096).unwrap();
+            let block = new_block();
             let block = Arc::new(block.with_known_zeros().without_huge_pages());
             let prefault = Prefault::on(processors);
             // All are there before the first begins, and until the last is done: helpers depend on how many there are.
@@ -294,7 +300,7 @@ mod tests {
 
     #[test]
     fn memory_written_before_and_runs_outside_are_left_alone() {
-        let block = RamBlock::anonymous("b", LEN, 4096).unwrap();
+        let block = new_block();
         let block = Arc::new(block.with_known_zeros().without_huge_pages());
         let prefault = Prefault::on(2);
         let mut writer = prefault.user();

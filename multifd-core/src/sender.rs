@@ -1,5 +1,6 @@
 //! The sending engine: one thread a channel, idle channels pull.
 
+use crate::busy::limit_of_all;
 use crate::prepare_pool::PoolRun;
 use crate::relay::Passage;
 use crate::send_worker::{Preparing, SendWorker};
@@ -214,8 +215,7 @@ impl Sender {
                 .map_err(|e| failed(e.into()))?;
             self.threads.push(thread);
         }
-        let busy: Option<Vec<_>> = busy.into_iter().collect();
-        if let Some(most) = busy.and_then(|busy| busy.into_iter().max()) {
+        if let Some(most) = limit_of_all(&busy) {
             self.queue.limit_busy(most);
         }
         Ok(())

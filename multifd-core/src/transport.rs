@@ -51,7 +51,7 @@ pub trait SendChannel: Send {
     /// provided, is all of them.
     ///
     /// The engine gives its work to that many while they come back for more; whenever none of them has for 50 ms though work waits, it
-    /// lets one more in, for good. Where channels say different numbers the largest holds, and none if any says `None`. Syncs, and
+    /// lets one more in, for good. Where channels say different numbers the largest holds; where any says `None` there is no limit. Syncs, and
     /// buffers that want order, reach every channel.
     fn busy_at_once(&self) -> Option<NonZeroUsize> {
         None

@@ -1,7 +1,7 @@
 //! RAM blocks and regions of them.
 
 use super::mapping::SharedMapping;
-use super::{copy_in, copy_out, scan};
+use super::region::{HUGE, Region};
 use crate::BlockError;
 use crate::known_zeros::KnownZeros;
 use memmap2::{MmapMut, MmapOptions};
@@ -9,7 +9,6 @@ use multifd_packet::{Geometry, NAME_LEN};
 use std::any::Any;
 use std::fs::File;
 use std::marker::PhantomData;
-use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 /// A named, contiguous piece of guest memory (QEMU's RAM block): what packets name and offsets count in.
@@ -57,15 +56,15 @@ impl RamBlock {
         };
         let size = usize::try_from(len).map_err(|_| no_memory(std::io::ErrorKind::OutOfMemory.into()))?;
         let room = size
-            .checked_add(room_to_align(size))
+            .checked_add(alignment(size))
             .ok_or_else(|| no_memory(std::io::ErrorKind::OutOfMemory.into()))?;
         let mut map = MmapOptions::new()
             .len(room)
             .no_reserve_swap()
             .map_anon()
             .map_err(no_memory)?;
-        let skip = map.as_ptr().align_offset(room_to_align(size).max(1));
-        // SAFETY: the mapping is longer than the block by more than what is skipped.
+        let skip = map.as_ptr().align_offset(alignment(size));
+        // SAFETY: the mapping is longer than the block by the alignment, which is more than what is skipped.
         let base = unsafe { map.as_mut_ptr().add(skip) };
         // SAFETY: the mapping covers this range and moves into the block as its owner.
         let mut block = unsafe { Self::from_raw_parts(name, base, size, page_size, map) }?;
@@ -88,25 +87,22 @@ impl RamBlock {
                 source: Arc::new(source),
             }
         };
-        let about = file.metadata().map_err(cannot(0))?;
-        let len = about.len();
+        let len = file.metadata().map_err(cannot(0))?.len();
         check(name, len, page_size)?;
         let size = usize::try_from(len).map_err(|_| cannot(len)(std::io::ErrorKind::OutOfMemory.into()))?;
-        // A file on a hugetlbfs has blocks of the size of its pages.
-        let block_size = usize::try_from(about.blksize()).unwrap_or_default();
-        let align = room_to_align(size).max(block_size);
-        let mapping = SharedMapping::new(file, size, align).map_err(cannot(len))?;
+        let mapping = SharedMapping::new(file, size, alignment(size)).map_err(cannot(len))?;
         let base = mapping.base();
         // SAFETY: the mapping covers exactly this range and moves into the block as its owner.
         unsafe { Self::from_raw_parts(name, base, size, page_size, mapping) }
     }
 
-    /// New memory is given no huge pages.
+    /// No huge pages are asked for: zero pages are to take no memory. The system may still give some, where it is set to.
     ///
-    /// Otherwise, where memory is known to be new ([`RamBlock::with_known_zeros`]), and its address is a multiple of 2 MiB, 2 MiB of it
-    /// become one huge page (`MADV_COLLAPSE`, Linux 6.1) as soon as a packet fills an eighth of them. That takes a fraction of the
-    /// time of 512 small ones, and the guest is faster with it afterwards; but zero pages in between take memory, too. Linux does that
-    /// whatever a tmpfs was mounted with (`huge=never` is the default), unless its `shmem_enabled` says `deny`.
+    /// Otherwise, where memory is known to be new ([`RamBlock::with_known_zeros`]), and its address is a multiple of 2 MiB, packets that write
+    /// at least 256 KiB of it, and a sixteenth or more of all the 2 MiB they touch, make those huge pages (`MADV_COLLAPSE`, Linux 6.1). That takes
+    /// a fraction of the time of 512 small ones each, and the guest is faster with them afterwards; but zero pages in between take memory,
+    /// too. Linux does so when asked even if it would not of itself: whatever a tmpfs was mounted with (`huge=never` is the default) and
+    /// `transparent_hugepage/enabled` says, though not if `transparent_hugepage/shmem_enabled` says `deny`.
     #[must_use]
     pub fn without_huge_pages(mut self) -> Self {
         self.huge_pages = false;
@@ -279,12 +275,9 @@ impl RamBlock {
     }
 }
 
-/// A huge page, where the system's pages are of 4 KiB.
-const HUGE: usize = 2 << 20;
-
-/// What `len` bytes are to be aligned to, so that huge pages fit: 0 if there is none among them.
-fn room_to_align(len: usize) -> usize {
-    if len < HUGE { 0 } else { HUGE }
+/// What memory of `len` bytes is to be aligned to, so that huge pages fit if it is as long as one.
+fn alignment(len: usize) -> usize {
+    if len < HUGE { 1 } else { HUGE }
 }
 
 fn check(name: &str, len: u64, page_size: u32) -> Result<Geometry, BlockError> {
@@ -302,140 +295,10 @@ fn check(name: &str, len: u64, page_size: u32) -> Result<Geometry, BlockError> {
     Ok(geometry)
 }
 
-/// A range of a [`RamBlock`], mapped for `'a`; the guest may read and write it at any time.
-///
-/// Layout: that of `struct iovec`, address then length, so that a slice of them is what `readv` and `recvmsg` take.
-#[derive(Debug, Clone, Copy)]
-#[repr(C)]
-pub struct Region<'a> {
-    base: *mut u8,
-    len: usize,
-    block: PhantomData<&'a RamBlock>,
-}
-
-// SAFETY: a region is a raw range of a block that is Send and Sync and outlives it.
-unsafe impl Send for Region<'_> {}
-// SAFETY: as for Send.
-unsafe impl Sync for Region<'_> {}
-
-impl Region<'_> {
-    /// Gives the range its pages, if the system can do that: it need not.
-    pub(crate) fn populate(&self) {
-        // SAFETY: the range is mapped; its contents stay as they are.
-        unsafe { libc::madvise(self.base.cast(), self.len, libc::MADV_POPULATE_WRITE) };
-    }
-
-    /// Makes the range, which has a page at least, one huge page (or several), with the contents it has; says whether it is.
-    pub(crate) fn make_huge(&self) -> bool {
-        let aligned = self.base.addr().is_multiple_of(HUGE) && self.len.is_multiple_of(HUGE);
-        // SAFETY: the range is mapped; its contents stay as they are.
-        let made = aligned && unsafe { libc::madvise(self.base.cast(), self.len, libc::MADV_COLLAPSE) } == 0;
-        // With larger pages than these the system does nothing, and calls it a success.
-        made && self.last_page().is_resident()
-    }
-
-    fn last_page(&self) -> Self {
-        let len = self.len.min(4096);
-        // SAFETY: inside the region, or at its end.
-        let base = unsafe { self.base.add(self.len - len) };
-        Self { base, len, ..*self }
-    }
-
-    /// Whether the first of the range's pages have memory, as far as the system says.
-    pub(crate) fn is_resident(&self) -> bool {
-        const FIRST: usize = 16;
-        // SAFETY: asks for a number.
-        let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
-        let asked = self.len.min(FIRST * page);
-        let mut resident = [0; FIRST];
-        // SAFETY: the range is mapped, and there is a byte for each of its pages.
-        let result = unsafe { libc::mincore(self.base.cast(), asked, resident.as_mut_ptr()) };
-        let pages = resident.get(..asked.div_ceil(page)).unwrap_or_default();
-        result == 0 && pages.iter().all(|page| page & 1 != 0)
-    }
-
-    /// The first byte's address, for the kernel.
-    pub fn as_mut_ptr(&self) -> *mut u8 {
-        self.base
-    }
-
-    /// Bytes in the region.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether the region is empty.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Whether every byte was zero when it was read.
-    pub fn is_zero(&self) -> bool {
-        // SAFETY: the region is mapped and readable.
-        unsafe { scan::is_zero(self.base, self.len) }
-    }
-
-    /// Copies the region to the start of `out` and returns how many bytes fitted.
-    pub fn copy_to(&self, out: &mut [u8]) -> usize {
-        let len = self.len.min(out.len());
-        // SAFETY: the region is mapped; `out` is an exclusive slice of at least `len` bytes.
-        unsafe { copy_out(self.base, out.as_mut_ptr(), len) };
-        len
-    }
-
-    /// Copies `bytes` to the start of the region and returns how many fitted. A fault (`SIGSEGV`) if the block is frozen.
-    pub fn copy_from(&self, bytes: &[u8]) -> usize {
-        let len = self.len.min(bytes.len());
-        // SAFETY: the region is mapped, and writable, or, in a frozen block, read-only: then this is a fault that changes nothing.
-        // `bytes` is a slice of at least `len` bytes.
-        unsafe { copy_in(bytes.as_ptr(), self.base, len) };
-        len
-    }
-
-    /// Makes the region zero; memory that is zero already is only read, so untouched pages stay unallocated.
-    pub fn clear(&self) {
-        if !self.is_zero() {
-            // SAFETY: the region is mapped; writable or not as above. `write_bytes` forms no reference; the compiler may not
-            // assume anything about what others read meanwhile.
-            unsafe { self.base.write_bytes(0, self.len) };
-        }
-    }
-
-    /// The region without its first `n` bytes; empty if there are fewer.
-    #[must_use]
-    pub fn advanced(self, n: usize) -> Self {
-        let n = n.min(self.len);
-        // SAFETY: `n` is at most the region's length.
-        let base = unsafe { self.base.add(n) };
-        Self {
-            base,
-            len: self.len - n,
-            block: PhantomData,
-        }
-    }
-}
-
-/// Room for regions that is used again for every packet.
-#[derive(Debug, Default)]
-pub struct RegionBuf {
-    room: Vec<Region<'static>>,
-}
-
-impl RegionBuf {
-    /// The emptied room, for regions that live as long as the borrow.
-    pub fn begin<'a>(&'a mut self) -> &'a mut Vec<Region<'a>> {
-        self.room.clear();
-        // SAFETY: the types differ in a lifetime only; the vector is empty, and this function, the only way in,
-        // clears it before anyone reads what an earlier borrow left.
-        unsafe {
-            std::mem::transmute::<&'a mut Vec<Region<'static>>, &'a mut Vec<Region<'a>>>(&mut self.room)
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::FileExt;
 
     #[test]
     fn regions_stay_inside_their_block() {
@@ -473,16 +336,21 @@ mod tests {
     }
 
     #[test]
-    fn bytes_go_in_and_out_and_clear_clears() {
-        let block = RamBlock::anonymous("b", 4096, 4096).unwrap();
-        let page = block.page(0).unwrap();
-        assert!(page.is_zero());
-        assert_eq!(page.advanced(4090).copy_from(b"0123456789"), 6);
-        assert!(!page.is_zero());
-        let mut out = [0; 6];
-        page.advanced(4090).copy_to(&mut out);
-        assert_eq!(&out, b"012345");
-        page.clear();
-        assert!(page.is_zero());
+    fn a_file_in_memory_is_shared_at_an_aligned_address() {
+        let file = crate::memory::memory_file();
+        file.set_len(3 << 20).unwrap();
+        let block = RamBlock::shared("pc.ram", &file, 4096).unwrap();
+        assert_eq!(block.len(), 3 << 20);
+        assert!(block.base.addr().is_multiple_of(HUGE));
+        block.page((3 << 20) - 4096).unwrap().copy_from(b"page");
+        let mut found = [0; 4];
+        file.read_exact_at(&mut found, (3 << 20) - 4096).unwrap();
+        assert_eq!(&found, b"page");
+
+        for len in [0, 4095] {
+            file.set_len(len).unwrap();
+            let refused = RamBlock::shared("pc.ram", &file, 4096);
+            assert!(matches!(refused, Err(BlockError::Length { .. })), "{len}");
+        }
     }
 }

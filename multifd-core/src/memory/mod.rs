@@ -6,11 +6,15 @@
 mod block;
 mod iov;
 mod mapping;
+mod region;
 mod scan;
 
-pub use block::{RamBlock, Region, RegionBuf};
+pub use block::RamBlock;
 pub use iov::Iov;
 pub(crate) use iov::IovBuf;
+#[cfg(test)]
+pub(crate) use mapping::tests::memory_file;
+pub use region::{Region, RegionBuf};
 
 use std::ptr;
 
