@@ -1,12 +1,13 @@
 //! Which parts of new memory have their pages yet, and huge pages for those that are written to enough.
 
+use crate::memory::HUGE;
 use crate::shutdown::lock;
 use crate::{RamBlock, Run};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
-/// Bytes of guest RAM that are taken to have their pages, or not, together: a huge page, where the system's pages are of 4 KiB.
-const STRETCH: u64 = 2 << 20;
+/// Bytes of guest RAM that are taken to have their pages, or not, together.
+const STRETCH: u64 = HUGE as u64;
 
 /// New bytes about to be written by one packet, or one piece of a file, from which on the stretches they lie in are worth huge pages: half
 /// of QEMU's packet.
@@ -79,10 +80,10 @@ impl RamBlock {
                 .is_ok_and(|region| region.is_resident());
             state = if has_pages { PRESENT } else { ABSENT };
             // Unless somebody else has found out, or made it so, in the meantime.
-            let first = (Ordering::Relaxed, Ordering::Relaxed);
-            if let Err(known) = stretch.state.compare_exchange(UNKNOWN, state, first.0, first.1) {
-                state = known;
-            }
+            let known = stretch
+                .state
+                .compare_exchange(UNKNOWN, state, Ordering::Relaxed, Ordering::Relaxed);
+            state = known.err().unwrap_or(state);
         }
         state == ABSENT
     }
@@ -92,30 +93,28 @@ impl RamBlock {
     ///
     /// Not only to those it fills: who writes small pages at a stretch's beginning would spoil what the next one does for the rest.
     pub(crate) fn give_huge_pages(&self, new: impl Iterator<Item = Run> + Clone) {
-        let (mut len, mut stretches, mut last) = (0, 0, None);
-        for run in new.clone() {
-            let stretch = Some(run.offset / STRETCH);
-            stretches += usize::from(stretch != last);
-            last = stretch;
-            len += run.len;
-        }
-        if len >= WORTH_HUGE && len >= stretches * WORTH_EACH {
-            new.for_each(|run| self.give_huge_page(run));
+        let len: usize = new.clone().map(|run| run.len).sum();
+        let mut last = None;
+        let firsts = new.filter(move |run| {
+            let before = last.replace(run.offset / STRETCH);
+            before != last
+        });
+        if len >= WORTH_HUGE && len >= firsts.clone().count() * WORTH_EACH {
+            firsts.for_each(|first| self.give_huge_page(first));
         }
     }
 
+    /// Asks once for a huge page for the stretch of `first`, which is the first there of what is about to be written.
     fn give_huge_page(&self, first: Run) {
         let Some(pages) = self.known_zeros.as_ref().map(|zeros| &zeros.pages) else {
             return;
         };
-        if !self.huge_pages()
-            || pages.misses.load(Ordering::Relaxed) >= MOST_MISSES
-            || !self.lacks_pages(first)
+        if !self.huge_pages || pages.misses.load(Ordering::Relaxed) >= MOST_MISSES || !self.lacks_pages(first)
         {
             return;
         }
         let start = first.offset / STRETCH * STRETCH;
-        let (Some(stretch), Ok(region)) = (pages.stretch(start), self.region(start, STRETCH as usize)) else {
+        let (Some(stretch), Ok(region)) = (pages.stretch(start), self.region(start, HUGE)) else {
             return;
         };
         let _turn = lock(&stretch.turn);
@@ -137,6 +136,7 @@ impl RamBlock {
 }
 
 #[cfg(test)]
+#[allow(unsafe_code)] // A block at an address of the test's choice.
 mod tests {
     use super::*;
     use crate::Prefault;
@@ -269,6 +269,21 @@ mod tests {
         let block = new_block(STRETCH).without_huge_pages();
         block.give_huge_pages([run(0, STRETCH)].into_iter());
         assert_eq!(resident(&block), 0);
+    }
+
+    #[test]
+    fn a_stretch_that_gets_none_is_asked_for_once_a_packet() {
+        let whole = Arc::new(new_block(2 * STRETCH));
+        let base = whole.page(4096).unwrap().as_mut_ptr();
+        let len = whole.len() as usize - 4096;
+        // SAFETY: the rest of a block, which owns its memory and is kept.
+        let block = unsafe { RamBlock::from_raw_parts("b", base, len, 4096, Arc::clone(&whole)) };
+        // Not aligned: there can be none.
+        let block = block.unwrap().with_known_zeros();
+        block.give_huge_pages((0..16).map(|at| run(at * 64 * KIB, 32 * KIB)));
+        assert_eq!(resident(&block), 1);
+        let misses = &block.known_zeros.as_ref().unwrap().pages.misses;
+        assert_eq!(misses.load(Ordering::Relaxed), 1);
     }
 
     #[test]

@@ -22,7 +22,8 @@ pub struct RamBlock {
     /// Nobody else has this memory mapped.
     private: bool,
     frozen: bool,
-    huge_pages: bool,
+    /// It may have huge pages.
+    pub(crate) huge_pages: bool,
     pub(crate) known_zeros: Option<KnownZeros>,
 }
 
@@ -107,11 +108,6 @@ impl RamBlock {
     pub fn without_huge_pages(mut self) -> Self {
         self.huge_pages = false;
         self
-    }
-
-    /// Whether it may have huge pages.
-    pub(crate) fn huge_pages(&self) -> bool {
-        self.huge_pages
     }
 
     /// Makes the block's memory read-only for good, so that a codec may read it in place. Only blocks made by

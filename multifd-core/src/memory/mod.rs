@@ -14,6 +14,7 @@ pub use iov::Iov;
 pub(crate) use iov::IovBuf;
 #[cfg(test)]
 pub(crate) use mapping::tests::memory_file;
+pub(crate) use region::HUGE;
 pub use region::{Region, RegionBuf};
 
 use std::ptr;

@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 const MADV_COLLAPSE: libc::c_int = 25;
 
 /// A huge page, where the system's pages are of 4 KiB.
-pub(super) const HUGE: usize = 2 << 20;
+pub(crate) const HUGE: usize = 2 << 20;
 
 /// A range of a [`RamBlock`], mapped for `'a`; the guest may read and write it at any time.
 ///
