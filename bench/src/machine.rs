@@ -10,6 +10,15 @@ fn read(path: &str) -> String {
         .to_owned()
 }
 
+/// Bytes of memory by their name in `/proc/meminfo`.
+pub(crate) fn memory(name: &str) -> Option<u64> {
+    let all = read("/proc/meminfo");
+    let mut values = all.lines().filter_map(|line| line.split_once(':'));
+    let (_, value) = values.find(|(found, _)| *found == name)?;
+    let kib: u64 = value.strip_suffix(" kB")?.trim().parse().ok()?;
+    Some(kib << 10)
+}
+
 /// The machine a run was done on.
 #[derive(Debug, Serialize)]
 pub(crate) struct Machine {
@@ -30,9 +39,6 @@ impl Machine {
             let line = cpuinfo.lines().find(|line| line.starts_with(name));
             line.and_then(|line| Some(line.split_once(':')?.1.trim().to_owned()))
         };
-        let meminfo = read("/proc/meminfo");
-        let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-        let kib = total.and_then(|total| total.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
         // Of several words the one in brackets is the setting.
         let setting = |path: &str| {
             let all = read(path);
@@ -45,7 +51,7 @@ impl Machine {
         Self {
             processors: std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
             model: value("model name").unwrap_or_default(),
-            memory_mib: kib.unwrap_or(0) >> 10,
+            memory_mib: memory("MemTotal").unwrap_or(0) >> 20,
             kernel: read("/proc/sys/kernel/osrelease"),
             is_virtual: value("flags").is_some_and(|flags| flags.split(' ').any(|flag| flag == "hypervisor")),
             congestion_control: read("/proc/sys/net/ipv4/tcp_congestion_control"),
