@@ -199,9 +199,7 @@ pub(crate) fn run_recv(role: &RecvRole) -> Outcome<()> {
     let len = std::fs::metadata(&path)?.len();
     let memory = guest(&path, Some(len))?;
     if prealloc {
-        for offset in (0..len).step_by(4096) {
-            memory.page(offset)?.copy_from(&[0]);
-        }
+        memory.preallocate()?;
     }
     let mut ready = Some(memory);
     say(&listener.address()?.to_string())?;

@@ -87,7 +87,8 @@ impl RamBlock {
     /// Gives a run its pages. One that does not lie in the block is left alone, and refused when it is to be written.
     pub(crate) fn populate(&self, run: Run) {
         if let Ok(region) = self.region(run.offset, run.len) {
-            region.populate();
+            // It need not: then each page comes when it is written.
+            let _ = region.populate();
         }
     }
 

@@ -19,6 +19,7 @@ mod new_pages;
 mod pages;
 mod plain;
 mod pooled;
+mod preallocate;
 mod prefault;
 mod prepare_pool;
 mod progress;

@@ -2,6 +2,7 @@
 
 use super::{copy_in, copy_out, scan};
 use crate::RamBlock;
+use std::io;
 use std::marker::PhantomData;
 
 /// Linux 6.1's; not in `libc` for every C library.
@@ -27,10 +28,18 @@ unsafe impl Send for Region<'_> {}
 unsafe impl Sync for Region<'_> {}
 
 impl Region<'_> {
-    /// Gives the range its pages, if the system can do that: it need not.
-    pub(crate) fn populate(&self) {
-        // SAFETY: the range is mapped; its contents stay as they are.
-        unsafe { libc::madvise(self.base.cast(), self.len, libc::MADV_POPULATE_WRITE) };
+    /// Gives the range its pages, with the contents it has.
+    pub(crate) fn populate(&self) -> io::Result<()> {
+        loop {
+            // SAFETY: the range is mapped; its contents stay as they are.
+            if unsafe { libc::madvise(self.base.cast(), self.len, libc::MADV_POPULATE_WRITE) } == 0 {
+                return Ok(());
+            }
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+        }
     }
 
     /// Makes the range, which has a page at least, one huge page (or several), with the contents it has; says whether it is.
@@ -107,6 +116,12 @@ impl Region<'_> {
             // assume anything about what others read meanwhile.
             unsafe { self.base.write_bytes(0, self.len) };
         }
+    }
+
+    /// The region's first `n` bytes; all if there are fewer.
+    pub(crate) fn truncated(self, n: usize) -> Self {
+        let len = n.min(self.len);
+        Self { len, ..self }
     }
 
     /// The region without its first `n` bytes; empty if there are fewer.
