@@ -5,6 +5,7 @@ use crate::image;
 use crate::ours::Compression;
 use crate::qemu::Result;
 use crate::results::{Line, Point, middle};
+use crate::straight::Straight;
 use crate::transfer::{Ask, Stage};
 
 fn ask(channels: u8) -> Case {
@@ -35,13 +36,15 @@ fn points(
     Ok(())
 }
 
-fn ours(points: &[Point]) -> impl Iterator<Item = (u64, f64)> {
-    let ours = points.iter().filter(|point| point.who == Pairing::Ours.name());
-    ours.map(|point| (point.at, middle(point.seconds.iter().copied())))
+/// Where one pairing's points are, with their medians.
+#[allow(clippy::cast_precision_loss)] // Figures for people.
+fn of(who: Pairing, points: &[Point]) -> Vec<(f64, f64)> {
+    let own = points.iter().filter(|point| point.who == who.name());
+    own.map(|point| (point.at as f64, middle(point.seconds.iter().copied())))
+        .collect()
 }
 
 /// Guest RAM from small to large, over two channels.
-#[allow(clippy::cast_precision_loss)] // Figures for people.
 pub(crate) fn of_memory(stage: &Stage, runs: u16, sizes: &[u64], has_qemu: bool) -> Result<Line> {
     let mut line = Vec::new();
     for &mib in sizes {
@@ -59,14 +62,21 @@ pub(crate) fn of_memory(stage: &Stage, runs: u16, sizes: &[u64], has_qemu: bool)
         points(&stage, runs, mib, ask(2), pairings, &mut line)?;
         std::fs::remove_file(&stage.image).map_err(|e| e.to_string())?;
     }
-    // Linear is as long for each MiB, whatever the size.
-    let each: Vec<f64> = ours(&line).map(|(at, seconds)| seconds / at as f64).collect();
-    let usual = middle(each.iter().copied());
-    let off = each.iter().map(|one| (one / usual - 1.0).abs());
+    let both = [Pairing::Ours, Pairing::Qemus];
+    let straight = both.map(|who| Straight::along(who.name(), &of(who, &line)));
+    // Without anything for the start it would be as long for each MiB, whatever the size.
+    let each = of(Pairing::Ours, &line).into_iter();
+    let each: Vec<f64> = each.map(|(at, seconds)| seconds / at).collect();
+    let usual = (each.len() > 1).then(|| middle(each.iter().copied()));
+    let off = usual.map(|usual| {
+        let off = each.iter().map(|one| (one / usual - 1.0).abs());
+        off.fold(0.0, f64::max)
+    });
     Ok(Line {
         name: "MiB of guest RAM",
+        straight: straight.into_iter().flatten().collect(),
         off_is: "the furthest size from the median time of a MiB",
-        off: (each.len() > 1).then(|| off.fold(0.0, f64::max)),
+        off,
         points: line,
     })
 }
@@ -84,10 +94,12 @@ pub(crate) fn of_channels(stage: &Stage, runs: u16, channels: &[u8]) -> Result<L
             &mut line,
         )?;
     }
-    let best = ours(&line).map(|p| p.1).fold(f64::INFINITY, f64::min);
-    let most = ours(&line).last().map(|(_, seconds)| seconds / best - 1.0);
+    let ours = of(Pairing::Ours, &line);
+    let best = ours.iter().map(|p| p.1).fold(f64::INFINITY, f64::min);
+    let most = ours.last().map(|(_, seconds)| seconds / best - 1.0);
     Ok(Line {
         name: "channels",
+        straight: Vec::new(),
         points: line,
         off: most,
         off_is: "the most channels, over the best number",

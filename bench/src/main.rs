@@ -16,6 +16,7 @@ mod ours_files;
 mod process;
 mod qemu;
 mod results;
+mod straight;
 mod table;
 mod transfer;
 

@@ -1,6 +1,7 @@
 //! The figures of a run, as they go into the JSON and the chart.
 
 use crate::machine::Machine;
+use crate::straight::Straight;
 use crate::transfer::Took;
 use serde::Serialize;
 
@@ -43,6 +44,8 @@ pub(crate) struct Point {
 pub(crate) struct Line {
     pub(crate) name: &'static str,
     pub(crate) points: Vec<Point>,
+    /// The lines that time grows along with what there is to move; none where it should not grow.
+    pub(crate) straight: Vec<Straight>,
     /// How far ours is from what it should be, as a share, and where.
     pub(crate) off: Option<f64>,
     pub(crate) off_is: &'static str,

@@ -69,6 +69,16 @@ pub(crate) fn line(out: &mut dyn Write, line: &Line) -> Result<()> {
             point.at, point.who
         )?;
     }
+    for straight in &line.straight {
+        writeln!(
+            out,
+            "{}: {:.1} ms and {:.4} ms each; the furthest from that line: {:.1} % off",
+            straight.who,
+            straight.start * 1e3,
+            straight.slope * 1e3,
+            straight.off * 100.0
+        )?;
+    }
     match line.off {
         Some(off) => writeln!(out, "{}: {:.1} % off", line.off_is, off * 100.0),
         None => Ok(()),
