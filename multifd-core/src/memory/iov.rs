@@ -1,6 +1,7 @@
 //! IOVs: raw ranges of memory on their way to a channel.
 
-use super::{Region, copy_out};
+use super::Region;
+use super::copy::copy_out;
 use std::marker::PhantomData;
 
 /// A range of memory to be written to a channel: a piece of a header, of staged data, or of guest memory.

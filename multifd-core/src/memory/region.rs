@@ -1,6 +1,7 @@
 //! Ranges of RAM blocks: what is read, written, and handed to the kernel.
 
-use super::{copy_in, copy_out, scan};
+use super::copy::{copy_in, copy_out};
+use super::scan;
 use crate::RamBlock;
 use std::io;
 use std::marker::PhantomData;
