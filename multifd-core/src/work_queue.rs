@@ -88,6 +88,8 @@ pub(crate) struct WorkQueue {
     room: Condvar,
     channels: usize,
     depth: usize,
+    /// How much may wait for the pool.
+    raw_depth: usize,
     /// The most that can be in use at once.
     batches: usize,
 }
@@ -123,18 +125,18 @@ impl WorkQueue {
     /// A queue for `channels` channels, fed by `pool` threads if there are any; two prepared batches each keep all of them
     /// busy while the client fills more.
     pub(crate) fn new(channels: usize, pool: usize, depth: Depth) -> Self {
-        let depth = if pool > 0 {
-            2 * channels.max(pool)
+        let (depth, raw_depth) = if pool > 0 {
+            let busy = channels.max(pool);
+            (Depth::Copies.batches(busy), Depth::References.batches(busy))
         } else {
-            depth.batches(channels)
+            (depth.batches(channels), 0)
         };
         // Those that wait for the pool, those that wait for a channel; what each is busy with; the one that is filled.
-        let waiting = if pool > 0 { 2 * depth } else { depth };
-        let batches = waiting + pool + channels + 1;
+        let batches = raw_depth + depth + pool + channels + 1;
         let state = State {
             ring: VecDeque::with_capacity(depth + pool),
             pinned: (0..channels).map(|_| VecDeque::new()).collect(),
-            raw: VecDeque::with_capacity(depth),
+            raw: VecDeque::with_capacity(raw_depth),
             preparing: 0,
             jobs: 0,
             spare: Vec::with_capacity(batches),
@@ -154,6 +156,7 @@ impl WorkQueue {
             room: Condvar::new(),
             channels,
             depth,
+            raw_depth,
             batches,
         }
     }
@@ -220,7 +223,7 @@ impl WorkQueue {
     /// Hands pages to the pool, waiting for room.
     pub(crate) fn push_raw(&self, batch: PageBatch) -> Result<(), Stopped> {
         let mut state = lock(&self.state);
-        while !state.is_done() && (state.raw.len() >= self.depth || state.to_sync > 0) {
+        while !state.is_done() && (state.raw.len() >= self.raw_depth || state.to_sync > 0) {
             state = self.wait_room(state);
         }
         if state.is_done() {
@@ -250,7 +253,10 @@ impl WorkQueue {
         {
             state.preparing += 1;
             let payload = state.spare_payloads.pop().unwrap_or_default();
-            self.made_room(state);
+            // As when channels pull.
+            if state.raw.len() <= self.raw_depth / 2 {
+                self.made_room(state);
+            }
             return Some((batch, payload));
         }
         state.jobs -= 1;
