@@ -154,8 +154,8 @@ impl SocketTransport {
             socket.set_write_timeout(Some(timeout))?;
             socket.connect(target)?;
         } else {
+            self.options.fit(&socket, target)?;
             socket.connect_timeout(target, timeout)?;
-            self.options.fit(&socket)?;
         }
         Ok(socket)
     }

@@ -1,6 +1,6 @@
 //! How sockets are set up.
 
-use socket2::{Domain, SockAddr, Socket, TcpKeepalive};
+use socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
 use std::fmt;
 use std::io;
 use std::num::NonZeroUsize;
@@ -106,9 +106,11 @@ impl SocketOptions {
         Ok(())
     }
 
-    /// Fits a TCP connection that has been made to where it leads.
-    pub(crate) fn fit(&self, socket: &Socket) -> io::Result<()> {
-        if !is_same_host(socket)? {
+    /// Fits a socket to where it will be connected to, if that is TCP to this very host.
+    ///
+    /// Not once it is: a connection that ever had a congestion control with pacing, as `bbr`, is paced for good.
+    pub(crate) fn fit(&self, socket: &Socket, target: &SockAddr) -> io::Result<()> {
+        if !will_stay_here(socket, target) {
             return Ok(());
         }
         if self.send_buffer.is_none() {
@@ -131,7 +133,20 @@ pub(crate) fn busy_at_once(socket: &Socket) -> Option<NonZeroUsize> {
         .checked_mul(SAME_HOST_PER_PROCESSOR)
 }
 
-/// The host at either end of a connected socket, if it is the same.
+/// Whether a connection from a socket, which may be bound, to an address would lead to this very host. If that can not be told, it would not.
+fn will_stay_here(socket: &Socket, target: &SockAddr) -> bool {
+    let host = |address: SockAddr| address.as_socket().map(|address| address.ip());
+    let bound = socket.local_addr().ok().and_then(host);
+    match bound.filter(|from| !from.is_unspecified()) {
+        Some(from) => host(target.clone()) == Some(from),
+        // A datagram socket is told which way it would go, and nothing goes yet.
+        None => Socket::new(target.domain(), Type::DGRAM, None)
+            .and_then(|way| way.connect(target).and_then(|()| is_same_host(&way)))
+            .unwrap_or(false),
+    }
+}
+
+/// Whether both ends of a connected socket are the same host.
 fn is_same_host(socket: &Socket) -> io::Result<bool> {
     let host = |address: SockAddr| address.as_socket().map(|address| address.ip());
     let (own, peer) = (host(socket.local_addr()?), host(socket.peer_addr()?));
@@ -205,4 +220,34 @@ impl fmt::Debug for CongestionControl {
 )]
 pub struct CongestionControlError {
     text: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{IpAddr, SocketAddr};
+
+    fn would_stay(from: Option<&str>, to: &str) -> bool {
+        let address = |ip: &str, port| -> SockAddr {
+            let ip: IpAddr = ip.parse().unwrap();
+            SocketAddr::new(ip, port).into()
+        };
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        if let Some(from) = from {
+            socket.bind(&address(from, 0)).unwrap();
+        }
+        will_stay_here(&socket, &address(to, 9))
+    }
+
+    #[test]
+    fn a_connection_from_an_address_to_itself_stays_here() {
+        assert!(would_stay(None, "127.0.0.1"));
+        assert!(would_stay(Some("0.0.0.0"), "127.0.0.1"));
+        assert!(would_stay(Some("127.0.0.2"), "127.0.0.2"));
+        assert!(!would_stay(Some("127.0.0.2"), "127.0.0.1"));
+        // For documentation: nobody has it, and whether or not a route leads there, it is another's.
+        assert!(!would_stay(None, "192.0.2.1"));
+        let unix = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        assert!(!will_stay_here(&unix, &SockAddr::unix("nowhere").unwrap()));
+    }
 }
