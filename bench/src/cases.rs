@@ -1,6 +1,6 @@
 //! The things that are measured.
 
-use crate::fresh::warm;
+use crate::fresh::Warm;
 use crate::ours::Compression;
 use crate::qemu::Result;
 use crate::transfer::{Ask, FileAsk, Stage, Took, Whose};
@@ -94,17 +94,21 @@ impl Case {
 
     pub(crate) fn run(self, stage: &Stage, pair: Pairing) -> Result<Took> {
         let (from, to) = pair.ends();
-        if !stage.counting && self.takes_new_memory() {
-            warm(&stage.folder.join("warm"), 2 * stage.bytes).map_err(|e| e.to_string())?;
-        }
+        // What was there before may go first.
+        stage.clear();
+        let warm = if !stage.counting && self.takes_new_memory() {
+            Warm::up(stage.folder.join("warm"), 2 * stage.bytes).map_err(|e| e.to_string())?
+        } else {
+            None
+        };
         let took = match self {
-            Self::Transfer(ask) => stage.run(ask, from, to),
+            Self::Transfer(ask) => stage.run(ask, from, to, warm),
             // What a QEMU has saved is loaded in the case that follows; what we have, here.
-            Self::Save(ask) => stage.save(from, ask).and_then(|took| match pair {
-                Pairing::Ours => stage.load(from, ask).map(|_| took),
+            Self::Save(ask) => stage.save(from, ask, warm).and_then(|took| match pair {
+                Pairing::Ours => stage.load(from, ask, None).map(|_| took),
                 _ => Ok(took),
             }),
-            Self::Load(ask) => stage.load(from, ask),
+            Self::Load(ask) => stage.load(from, ask, warm),
         };
         let took = took.map_err(|e| format!("{}, {}: {e}", self.name(), pair.name()))?;
         let has_arrived = !matches!(self, Self::Save(_)) || pair == Pairing::Ours;

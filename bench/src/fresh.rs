@@ -2,7 +2,8 @@
 
 use crate::machine::memory;
 use crate::ours::{Outcome, guest, shared};
-use std::path::Path;
+use multifd_core::RamBlock;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Touches each page of a new file of `len` bytes on tmpfs, with as many threads, and frees them again; says how long the touching took.
@@ -20,21 +21,31 @@ pub(crate) fn touch(path: &Path, len: u64, threads: usize) -> Outcome<Duration> 
     Ok(took)
 }
 
-/// Touches `len` bytes of memory, or half of what is available if that is less, in large pieces, and frees them again: what is new
-/// to a run is then not new to a virtual machine's host.
-pub(crate) fn warm(path: &Path, len: u64) -> Outcome<()> {
-    let available = memory("MemAvailable").ok_or("the system does not say how much memory is available")?;
-    let len = len.min(available / 2) >> 21 << 21;
-    if len == 0 {
-        return Ok(());
-    }
-    let memory = guest(path, Some(len))?.with_known_zeros();
-    std::thread::scope(|scope| {
-        for (at, part) in [(0, len / 2), (len / 2, len - len / 2)] {
-            let memory = &memory;
-            scope.spawn(move || memory.prepare_to_write(at, usize::try_from(part).unwrap_or(0)));
+/// Memory that has been touched, and is freed when this is dropped: what is new to a run that begins then is not new to a virtual
+/// machine's host.
+pub(crate) struct Warm {
+    path: PathBuf,
+    memory: RamBlock,
+}
+
+impl Warm {
+    /// Touches `len` bytes, or half of what is available if that is less, in large pieces.
+    pub(crate) fn up(path: PathBuf, len: u64) -> Outcome<Option<Self>> {
+        let available =
+            memory("MemAvailable").ok_or("the system does not say how much memory is available")?;
+        let len = len.min(available / 2) >> 21 << 21;
+        if len == 0 {
+            return Ok(None);
         }
-    });
-    std::fs::remove_file(path)?;
-    Ok(())
+        let memory = guest(&path, Some(len))?;
+        let warm = Self { path, memory };
+        warm.memory.preallocate()?;
+        Ok(Some(warm))
+    }
+}
+
+impl Drop for Warm {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
 }

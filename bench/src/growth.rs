@@ -44,7 +44,7 @@ fn of(who: Pairing, points: &[Point]) -> Vec<(f64, f64)> {
         .collect()
 }
 
-/// Guest RAM from small to large, over two channels.
+/// Guest RAM of several sizes, over two channels.
 pub(crate) fn of_memory(stage: &Stage, runs: u16, sizes: &[u64], has_qemu: bool) -> Result<Line> {
     let mut line = Vec::new();
     for &mib in sizes {

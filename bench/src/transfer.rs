@@ -1,6 +1,7 @@
 //! One transfer between two ends, each ours or QEMU's, and what it took.
 
 use crate::end::{Ours, Watch};
+use crate::fresh::Warm;
 use crate::ours::Compression;
 use crate::qemu::{Qemu, Result};
 use serde::Serialize;
@@ -77,10 +78,19 @@ enum End {
 }
 
 impl Stage {
-    /// A new file for a destination's memory; what was there before is given back to the system first.
+    fn destination(&self) -> PathBuf {
+        self.folder.join("destination")
+    }
+
+    /// Gives what the last destination had back to the system.
+    pub(crate) fn clear(&self) {
+        let _ = std::fs::remove_file(self.destination());
+    }
+
+    /// A new file for a destination's memory.
     fn fresh(&self) -> Result<PathBuf> {
-        let path = self.folder.join("destination");
-        let _ = std::fs::remove_file(&path);
+        self.clear();
+        let path = self.destination();
         let file = File::create(&path).map_err(|e| e.to_string())?;
         file.set_len(self.bytes).map_err(|e| e.to_string())?;
         Ok(path)
@@ -150,13 +160,14 @@ impl Stage {
         Ok(End::Ours(ours))
     }
 
-    /// Runs one transfer.
-    pub(crate) fn run(&self, ask: Ask, from: Whose, to: Whose) -> Result<Took> {
+    /// Runs one transfer; `warm` is freed just before.
+    pub(crate) fn run(&self, ask: Ask, from: Whose, to: Whose, warm: Option<Warm>) -> Result<Took> {
         let memory = self.fresh()?;
         let (mut receiving, address) = self.receiving(to, ask, &memory)?;
         let mut sending = self.sending(from, to, ask, &address)?;
         let destination = self.watch_end(&receiving, "destination");
         let source = self.watch_end(&sending, "source");
+        drop(warm);
         let begun = Instant::now();
         let sent = match &mut sending {
             End::Ours(ours) => {
@@ -201,17 +212,17 @@ impl Stage {
         if ask.on_disk { &self.disk } else { &self.folder }.join("mapped")
     }
 
-    /// Writes the image into a mapped-ram file.
-    pub(crate) fn save(&self, whose: Whose, ask: FileAsk) -> Result<Took> {
+    /// Writes the image into a mapped-ram file; `warm` is freed just before.
+    pub(crate) fn save(&self, whose: Whose, ask: FileAsk, warm: Option<Warm>) -> Result<Took> {
         let file = self.mapped(ask);
         let _ = std::fs::remove_file(&file);
         let took = if whose == Whose::Multifd {
-            self.our_file("save", &self.image, ask)
+            self.our_file("save", &self.image, ask, warm)
         } else {
             let mut source = Qemu::start(&self.image, self.bytes, false, false)?;
             source.multifd(ask.channels, "none", &["mapped-ram"])?;
             source.direct_io(ask.direct)?;
-            self.qemus_file(source, |source| {
+            self.qemus_file(source, warm, |source| {
                 source.migrate(&format!("file:{}", text(&file)?))?;
                 source.wait_completed()
             })
@@ -224,8 +235,8 @@ impl Stage {
         Ok(took)
     }
 
-    /// Loads the file written last, or one that is written now, into fresh memory.
-    pub(crate) fn load(&self, whose: Whose, ask: FileAsk) -> Result<Took> {
+    /// Loads the file written last, or one that is written now, into fresh memory; `warm` is freed just before.
+    pub(crate) fn load(&self, whose: Whose, ask: FileAsk, warm: Option<Warm>) -> Result<Took> {
         let (memory, file) = (self.fresh()?, self.mapped(ask));
         if !file.exists() {
             // A QEMU loads no file of a machine without devices.
@@ -234,7 +245,7 @@ impl Stage {
             } else {
                 Whose::Multifd
             };
-            self.save(whose, ask)?;
+            self.save(whose, ask, None)?;
         }
         if ask.on_disk {
             // From the disk, not out of the page cache.
@@ -242,19 +253,25 @@ impl Stage {
             rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).map_err(|e| e.to_string())?;
         }
         if whose == Whose::Multifd {
-            return self.our_file("load", &memory, ask);
+            return self.our_file("load", &memory, ask, warm);
         }
         let mut target = Qemu::start(&memory, self.bytes, true, false)?;
         target.multifd(ask.channels, "none", &["mapped-ram"])?;
         target.direct_io(ask.direct)?;
-        self.qemus_file(target, |target| {
+        self.qemus_file(target, warm, |target| {
             target.listen(&format!("file:{}", text(&file)?))?;
             target.wait_completed()
         })
     }
 
-    fn qemus_file(&self, mut qemu: Qemu, work: impl FnOnce(&mut Qemu) -> Result<()>) -> Result<Took> {
+    fn qemus_file(
+        &self,
+        mut qemu: Qemu,
+        warm: Option<Warm>,
+        work: impl FnOnce(&mut Qemu) -> Result<()>,
+    ) -> Result<Took> {
         let watch = self.watch_qemu(&qemu, "file");
+        drop(warm);
         let begun = Instant::now();
         work(&mut qemu)?;
         let seconds = begun.elapsed().as_secs_f64();
@@ -268,7 +285,7 @@ impl Stage {
         })
     }
 
-    fn our_file(&self, role: &str, memory: &Path, ask: FileAsk) -> Result<Took> {
+    fn our_file(&self, role: &str, memory: &Path, ask: FileAsk, warm: Option<Warm>) -> Result<Took> {
         let (file, channels) = (self.mapped(ask), ask.channels.to_string());
         let mut args = vec![role, "--memory", text(memory)?, "--file", text(&file)?];
         args.extend(["--channels", &channels]);
@@ -278,6 +295,7 @@ impl Stage {
         let mut ours = Ours::start(&args)?;
         ours.ready()?;
         let watch = self.watch_ours(&ours, "file");
+        drop(warm);
         let begun = Instant::now();
         ours.go()?;
         let told = ours.told()?;
@@ -296,7 +314,7 @@ impl Stage {
     /// Whether the destination holds what the source does.
     pub(crate) fn is_same(&self) -> Result<bool> {
         let open = |path: &Path| File::open(path).map_err(|e| e.to_string());
-        let (mut one, mut other) = (open(&self.image)?, open(&self.folder.join("destination"))?);
+        let (mut one, mut other) = (open(&self.image)?, open(&self.destination())?);
         let (mut a, mut b) = (vec![0; 1 << 20], vec![0; 1 << 20]);
         let mut left = self.bytes;
         while left > 0 {
