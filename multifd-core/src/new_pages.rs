@@ -17,7 +17,7 @@ const WORTH_HUGE: usize = 256 << 10;
 const WORTH_EACH: usize = 128 << 10;
 
 /// How often in a row a block asks for huge pages in vain.
-const MOST_MISSES: u32 = 8;
+pub(crate) const MOST_MISSES: u32 = 8;
 
 /// Whether a stretch has its pages already: nobody has asked yet, it has not, it has.
 const UNKNOWN: u8 = 0;

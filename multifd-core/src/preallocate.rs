@@ -1,30 +1,33 @@
 //! All of a block's memory before it is needed, from all processors.
 
 use crate::memory::{HUGE, Region};
+use crate::new_pages::MOST_MISSES;
 use crate::{BlockError, RamBlock};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 /// What one thread does at a time.
 const STRETCH: u64 = HUGE as u64;
 
 impl RamBlock {
     /// Gives all of the memory its pages now, with a thread on each processor, as `prealloc=on` does for a QEMU: a destination that has them when a
-    /// transfer begins is done sooner, and a system that has not enough memory says so before it. Contents stay as they are, also if
+    /// transfer begins is done sooner, and memory that can not be had shows before it. Contents stay as they are, also if
     /// somebody writes meanwhile.
     ///
     /// Where 2 MiB have no pages yet, they become one huge page if the system can do that; see [`RamBlock::without_huge_pages`]
     /// for when it does, and for how not to have them.
     ///
     /// # Errors
-    /// [`BlockError::Memory`] with the system's reason: there is not enough memory, or it is frozen, or cut off from the file's end, or no
-    /// page of it can be asked for (`MADV_POPULATE_WRITE`, Linux 5.14). Some of it may have its pages then.
+    /// [`BlockError::Memory`] with the system's reason: the file system that it lies on has no room for it, or no huge pages left ("bad address"); it is frozen, or
+    /// reaches past its file's end; or it can not be asked for (`MADV_POPULATE_WRITE`, Linux 5.14). Some of it may have its pages then. A
+    /// machine or a control group that runs out of memory ends processes instead, as ever.
     pub fn preallocate(&self) -> Result<(), BlockError> {
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let stretches = usize::try_from(self.len().div_ceil(STRETCH)).unwrap_or(usize::MAX);
         let next = AtomicU64::new(0);
         let failed = AtomicBool::new(false);
+        let misses = AtomicU32::new(0);
         let work = || {
             while !failed.load(Ordering::Relaxed) {
                 let offset = next.fetch_add(STRETCH, Ordering::Relaxed);
@@ -32,14 +35,15 @@ impl RamBlock {
                     break;
                 }
                 let len = usize::try_from((self.len() - offset).min(STRETCH)).unwrap_or(HUGE);
-                self.give_pages(self.region(offset, len)?).map_err(|source| {
-                    failed.store(true, Ordering::Relaxed);
-                    BlockError::Memory {
-                        block: self.name().into(),
-                        len: self.len(),
-                        source: Arc::new(source),
-                    }
-                })?;
+                self.give_pages(self.region(offset, len)?, &misses)
+                    .map_err(|source| {
+                        failed.store(true, Ordering::Relaxed);
+                        BlockError::Memory {
+                            block: self.name().into(),
+                            len: self.len(),
+                            source: Arc::new(source),
+                        }
+                    })?;
             }
             Ok(())
         };
@@ -57,13 +61,16 @@ impl RamBlock {
         })
     }
 
-    fn give_pages(&self, stretch: Region<'_>) -> io::Result<()> {
-        if self.huge_pages && !stretch.is_resident() {
-            // There has to be one page to begin with.
-            stretch.truncated(self.page_size() as usize).populate()?;
+    fn give_pages(&self, stretch: Region<'_>, misses: &AtomicU32) -> io::Result<()> {
+        if self.huge_pages && misses.load(Ordering::Relaxed) < MOST_MISSES && !stretch.is_resident() {
+            // There has to be one page to begin with: the last, which is not to be had if the file ends before. A huge one is.
+            let but_last = stretch.len().saturating_sub(self.page_size() as usize);
+            stretch.advanced(but_last).populate()?;
             if stretch.make_huge() {
+                misses.store(0, Ordering::Relaxed);
                 return Ok(());
             }
+            misses.fetch_add(1, Ordering::Relaxed);
         }
         stretch.populate()
     }
@@ -84,12 +91,14 @@ mod tests {
     #[test]
     fn all_pages_are_there_and_what_was_in_them() {
         for len in [4096, 2 << 20, (9 << 20) + 8192] {
-            let file = memory_file();
-            file.set_len(len).unwrap();
-            let shared = RamBlock::shared("s", &file, 4096).unwrap();
-            let small = RamBlock::shared("n", &file, 4096).unwrap().without_huge_pages();
+            let shared = |name| {
+                let file = memory_file();
+                file.set_len(len).unwrap();
+                RamBlock::shared(name, &file, 4096).unwrap()
+            };
+            let small = shared("n").without_huge_pages();
             let private = RamBlock::anonymous("a", len, 4096).unwrap();
-            for block in [shared, small, private] {
+            for block in [shared("s"), small, private] {
                 block.page(len - 4096).unwrap().copy_from(b"last");
                 block.preallocate().unwrap();
                 assert_eq!(resident(&block), len as usize / 4096, "{} of {len}", block.name());
@@ -125,15 +134,19 @@ mod tests {
 
     #[test]
     fn memory_that_can_not_be_had_is_an_error() {
-        let file = memory_file();
-        file.set_len(8 << 20).unwrap();
-        let block = RamBlock::shared("s", &file, 4096).unwrap();
-        file.set_len(3 << 20).unwrap();
-        let refused = block.preallocate().unwrap_err();
-        assert!(
-            matches!(&refused, BlockError::Memory { block, len: 0x80_0000, .. } if block == "s"),
-            "{refused}"
-        );
+        // The end is in the last of its stretches, or before.
+        for len in [4 << 20, 8 << 20] {
+            let file = memory_file();
+            file.set_len(len).unwrap();
+            let cut = RamBlock::shared("s", &file, 4096).unwrap();
+            file.set_len(3 << 20).unwrap();
+            match cut.preallocate() {
+                Err(BlockError::Memory {
+                    block, len: whole, ..
+                }) => assert_eq!((&*block, whole), ("s", len)),
+                other => panic!("{len:#x} bytes, cut short: {other:?}"),
+            }
+        }
         let frozen = RamBlock::anonymous("f", 8 << 20, 4096).unwrap().freeze().unwrap();
         assert!(matches!(frozen.preallocate(), Err(BlockError::Memory { .. })));
     }

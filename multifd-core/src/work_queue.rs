@@ -127,7 +127,7 @@ impl WorkQueue {
     pub(crate) fn new(channels: usize, pool: usize, depth: Depth) -> Self {
         let (depth, raw_depth) = if pool > 0 {
             let busy = channels.max(pool);
-            (Depth::Copies.batches(busy), Depth::References.batches(busy))
+            (Depth::Copies.batches(busy), depth.batches(busy))
         } else {
             (depth.batches(channels), 0)
         };

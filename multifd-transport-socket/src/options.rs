@@ -141,7 +141,11 @@ fn will_stay_here(socket: &Socket, target: &SockAddr) -> bool {
         Some(from) => host(target.clone()) == Some(from),
         // A datagram socket is told which way it would go, and nothing goes yet.
         None => Socket::new(target.domain(), Type::DGRAM, None)
-            .and_then(|way| way.connect(target).and_then(|()| is_same_host(&way)))
+            .and_then(|way| {
+                way.bind_device(socket.device()?.as_deref())?;
+                way.connect(target)?;
+                is_same_host(&way)
+            })
             .unwrap_or(false),
     }
 }
@@ -247,6 +251,11 @@ mod tests {
         assert!(!would_stay(Some("127.0.0.2"), "127.0.0.1"));
         // For documentation: nobody has it, and whether or not a route leads there, it is another's.
         assert!(!would_stay(None, "192.0.2.1"));
+        // Before it is connected: afterwards it is too late.
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let target: SocketAddr = "127.0.0.1:9".parse().unwrap();
+        SocketOptions::default().fit(&socket, &target.into()).unwrap();
+        assert!(socket.tcp_congestion().unwrap().starts_with(SAME_HOST_CONGESTION));
         let unix = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
         assert!(!will_stay_here(&unix, &SockAddr::unix("nowhere").unwrap()));
     }

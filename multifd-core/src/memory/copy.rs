@@ -1,7 +1,7 @@
 //! Bytes into and out of memory that others may use at the same time.
 //!
-//! The loops for whole pages are inline assembly, for the reason that those of the zero scan are; and a page comes from memory, and goes
-//! there, about twice as fast as word by word (BENCHMARKING.md).
+//! The loops for whole pages are inline assembly, for the reason that those of the zero scan are; and a page comes from memory 1.9 times, and
+//! goes there 1.5 times as fast as word by word (measured: BENCHMARKING.md).
 
 use std::ptr;
 

@@ -119,12 +119,6 @@ impl Region<'_> {
         }
     }
 
-    /// The region's first `n` bytes; all if there are fewer.
-    pub(crate) fn truncated(self, n: usize) -> Self {
-        let len = n.min(self.len);
-        Self { len, ..self }
-    }
-
     /// The region without its first `n` bytes; empty if there are fewer.
     #[must_use]
     pub fn advanced(self, n: usize) -> Self {
