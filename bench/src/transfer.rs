@@ -87,9 +87,8 @@ impl Stage {
         let _ = std::fs::remove_file(self.destination());
     }
 
-    /// A new file for a destination's memory.
+    /// A new file for a destination's memory; nothing is left of the last.
     fn fresh(&self) -> Result<PathBuf> {
-        self.clear();
         let path = self.destination();
         let file = File::create(&path).map_err(|e| e.to_string())?;
         file.set_len(self.bytes).map_err(|e| e.to_string())?;

@@ -17,7 +17,7 @@ const WORTH_HUGE: usize = 256 << 10;
 const WORTH_EACH: usize = 128 << 10;
 
 /// How often in a row a block asks for huge pages in vain.
-pub(crate) const MOST_MISSES: u32 = 8;
+const MOST_MISSES: u32 = 8;
 
 /// Whether a stretch has its pages already: nobody has asked yet, it has not, it has.
 const UNKNOWN: u8 = 0;
@@ -31,11 +31,33 @@ struct Stretch {
     turn: Mutex<()>,
 }
 
+/// How often in a row huge pages have been asked for in vain.
+#[derive(Debug, Default)]
+pub(crate) struct Misses {
+    in_a_row: AtomicU32,
+}
+
+impl Misses {
+    /// Whether another try may be worth it.
+    pub(crate) fn are_few(&self) -> bool {
+        self.in_a_row.load(Ordering::Relaxed) < MOST_MISSES
+    }
+
+    /// Notes whether a try has made a huge page.
+    pub(crate) fn note(&self, made: bool) {
+        if made {
+            self.in_a_row.store(0, Ordering::Relaxed);
+        } else {
+            self.in_a_row.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
 /// The stretches of a block.
 #[derive(Debug)]
 pub(crate) struct NewPages {
     stretches: Vec<Stretch>,
-    misses: AtomicU32,
+    misses: Misses,
 }
 
 impl NewPages {
@@ -44,7 +66,7 @@ impl NewPages {
         let count = usize::try_from(len.div_ceil(STRETCH)).unwrap_or(usize::MAX);
         Self {
             stretches: (0..count).map(|_| Stretch::default()).collect(),
-            misses: AtomicU32::new(0),
+            misses: Misses::default(),
         }
     }
 
@@ -109,8 +131,7 @@ impl RamBlock {
         let Some(pages) = self.known_zeros.as_ref().map(|zeros| &zeros.pages) else {
             return;
         };
-        if !self.huge_pages || pages.misses.load(Ordering::Relaxed) >= MOST_MISSES || !self.lacks_pages(first)
-        {
+        if !self.huge_pages || !pages.misses.are_few() || !self.lacks_pages(first) {
             return;
         }
         let start = first.offset / STRETCH * STRETCH;
@@ -126,18 +147,17 @@ impl RamBlock {
             len: self.page_size() as usize,
             ..first
         });
-        if region.make_huge() {
+        let made = region.make_huge();
+        if made {
             stretch.state.store(PRESENT, Ordering::Relaxed);
-            pages.misses.store(0, Ordering::Relaxed);
-        } else {
-            pages.misses.fetch_add(1, Ordering::Relaxed);
         }
+        pages.misses.note(made);
     }
 }
 
 #[cfg(test)]
 #[allow(unsafe_code)] // A block at an address of the test's choice.
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::Prefault;
     use crate::memory::memory_file;
@@ -166,7 +186,7 @@ mod tests {
         );
     }
 
-    fn resident(block: &RamBlock) -> u64 {
+    pub(crate) fn resident(block: &RamBlock) -> u64 {
         let pages = (0..block.len()).step_by(4096);
         pages
             .filter(|&offset| block.page(offset).unwrap().is_resident())
@@ -283,7 +303,7 @@ mod tests {
         block.give_huge_pages((0..16).map(|at| run(at * 64 * KIB, 32 * KIB)));
         assert_eq!(resident(&block), 1);
         let misses = &block.known_zeros.as_ref().unwrap().pages.misses;
-        assert_eq!(misses.load(Ordering::Relaxed), 1);
+        assert_eq!(misses.in_a_row.load(Ordering::Relaxed), 1);
     }
 
     #[test]
@@ -291,7 +311,7 @@ mod tests {
         let mut block = new_block(16 * STRETCH);
         // As if all of these had been in vain.
         let zeros = block.known_zeros.as_mut().unwrap();
-        *zeros.pages.misses.get_mut() = MOST_MISSES;
+        *zeros.pages.misses.in_a_row.get_mut() = MOST_MISSES;
         block.give_huge_pages([run(0, STRETCH)].into_iter());
         assert_eq!(resident(&block), 0);
     }

@@ -1,14 +1,12 @@
 //! All of a block's memory before it is needed, from all processors.
 
-use crate::memory::{HUGE, Region};
-use crate::new_pages::MOST_MISSES;
-use crate::{BlockError, RamBlock};
+use crate::memory::Region;
+use crate::new_pages::{Misses, by_stretch};
+use crate::shutdown::lock;
+use crate::{BlockError, RamBlock, Run};
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-
-/// What one thread does at a time.
-const STRETCH: u64 = HUGE as u64;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 impl RamBlock {
     /// Gives all of the memory its pages now, with a thread on each processor, as `prealloc=on` does for a QEMU: a destination that has them when a
@@ -24,18 +22,17 @@ impl RamBlock {
     /// machine or a control group that runs out of memory ends processes instead, as ever.
     pub fn preallocate(&self) -> Result<(), BlockError> {
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let stretches = usize::try_from(self.len().div_ceil(STRETCH)).unwrap_or(usize::MAX);
-        let next = AtomicU64::new(0);
+        // It is mapped: its length is one that can be.
+        let len = usize::try_from(self.len()).unwrap_or(usize::MAX);
+        let all = by_stretch(Run { offset: 0, len });
+        let threads = all.clone().take(threads).count();
+        let left = Mutex::new(all);
         let failed = AtomicBool::new(false);
-        let misses = AtomicU32::new(0);
+        let misses = Misses::default();
         let work = || {
             while !failed.load(Ordering::Relaxed) {
-                let offset = next.fetch_add(STRETCH, Ordering::Relaxed);
-                if offset >= self.len() {
-                    break;
-                }
-                let len = usize::try_from((self.len() - offset).min(STRETCH)).unwrap_or(HUGE);
-                self.give_pages(self.region(offset, len)?, &misses)
+                let Some(next) = lock(&left).next() else { break };
+                self.give_pages(self.region(next.offset, next.len)?, &misses)
                     .map_err(|source| {
                         failed.store(true, Ordering::Relaxed);
                         BlockError::Memory {
@@ -48,7 +45,7 @@ impl RamBlock {
             Ok(())
         };
         std::thread::scope(|scope| {
-            let others: Vec<_> = (1..threads.min(stretches))
+            let others: Vec<_> = (1..threads)
                 .filter_map(|_| std::thread::Builder::new().spawn_scoped(scope, work).ok())
                 .collect();
             let own = work();
@@ -61,16 +58,16 @@ impl RamBlock {
         })
     }
 
-    fn give_pages(&self, stretch: Region<'_>, misses: &AtomicU32) -> io::Result<()> {
-        if self.huge_pages && misses.load(Ordering::Relaxed) < MOST_MISSES && !stretch.is_resident() {
+    fn give_pages(&self, stretch: Region<'_>, misses: &Misses) -> io::Result<()> {
+        if self.huge_pages && misses.are_few() && !stretch.is_resident() {
             // There has to be one page to begin with: the last, which is not to be had if the file ends before. A huge one is.
             let but_last = stretch.len().saturating_sub(self.page_size() as usize);
             stretch.advanced(but_last).populate()?;
-            if stretch.make_huge() {
-                misses.store(0, Ordering::Relaxed);
+            let made = stretch.make_huge();
+            misses.note(made);
+            if made {
                 return Ok(());
             }
-            misses.fetch_add(1, Ordering::Relaxed);
         }
         stretch.populate()
     }
@@ -80,13 +77,7 @@ impl RamBlock {
 mod tests {
     use super::*;
     use crate::memory::memory_file;
-
-    fn resident(block: &RamBlock) -> usize {
-        let pages = (0..block.len()).step_by(4096);
-        pages
-            .filter(|&offset| block.page(offset).unwrap().is_resident())
-            .count()
-    }
+    use crate::new_pages::tests::resident;
 
     #[test]
     fn all_pages_are_there_and_what_was_in_them() {
@@ -101,7 +92,7 @@ mod tests {
             for block in [shared("s"), small, private] {
                 block.page(len - 4096).unwrap().copy_from(b"last");
                 block.preallocate().unwrap();
-                assert_eq!(resident(&block), len as usize / 4096, "{} of {len}", block.name());
+                assert_eq!(resident(&block), len / 4096, "{} of {len}", block.name());
                 let mut found = [0; 4];
                 block.page(len - 4096).unwrap().copy_to(&mut found);
                 assert_eq!(&found, b"last");

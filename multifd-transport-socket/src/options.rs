@@ -3,6 +3,7 @@
 use socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::str::FromStr;
 use std::sync::LazyLock;
@@ -135,10 +136,9 @@ pub(crate) fn busy_at_once(socket: &Socket) -> Option<NonZeroUsize> {
 
 /// Whether a connection from a socket, which may be bound, to an address would lead to this very host. If that can not be told, it would not.
 fn will_stay_here(socket: &Socket, target: &SockAddr) -> bool {
-    let host = |address: SockAddr| address.as_socket().map(|address| address.ip());
-    let bound = socket.local_addr().ok().and_then(host);
+    let bound = socket.local_addr().ok().as_ref().and_then(host);
     match bound.filter(|from| !from.is_unspecified()) {
-        Some(from) => host(target.clone()) == Some(from),
+        Some(from) => host(target) == Some(from),
         // A datagram socket is told which way it would go, and nothing goes yet.
         None => Socket::new(target.domain(), Type::DGRAM, None)
             .and_then(|way| {
@@ -150,10 +150,14 @@ fn will_stay_here(socket: &Socket, target: &SockAddr) -> bool {
     }
 }
 
+/// The host of an address, if it is one of IP.
+fn host(address: &SockAddr) -> Option<IpAddr> {
+    address.as_socket().map(|address| address.ip())
+}
+
 /// Whether both ends of a connected socket are the same host.
 fn is_same_host(socket: &Socket) -> io::Result<bool> {
-    let host = |address: SockAddr| address.as_socket().map(|address| address.ip());
-    let (own, peer) = (host(socket.local_addr()?), host(socket.peer_addr()?));
+    let (own, peer) = (host(&socket.local_addr()?), host(&socket.peer_addr()?));
     Ok(own.is_some() && own == peer)
 }
 
@@ -229,7 +233,7 @@ pub struct CongestionControlError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::{IpAddr, SocketAddr};
+    use std::net::SocketAddr;
 
     fn would_stay(from: Option<&str>, to: &str) -> bool {
         let address = |ip: &str, port| -> SockAddr {
