@@ -3,6 +3,7 @@
 use crate::recv_worker::RecvWorker;
 use crate::relay::Gate;
 use crate::rounds::{Rounds, Stopped};
+use crate::schedule::interrupt_nobody;
 use crate::{
     BlockError, CancelHandle, DeviceStateSink, Error, Method, Prefault, Progress, RamMap, RecvChannel, Stats,
     StatsHandle, Unblock, UnblockGuard, checksum,
@@ -89,6 +90,10 @@ pub(crate) struct Shared {
 ///
 /// The first error of any channel stops all of them and is what every later call returns. Dropping the receiver stops
 /// the transfer too.
+///
+/// On Linux the channels' threads run with the policy `SCHED_BATCH`, if whoever attaches them has `SCHED_OTHER`: they interrupt nobody
+/// when they wake up. Any other policy they inherit as threads do. A seccomp filter must let `sched_getscheduler` and
+/// `sched_setscheduler` through, or refuse them with an error.
 pub struct Receiver {
     shared: Arc<Shared>,
     cancel: CancelHandle,
@@ -215,6 +220,7 @@ impl Receiver {
         let thread = std::thread::Builder::new()
             .name(format!("multifd-recv-{slot}"))
             .spawn(move || {
+                interrupt_nobody();
                 let result = catch_unwind(AssertUnwindSafe(|| worker.run()));
                 if let Err(error) = result.unwrap_or(Err(Error::Panicked { channel: id })) {
                     cancel.trip(error);
