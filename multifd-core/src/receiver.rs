@@ -91,7 +91,7 @@ pub(crate) struct Shared {
 /// The first error of any channel stops all of them and is what every later call returns. Dropping the receiver stops
 /// the transfer too.
 ///
-/// On Linux the channels' threads run with the policy `SCHED_BATCH`, if whoever attaches them has `SCHED_OTHER`: they interrupt nobody
+/// The channels' threads run with the policy `SCHED_BATCH`, if whoever attaches them has `SCHED_OTHER`: they interrupt nobody
 /// when they wake up. Any other policy they inherit as threads do. A seccomp filter must let `sched_getscheduler` and
 /// `sched_setscheduler` through, or refuse them with an error.
 pub struct Receiver {

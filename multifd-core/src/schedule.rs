@@ -8,23 +8,19 @@
 ///
 /// A thread that has another policy than the usual one keeps it. Where the system refuses, all stays as it was.
 pub(crate) fn interrupt_nobody() {
-    #[cfg(target_os = "linux")]
-    {
-        let param = libc::sched_param { sched_priority: 0 };
-        let this_thread: libc::c_long = 0;
-        let batch = libc::c_long::from(libc::SCHED_BATCH);
-        // The system's own calls: some C libraries have only stubs for these.
-        // SAFETY: takes a number, returns one.
-        let policy = unsafe { libc::syscall(libc::SYS_sched_getscheduler, this_thread) };
-        if policy == libc::c_long::from(libc::SCHED_OTHER) {
-            // SAFETY: reads `param`, which lives until it returns.
-            unsafe { libc::syscall(libc::SYS_sched_setscheduler, this_thread, batch, &raw const param) };
-        }
+    let param = libc::sched_param { sched_priority: 0 };
+    let this_thread: libc::c_long = 0;
+    let batch = libc::c_long::from(libc::SCHED_BATCH);
+    // The system's own calls: some C libraries have only stubs for these.
+    // SAFETY: takes a number, returns one.
+    let policy = unsafe { libc::syscall(libc::SYS_sched_getscheduler, this_thread) };
+    if policy == libc::c_long::from(libc::SCHED_OTHER) {
+        // SAFETY: reads `param`, which lives until it returns.
+        unsafe { libc::syscall(libc::SYS_sched_setscheduler, this_thread, batch, &raw const param) };
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
-#[allow(clippy::unwrap_used)]
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -1,5 +1,4 @@
 //! How the system schedules the engine's threads.
-#![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)]
 
 mod pipe;
