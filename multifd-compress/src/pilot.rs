@@ -6,18 +6,13 @@
     clippy::cast_sign_loss
 )] // Estimates of speeds.
 
+mod window;
+
 use std::time::Duration;
+use window::{WAITING, WINDOW, WINDOW_PACKETS, Window};
 
 /// How much better another choice must look before it is taken.
 const MARGIN: f64 = 1.05;
-/// Below this share of their time spent sending, the channels do not wait for the link.
-const WAITING: f64 = 0.25;
-/// A window of measurement.
-const WINDOW: Duration = Duration::from_millis(100);
-const WINDOW_PACKETS: u64 = 16;
-/// The first one is shorter: it costs the most if the first choice is a bad one.
-const FIRST_WINDOW: Duration = Duration::from_millis(20);
-const FIRST_PACKETS: u64 = 4;
 /// The share of all computing that may be spent on comparing choices.
 const COMPARING: f64 = 0.03;
 const COMPARE_EVERY: Duration = Duration::from_millis(150);
@@ -78,20 +73,6 @@ pub(crate) struct Pilot {
     /// The latest time that was told, and the most bytes a packet had.
     now: Duration,
     packet_bytes: usize,
-}
-
-#[derive(Debug, Default)]
-struct Window {
-    start: Duration,
-    packets: u64,
-    wire_bytes: u64,
-    guest_bytes: u64,
-    sending: Duration,
-    channels: Vec<bool>,
-    /// The first one of a choice: buffers still empty, or full of what went before. It is not measured.
-    is_settling: bool,
-    /// Packets were compared in it: it is slower than its choice.
-    has_comparison: bool,
 }
 
 fn kept(old: f64, new: f64) -> f64 {
@@ -322,11 +303,7 @@ impl Pilot {
         }
         self.current = to;
         self.on_trial = true;
-        self.window = Window {
-            start: self.now,
-            is_settling: true,
-            ..Window::default()
-        };
+        self.window = Window::settling(self.now);
     }
 
     /// A packet has been prepared by `choice`.
@@ -343,23 +320,8 @@ impl Pilot {
     /// A packet has been sent; `now` counts from the start of the transfer.
     pub(crate) fn sent(&mut self, now: Duration, channel: u8, wire_bytes: u64, sending: Duration) {
         self.now = now;
-        let window = &mut self.window;
-        window.packets += 1;
-        window.wire_bytes += wire_bytes;
-        window.sending += sending;
-        let channel = usize::from(channel);
-        if window.channels.len() <= channel {
-            window.channels.resize(channel + 1, false);
-        }
-        if let Some(seen) = window.channels.get_mut(channel) {
-            *seen = true;
-        }
-        let (length, packets) = if self.windows == 0 || window.is_settling {
-            (FIRST_WINDOW, FIRST_PACKETS)
-        } else {
-            (WINDOW, WINDOW_PACKETS)
-        };
-        if now.saturating_sub(window.start) >= length && window.packets >= packets {
+        self.window.sent(channel, wire_bytes, sending);
+        if self.window.is_over(now, self.windows == 0) {
             self.end_window(now);
         }
     }
@@ -386,21 +348,14 @@ impl Pilot {
     }
 
     fn end_window(&mut self, now: Duration) {
-        let window = std::mem::replace(
-            &mut self.window,
-            Window {
-                start: now,
-                ..Window::default()
-            },
-        );
+        let window = std::mem::replace(&mut self.window, Window::new(now));
         if window.is_settling {
             return;
         }
         self.windows += 1;
         self.on_trial = false;
         let seconds = now.saturating_sub(window.start).as_secs_f64().max(1e-6);
-        let channels = window.channels.iter().filter(|seen| **seen).count().max(1) as f64;
-        let waiting = window.sending.as_secs_f64() / (seconds * channels);
+        let waiting = window.waiting(now);
         let rate = window.wire_bytes as f64 / seconds;
         // As much as the link was last seen to take: it is the limit, though buffers, or a busy machine, hide the waiting.
         let at_limit = (0.85..1.15).contains(&(rate / self.measured.max(1.0)));

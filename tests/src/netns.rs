@@ -1,5 +1,8 @@
 //! Two hosts with a link between them: network namespaces, whose link can be made slow or cut.
 
+use rustix::thread::LinkNameSpaceType;
+use std::os::fd::AsFd;
+use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -26,6 +29,12 @@ pub fn possible() -> bool {
         eprintln!("SKIPPED: no network namespaces here (they need root and iproute2): {why}");
         false
     })
+}
+
+/// Has the calling thread, and those it starts from now on, live in this namespace.
+pub fn enter(name: &str) {
+    let namespace = std::fs::File::open(Path::new("/run/netns").join(name)).unwrap();
+    rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
 }
 
 fn run(program: &str, args: &[&str]) -> Output {

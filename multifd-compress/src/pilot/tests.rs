@@ -99,6 +99,14 @@ fn it_comes_close_to_the_best_choice_whatever_the_link() {
 }
 
 #[test]
+fn a_link_that_is_no_limit_is_found_out_in_a_few_packets() {
+    let mut pilot = Pilot::new(&LEVELS, true, 2.0);
+    World::with_link(3e9).run(&mut pilot, 2e8);
+    let packets: Vec<_> = pilot.choices.iter().map(|choice| choice.packets).collect();
+    assert!(packets[0] > 300 && packets[1] <= 10, "{packets:?}");
+}
+
+#[test]
 fn a_source_with_little_to_send_says_nothing_of_the_link() {
     let slow = World::with_link(12e6);
     let mut pilot = Pilot::new(&LEVELS, true, 2.0);
