@@ -30,6 +30,9 @@ pub(crate) struct Machine {
     congestion_control: String,
     huge_pages: String,
     tmpfs_huge_pages: String,
+    /// Free memory is reported to the host in pieces of 4 KiB times two to this power, and taken back. No piece is larger than
+    /// 4 MiB (10), so nothing is if this is more. Empty: the kernel does not know of it.
+    free_page_reporting_order: String,
 }
 
 impl Machine {
@@ -57,6 +60,7 @@ impl Machine {
             congestion_control: read("/proc/sys/net/ipv4/tcp_congestion_control"),
             huge_pages: setting("/sys/kernel/mm/transparent_hugepage/enabled"),
             tmpfs_huge_pages: setting("/sys/kernel/mm/transparent_hugepage/shmem_enabled"),
+            free_page_reporting_order: read("/sys/module/page_reporting/parameters/page_reporting_order"),
         }
     }
 }
@@ -65,7 +69,7 @@ impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} {} ({}), {} MiB, Linux {}, {}, huge pages {} (tmpfs {})",
+            "{} {} ({}), {} MiB, Linux {}, {}, huge pages {} (tmpfs {}){}",
             self.processors,
             if self.is_virtual {
                 "virtual processors"
@@ -77,7 +81,11 @@ impl fmt::Display for Machine {
             self.kernel,
             self.congestion_control,
             self.huge_pages,
-            self.tmpfs_huge_pages
+            self.tmpfs_huge_pages,
+            match self.free_page_reporting_order.as_str() {
+                "" => String::new(),
+                order => format!(", free page reporting from order {order}"),
+            }
         )
     }
 }
