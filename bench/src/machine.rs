@@ -30,8 +30,9 @@ pub(crate) struct Machine {
     congestion_control: String,
     huge_pages: String,
     tmpfs_huge_pages: String,
-    /// Free memory is reported to the host in pieces of 4 KiB times two to this power, and taken back. No piece is larger than
-    /// 4 MiB (10), so nothing is if this is more. Empty: the kernel does not know of it.
+    /// Free memory is reported to the host in pieces of a page times two to this power, and taken back. No piece is larger than that by 10,
+    /// so nothing is if this is more, which only some kernels can be told. -1: no host has asked for it; empty: the kernel does not know
+    /// of it.
     free_page_reporting_order: String,
 }
 
@@ -82,9 +83,9 @@ impl fmt::Display for Machine {
             self.congestion_control,
             self.huge_pages,
             self.tmpfs_huge_pages,
-            match self.free_page_reporting_order.as_str() {
-                "" => String::new(),
-                order => format!(", free page reporting from order {order}"),
+            match self.free_page_reporting_order.parse() {
+                Ok(order @ 0..=10) => format!(", free page reporting from order {order}"),
+                _ => String::new(),
             }
         )
     }

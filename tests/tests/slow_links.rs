@@ -14,6 +14,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, mpsc};
+use std::time::Duration;
 use tempfile::TempDir;
 
 /// What is sent, and the memory it goes into.
@@ -67,8 +68,13 @@ fn seconds(link: &Link, image: &Image, options: &[&str]) -> (f64, Value) {
     let output = std::thread::scope(|scope| {
         let receiving = scope.spawn(move || {
             netns::enter(&link.far);
+            // A source that fails before it connects is not waited for.
+            let options = SocketOptions {
+                wait: Some(Duration::from_secs(30)),
+                ..SocketOptions::default()
+            };
             let listen = format!("tcp:{}:0", Link::FAR).parse().unwrap();
-            let mut listener = SocketListener::bind(&listen, SocketOptions::default()).unwrap();
+            let mut listener = SocketListener::bind(&listen, options).unwrap();
             address_is.send(listener.address().unwrap().to_string()).unwrap();
             take(&mut listener, memory);
         });
@@ -94,9 +100,10 @@ fn seconds(link: &Link, image: &Image, options: &[&str]) -> (f64, Value) {
 }
 
 fn take(listener: &mut SocketListener, memory: RamBlock) {
+    let cancel = CancelHandle::default();
+    let _listener_guard = cancel.also_unblock(listener.unblocker());
     let mut main = listener.accept_main().unwrap();
     main.abort_on_close(true).unwrap();
-    let cancel = CancelHandle::default();
     let _guard = cancel.also_unblock(main.read_unblocker());
     let mut memory = Some(memory);
     let options = ReceiveOptions {

@@ -1,22 +1,23 @@
 //! A stretch of time over which it is measured what the link takes.
-#![allow(clippy::cast_precision_loss)] // Estimates of speeds.
 
 use std::time::Duration;
 
 /// Below this share of their time spent sending, the channels do not wait for the link.
 pub(super) const WAITING: f64 = 0.25;
+/// How long a window is, and how many packets it has, at least.
 pub(super) const WINDOW: Duration = Duration::from_millis(100);
 pub(super) const WINDOW_PACKETS: u64 = 16;
 /// The first one is shorter: it costs the most if the first choice is a bad one.
 const FIRST_WINDOW: Duration = Duration::from_millis(20);
 const FIRST_PACKETS: u64 = 4;
-/// And over once so many bytes have gone without waiting, which is more than a slow link's buffers would have taken by then.
+/// And over once so many bytes have gone without waiting, which is more than a slow link's buffers
+/// take by then, as the kernel has them.
 const FIRST_BYTES: u64 = 2 << 20;
 
 #[derive(Debug, Default)]
 pub(super) struct Window {
     pub(super) start: Duration,
-    pub(super) packets: u64,
+    packets: u64,
     pub(super) wire_bytes: u64,
     pub(super) guest_bytes: u64,
     sending: Duration,
@@ -56,7 +57,7 @@ impl Window {
         }
     }
 
-    /// Whether there is enough of it to go by; less is enough of the first one of a transfer.
+    /// Whether there is enough of it to go by; less is enough of the first one of a transfer, and of a choice.
     pub(super) fn is_over(&self, now: Duration, is_first: bool) -> bool {
         let (length, packets) = if is_first || self.is_settling {
             (FIRST_WINDOW, FIRST_PACKETS)
