@@ -308,6 +308,10 @@ impl Pilot {
 
     /// A packet has been prepared by `choice`.
     pub(crate) fn prepared(&mut self, choice: usize, guest_bytes: usize, wire_bytes: usize) {
+        if self.windows == 0 && self.window.guest_bytes == 0 {
+            // Zero pages that went before say nothing of the link.
+            self.window.restart(self.now);
+        }
         self.window.guest_bytes += guest_bytes as u64;
         self.packet_bytes = self.packet_bytes.max(guest_bytes);
         if let Some(choice) = self.choices.get_mut(choice) {
@@ -321,7 +325,9 @@ impl Pilot {
     pub(crate) fn sent(&mut self, now: Duration, channel: u8, wire_bytes: u64, sending: Duration) {
         self.now = now;
         self.window.sent(channel, wire_bytes, sending);
-        if self.window.is_over(now, self.windows == 0) {
+        // Where there must be zstd, nothing is known yet to choose instead.
+        let ends_early = self.reference > 0;
+        if self.window.is_over(now, self.windows == 0, ends_early) {
             self.end_window(now);
         }
     }
