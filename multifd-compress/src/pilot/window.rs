@@ -75,7 +75,9 @@ impl Window {
         };
         let much = FIRST_BYTES * self.channels.len().max(1) as u64;
         let flows = is_first && ends_early && self.wire_bytes >= much && self.waiting(now) < WAITING;
-        self.packets >= packets && (now.saturating_sub(self.start) >= length || flows)
+        // Zero pages say nothing of the link.
+        let has_data = !is_first || self.guest_bytes > 0;
+        has_data && self.packets >= packets && (now.saturating_sub(self.start) >= length || flows)
     }
 
     /// The share of the channels' time that went into sending.
@@ -94,6 +96,7 @@ mod tests {
 
     fn sent(channels: u8, packets: u32, sending: Duration) -> Window {
         let mut window = Window::new(Duration::ZERO);
+        window.guest_bytes = 1;
         for _ in 0..packets {
             (0..channels).for_each(|channel| window.sent(channel, 256 << 10, sending));
         }
@@ -121,5 +124,10 @@ mod tests {
             sent(2, 4, MS).is_over(20 * MS, true, false),
             "as long as a first one lasts"
         );
+        let zeros = Window {
+            guest_bytes: 0,
+            ..sent(2, 4, MS)
+        };
+        assert!(!zeros.is_over(20 * MS, true, true), "zero pages alone");
     }
 }
