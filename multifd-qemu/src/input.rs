@@ -15,6 +15,8 @@ pub(crate) struct Input<R> {
     filled: usize,
     offset: u64,
     progress: Option<Arc<Progress>>,
+    /// Channels look at the same clock.
+    has_channels: bool,
 }
 
 impl<R: Read> Input<R> {
@@ -28,7 +30,14 @@ impl<R: Read> Input<R> {
             filled: 0,
             offset,
             progress,
+            has_channels: false,
         }
+    }
+
+    /// From now on a stall is for the channels to tell, as they know which of them it is; here it is told of only if none has done so
+    /// within another deadline.
+    pub(crate) fn let_channels_speak(&mut self) {
+        self.has_channels = true;
     }
 
     /// Bytes read so far, from the start of the channel.
@@ -49,16 +58,17 @@ impl<R: Read> Input<R> {
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if [io::ErrorKind::TimedOut, io::ErrorKind::WouldBlock].contains(&e.kind()) => {
+                    let deadline = self.progress.as_ref().map(|p| p.deadline()).unwrap_or_default();
                     // The main channel may be silent for long while the others are busy.
                     if let Some(progress) = &self.progress
-                        && !progress.is_stalled()
+                        && progress.quiet() < deadline.saturating_mul(1 + u32::from(self.has_channels))
                     {
                         continue;
                     }
                     return Err(Error::Stalled {
                         offset: self.offset,
                         what,
-                        deadline: self.progress.as_ref().map(|p| p.deadline()).unwrap_or_default(),
+                        deadline,
                     });
                 }
                 Err(source) => {
@@ -187,5 +197,39 @@ impl<R: Read + io::Seek> Input<R> {
         })?;
         (self.at, self.filled, self.offset) = (0, 0, offset);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    const DEADLINE: Duration = Duration::from_millis(20);
+
+    /// Nothing ever comes of it.
+    struct Silent;
+
+    impl Read for Silent {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::TimedOut.into())
+        }
+    }
+
+    fn quiet_when_told(has_channels: bool) -> Duration {
+        let progress = Arc::new(Progress::new(DEADLINE));
+        let mut input = Input::new(Silent, 0, Some(Arc::clone(&progress)));
+        if has_channels {
+            input.let_channels_speak();
+        }
+        let error = input.u8("a byte").unwrap_err();
+        assert!(matches!(error, Error::Stalled { .. }), "{error}");
+        progress.quiet()
+    }
+
+    #[test]
+    fn a_stall_is_told_after_the_deadline_and_one_more_if_channels_could_tell() {
+        assert!(quiet_when_told(false) >= DEADLINE);
+        assert!(quiet_when_told(true) >= 2 * DEADLINE);
     }
 }

@@ -374,6 +374,7 @@ impl<R: Read> Reception<'_, R> {
         if !self.gathered {
             self.gather()?;
             self.gathered = true;
+            self.input.let_channels_speak();
         }
         if let Some(receiver) = &self.receiver {
             receiver.wait_sync()?;
