@@ -77,20 +77,27 @@ impl Pair {
     }
 
     fn receive(&self, listener: &mut SocketListener) -> Result<Received, String> {
-        let cancel = CancelHandle::default();
-        let _listener_guard = cancel.also_unblock(listener.unblocker());
-        let mut main = listener.accept_main().map_err(|e| e.to_string())?;
-        main.abort_on_close(true).map_err(|e| e.to_string())?;
-        main.end_without_tls(true);
-        let _guard = cancel.also_unblock(main.read_unblocker());
         let options = ReceiveOptions {
             channels: self.pinned.then_some(self.channels),
             progress: Arc::new(Progress::new(self.stall)),
-            cancel: cancel.clone(),
             ..ReceiveOptions::default()
         };
-        let received = receive(&mut main, listener, options).map_err(|e| e.to_string())?;
-        main.abort_on_close(false).map_err(|e| e.to_string())?;
-        Ok(received)
+        receive_from(listener, options)
     }
+}
+
+/// Receives a migration that comes to `listener`, as a destination should: what fails ends its other waits, too.
+///
+/// # Errors
+/// What went wrong, in words.
+pub fn receive_from(listener: &mut SocketListener, options: ReceiveOptions) -> Result<Received, String> {
+    let cancel = options.cancel.clone();
+    let _listener_guard = cancel.also_unblock(listener.unblocker());
+    let mut main = listener.accept_main().map_err(|e| e.to_string())?;
+    main.abort_on_close(true).map_err(|e| e.to_string())?;
+    main.end_without_tls(true);
+    let _guard = cancel.also_unblock(main.read_unblocker());
+    let received = receive(&mut main, listener, options).map_err(|e| e.to_string())?;
+    main.abort_on_close(false).map_err(|e| e.to_string())?;
+    Ok(received)
 }

@@ -2,9 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use multifd_compress::Zstd;
-use multifd_core::{CancelHandle, Plain, RamBlock};
-use multifd_qemu::{ReceiveOptions, receive};
+use multifd_core::{Plain, RamBlock};
+use multifd_qemu::ReceiveOptions;
 use multifd_tests::netns::{self, Link};
+use multifd_tests::pair::receive_from;
 use multifd_tests::program::{json, path};
 use multifd_transport_socket::{SocketListener, SocketOptions};
 use serde_json::Value;
@@ -43,9 +44,7 @@ impl Image {
     fn memory(&self) -> RamBlock {
         let path = self.folder.path().join("memory");
         let file = File::options().read(true).write(true).open(path).unwrap();
-        let memory = RamBlock::shared("pc.ram", &file, 4096).unwrap();
-        memory.preallocate().unwrap();
-        memory
+        RamBlock::shared("pc.ram", &file, 4096).unwrap()
     }
 
     fn assert_arrived(&self) {
@@ -63,6 +62,7 @@ impl Image {
 /// Sends the image over the link, and returns how long its channels took, and all that was said.
 fn seconds(link: &Link, image: &Image, options: &[&str]) -> (f64, Value) {
     let memory = image.memory();
+    memory.preallocate().unwrap();
     memory.region(0, image.len).unwrap().clear();
     let (address_is, address) = mpsc::channel();
     let output = std::thread::scope(|scope| {
@@ -100,15 +100,9 @@ fn seconds(link: &Link, image: &Image, options: &[&str]) -> (f64, Value) {
 }
 
 fn take(listener: &mut SocketListener, memory: RamBlock) {
-    let cancel = CancelHandle::default();
-    let _listener_guard = cancel.also_unblock(listener.unblocker());
-    let mut main = listener.accept_main().unwrap();
-    main.abort_on_close(true).unwrap();
-    let _guard = cancel.also_unblock(main.read_unblocker());
     let mut memory = Some(memory);
     let options = ReceiveOptions {
         methods: vec![Arc::new(Plain), Arc::new(Zstd::default())],
-        cancel,
         memory: Some(Box::new(move |info, page_size| {
             match memory.take_if(|memory| memory.name() == info.name) {
                 Some(memory) => Ok(memory),
@@ -117,8 +111,7 @@ fn take(listener: &mut SocketListener, memory: RamBlock) {
         })),
         ..ReceiveOptions::default()
     };
-    receive(&mut main, listener, options).unwrap();
-    main.abort_on_close(false).unwrap();
+    receive_from(listener, options).unwrap();
 }
 
 /// Guest RAM as the bench has it: a third zero, the rest compressible as programs and texts are, or not at all.

@@ -46,6 +46,7 @@ impl Window {
     /// Forgets what has been sent.
     pub(super) fn restart(&mut self, now: Duration) {
         *self = Self {
+            is_settling: self.is_settling,
             has_comparison: self.has_comparison,
             ..Self::new(now)
         };
@@ -73,6 +74,7 @@ impl Window {
         } else {
             (WINDOW, WINDOW_PACKETS)
         };
+        // One below the highest that has not sent yet may be stuck.
         let much = FIRST_BYTES * self.channels.len().max(1) as u64;
         let flows = is_first && ends_early && self.wire_bytes >= much && self.waiting(now) < WAITING;
         // Zero pages say nothing of the link.
