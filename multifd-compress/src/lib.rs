@@ -31,6 +31,8 @@ mod uadk;
 mod zlib;
 #[cfg(feature = "zstd")]
 mod zstd;
+#[cfg(feature = "zstd")]
+mod zstd_window;
 
 #[cfg(feature = "auto")]
 pub use auto::{Auto, AutoReport, ChoiceReport};

@@ -2,7 +2,7 @@
 //! packet's pages.
 
 use crate::packet_bytes::take_payload;
-use multifd_core::{IncomingPages, MethodError, RecvChannel, Unpack, UnpackError};
+use multifd_core::{IncomingPages, MethodError, OverBudget, RecvChannel, Unpack, UnpackError};
 use multifd_packet::Method;
 
 /// Checks a level against the range QEMU accepts for the method.
@@ -18,13 +18,23 @@ pub(crate) fn check_level(method: Method, found: u8, max: u8) -> Result<u8, Meth
     Ok(found)
 }
 
+/// Why a decompressor does not go on.
+#[derive(Debug)]
+pub(crate) enum Refused {
+    /// The bytes are damaged, in the codec's words.
+    Damaged(String),
+    /// It would take too much memory.
+    #[cfg_attr(not(feature = "zstd"), allow(dead_code))]
+    Memory(OverBudget),
+}
+
 /// A decompressor with a stream under way.
 pub(crate) trait Inflate: Send {
     const METHOD: Method;
 
     /// Decompresses some of `input` into some of `out`; returns how much of each was used. No progress means that more
     /// input is needed.
-    fn inflate(&mut self, input: &[u8], out: &mut [u8]) -> Result<(usize, usize), String>;
+    fn inflate(&mut self, input: &[u8], out: &mut [u8]) -> Result<(usize, usize), Refused>;
 }
 
 /// Decompresses packets with `I`.
@@ -102,10 +112,16 @@ fn step<I: Inflate>(
 ) -> Result<(usize, usize), UnpackError> {
     inflate
         .inflate(input, out)
-        .map_err(|reason| UnpackError::Damaged {
-            method: I::METHOD,
-            page,
-            pages,
-            reason,
+        .map_err(|refused| match refused {
+            Refused::Damaged(reason) => UnpackError::Damaged {
+                method: I::METHOD,
+                page,
+                pages,
+                reason,
+            },
+            Refused::Memory(source) => UnpackError::Memory {
+                method: I::METHOD,
+                source,
+            },
         })
 }

@@ -2,7 +2,7 @@
 
 use crate::incompressible::Sieve;
 use crate::packet_bytes::page_bytes;
-use crate::stream::{Decompress, Inflate, check_level};
+use crate::stream::{Decompress, Inflate, Refused, check_level};
 use flate2::{Compress, Compression, FlushCompress, FlushDecompress};
 use multifd_core::{MethodError, PageBatch, PayloadBuf, Prepare, Unpack};
 
@@ -180,10 +180,10 @@ fn deflate_part(
 impl Inflate for flate2::Decompress {
     const METHOD: multifd_packet::Method = multifd_packet::Method::Zlib;
 
-    fn inflate(&mut self, input: &[u8], out: &mut [u8]) -> Result<(usize, usize), String> {
+    fn inflate(&mut self, input: &[u8], out: &mut [u8]) -> Result<(usize, usize), Refused> {
         let (before_in, before_out) = (self.total_in(), self.total_out());
         self.decompress(input, out, FlushDecompress::Sync)
-            .map_err(|e| e.to_string())?;
+            .map_err(|e| Refused::Damaged(e.to_string()))?;
         Ok((
             delta(before_in, self.total_in()),
             delta(before_out, self.total_out()),

@@ -1,13 +1,19 @@
 //! zstd: one frame a packet; a peer's may also be one for the life of a channel, as QEMU's are.
 
 use crate::packet_bytes::page_bytes;
-use crate::stream::{Decompress, Inflate, check_level};
-use multifd_core::{IndependentPackets, MethodError, PageBatch, PayloadBuf, Prepare, Unpack};
+use crate::stream::{Decompress, Inflate, Refused, check_level};
+use crate::zstd_window::{Window, window};
+use multifd_core::{
+    HeldMemory, IndependentPackets, MemoryBudget, MethodError, PageBatch, PayloadBuf, Prepare, Unpack,
+};
 use multifd_packet::Method;
 use zstd_safe::{CCtx, CParameter, DCtx, DParameter, InBuffer, OutBuffer, ResetDirective, get_error_name};
 
 /// Largest window a peer may ask for, as a power of two: 32 MiB, what level 20 uses.
 const WINDOW_LOG_MAX: u32 = 25;
+
+/// A window up to this size is part of what every channel may take.
+const FREE_WINDOW: u64 = 1 << 20;
 
 /// For level 1, which is there for its speed: a window and a table that stay in a processor's own caches. A packet has up to 512 KiB, all of
 /// which zstd would keep in its window (measured: BENCHMARKING.md).
@@ -15,9 +21,13 @@ const FASTEST: [CParameter; 2] = [CParameter::WindowLog(18), CParameter::HashLog
 
 /// The method zstd. Each packet is a complete frame of its own, which a real QEMU 10.0.2 takes as well as its own kind: so any
 /// thread can prepare any packet.
-#[derive(Debug, Clone, Copy)]
+///
+/// A decoder keeps the largest window that a frame of its channel asked for, up to 32 MiB, for the channel's life. All
+/// decoders of one `Zstd`, and of its clones, share a [`MemoryBudget`] for windows above 1 MiB.
+#[derive(Debug, Clone)]
 pub struct Zstd {
     level: u8,
+    windows: MemoryBudget,
 }
 
 impl Zstd {
@@ -27,13 +37,26 @@ impl Zstd {
     /// [`MethodError::Level`] for a level above 20.
     pub fn new(level: u8) -> Result<Self, MethodError> {
         let level = check_level(Method::Zstd, level, 20)?;
-        Ok(Self { level })
+        Ok(Self {
+            level,
+            ..Self::default()
+        })
+    }
+
+    /// Counts the windows of decoders in `budget`.
+    #[must_use]
+    pub fn with_budget(mut self, budget: MemoryBudget) -> Self {
+        self.windows = budget;
+        self
     }
 }
 
 impl Default for Zstd {
     fn default() -> Self {
-        Self { level: 1 }
+        Self {
+            level: 1,
+            windows: MemoryBudget::default(),
+        }
     }
 }
 
@@ -70,7 +93,12 @@ impl multifd_core::Method for Zstd {
             .set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX))
             .map_err(codec)?;
         context.reset(ResetDirective::SessionOnly).map_err(codec)?;
-        Ok(Box::new(Decompress::new(context)))
+        Ok(Box::new(Decompress::new(FrameDecoder {
+            context,
+            at_start: true,
+            held: None,
+            windows: self.windows.clone(),
+        })))
     }
 }
 
@@ -140,13 +168,52 @@ impl FrameEncoder {
     }
 }
 
-impl Inflate for DCtx<'static> {
+/// A context that decodes frames, and asks for their windows first.
+struct FrameDecoder {
+    context: DCtx<'static>,
+    /// Whether a frame begins next.
+    at_start: bool,
+    /// What the largest window so far takes.
+    held: Option<HeldMemory>,
+    windows: MemoryBudget,
+}
+
+impl FrameDecoder {
+    /// Takes a frame's window from the budget before zstd allocates it; `false` if the frame's header is cut off.
+    fn reserve(&mut self, frame: &[u8]) -> Result<bool, Refused> {
+        let bytes = match window(frame) {
+            Window::Bytes(bytes) => bytes,
+            Window::CutOff => return Ok(false),
+            // zstd says what it is instead.
+            Window::NoFrame => return Ok(true),
+        };
+        // What is larger than the limit, zstd refuses before it allocates.
+        if bytes <= FREE_WINDOW || bytes > 1 << WINDOW_LOG_MAX {
+            return Ok(true);
+        }
+        let what = "a zstd window";
+        match &mut self.held {
+            Some(held) => held.grow_to(what, bytes),
+            None => self.windows.take(what, bytes).map(|held| self.held = Some(held)),
+        }
+        .map_err(Refused::Memory)?;
+        Ok(true)
+    }
+}
+
+impl Inflate for FrameDecoder {
     const METHOD: Method = Method::Zstd;
 
-    fn inflate(&mut self, input: &[u8], out: &mut [u8]) -> Result<(usize, usize), String> {
+    fn inflate(&mut self, input: &[u8], out: &mut [u8]) -> Result<(usize, usize), Refused> {
+        if self.at_start && !self.reserve(input)? {
+            return Ok((0, 0));
+        }
         let (mut input, mut output) = (InBuffer::around(input), OutBuffer::around(out));
-        self.decompress_stream(&mut output, &mut input)
-            .map_err(get_error_name)?;
+        let left = self
+            .context
+            .decompress_stream(&mut output, &mut input)
+            .map_err(|code| Refused::Damaged(get_error_name(code).into()))?;
+        self.at_start = left == 0;
         Ok((input.pos(), output.pos()))
     }
 }

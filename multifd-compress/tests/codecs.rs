@@ -12,7 +12,7 @@ mod channel;
 
 use channel::{block, contents, unpack};
 use multifd_compress::{Qatzip, Qpl, Uadk, Zlib, Zstd};
-use multifd_core::{Method, MethodError, PageBatch, PayloadBuf, RamBlock, UnpackError};
+use multifd_core::{MemoryBudget, Method, MethodError, PageBatch, PayloadBuf, RamBlock, UnpackError};
 use proptest::prelude::*;
 use std::io::Write;
 use std::sync::Arc;
@@ -312,6 +312,29 @@ fn a_zstd_window_beyond_the_limit_is_refused() {
         let error = outcome(exponent);
         assert!(matches!(error, UnpackError::Damaged { .. }), "{error}");
     }
+}
+
+#[test]
+fn zstd_windows_of_all_channels_share_one_budget() {
+    let budget = MemoryBudget::new(40 << 20);
+    let method = Zstd::default().with_budget(budget.clone());
+    // A window of 2^(10 + exponent) bytes, one page of one byte repeated, and the frame goes on.
+    let frame = |exponent: u8| [&[0x28, 0xb5, 0x2f, 0xfd, 0x00, exponent << 3][..], &[0x02, 0x80, 0x00, b'A']].concat();
+    let kind = multifd_packet::Method::Zstd;
+    let mut first = method.unpacker().unwrap();
+    unpack(first.as_mut(), kind, &block(1), &[0], &frame(15)).unwrap();
+    assert_eq!(budget.used(), 32 << 20);
+    let mut second = method.clone().unpacker().unwrap();
+    unpack(second.as_mut(), kind, &block(1), &[0], &frame(13)).unwrap();
+    // Windows of the size that QEMU's default level has are every channel's own.
+    let mut third = method.unpacker().unwrap();
+    unpack(third.as_mut(), kind, &block(1), &[0], &frame(9)).unwrap();
+    assert_eq!(budget.used(), 40 << 20);
+    let error = unpack(method.unpacker().unwrap().as_mut(), kind, &block(1), &[0], &frame(11)).unwrap_err();
+    assert!(matches!(error, UnpackError::Memory { .. }), "{error}");
+    assert!(error.to_string().contains("41943040"), "{error}");
+    drop((first, second));
+    assert_eq!(budget.used(), 0);
 }
 
 /// The three pages of the fixtures (`tests/fixtures/make.py`).

@@ -1,5 +1,6 @@
 //! Every way a transfer can fail, with where and why.
 
+use crate::OverBudget;
 use multifd_packet::{Method, PacketError};
 use std::io;
 use std::sync::Arc;
@@ -81,6 +82,14 @@ pub enum UnpackError {
     /// The bytes did not arrive.
     #[error(transparent)]
     Channel(#[from] ChannelError),
+    /// Decoding takes more memory than there may be.
+    #[error("{method}: {source}")]
+    Memory {
+        /// The method.
+        method: Method,
+        /// How much there was.
+        source: OverBudget,
+    },
     /// The codec refused the bytes.
     #[error("the {method} data of page {page} (of {pages}) is damaged: {reason}")]
     Damaged {
@@ -285,8 +294,8 @@ pub enum Error {
     },
     /// The sender's packet numbers say that there were more packets.
     #[error(
-        "{found} RAM packets came over {channels} channels, and their numbers say there were {expected}: a channel is missing; \
-         say how many there are"
+        "{found} RAM packets came over {channels} channels, and their numbers say there were {expected}: packets were lost, or \
+         a channel is missing (say how many there are)"
     )]
     MissingPackets {
         /// Packets that came.
@@ -295,6 +304,28 @@ pub enum Error {
         expected: u64,
         /// Channels that were known.
         channels: usize,
+    },
+    /// Two RAM packets of a transfer have one number: one was copied, or put in another's place.
+    #[error("channel {channel}: packet {index} has number {number}, which another RAM packet had before")]
+    RepeatedPacket {
+        /// The channel.
+        channel: u8,
+        /// How many packets came before on this channel.
+        index: u64,
+        /// The packet's number.
+        number: u64,
+    },
+    /// A RAM packet's number is too far from those that have come.
+    #[error("channel {channel}: packet {index} has number {number}, and {missing} has not come yet")]
+    PacketNumber {
+        /// The channel.
+        channel: u8,
+        /// How many packets came before on this channel.
+        index: u64,
+        /// The packet's number.
+        number: u64,
+        /// The first number that is missing.
+        missing: u64,
     },
     /// A channel ended while others still work on a round.
     #[error("channel {channel} ended before the round did")]

@@ -2,6 +2,7 @@
 #![deny(unsafe_code)]
 
 mod block;
+mod budget;
 mod busy;
 mod checksum;
 mod device_state;
@@ -16,6 +17,7 @@ mod known_zeros;
 mod memory;
 mod method;
 mod new_pages;
+mod packet_numbers;
 mod pages;
 mod plain;
 mod pooled;
@@ -38,6 +40,7 @@ mod transport;
 mod work_queue;
 
 pub use block::RamMap;
+pub use budget::{HeldMemory, MemoryBudget, OverBudget};
 pub use checksum::Checksums;
 pub use device_state::{BufferQueue, Buffers, DeviceHandlers, DeviceStateSink};
 pub use error::{BlockError, ChannelError, Error, MethodError, UnpackError};

@@ -1,5 +1,6 @@
 //! The receiving engine: one thread a channel, rounds joined by the client.
 
+use crate::packet_numbers::PacketNumbers;
 use crate::recv_worker::RecvWorker;
 use crate::relay::Gate;
 use crate::rounds::{Rounds, Stopped};
@@ -10,7 +11,7 @@ use crate::{
 };
 use multifd_packet::Geometry;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -81,9 +82,8 @@ pub(crate) struct Shared {
     pub(crate) progress: Arc<Progress>,
     pub(crate) rounds: Arc<Rounds>,
     pub(crate) stats: StatsHandle,
-    /// One more than the highest packet number seen, and how many RAM packets were.
-    pub(crate) numbered: AtomicU64,
-    pub(crate) ram_packets: AtomicU64,
+    /// The numbers of the RAM packets that have come.
+    pub(crate) numbers: PacketNumbers,
 }
 
 /// Receives pages and buffers over many channels. It ends complete or with an error, never in between.
@@ -159,8 +159,7 @@ impl Receiver {
             progress: config.progress,
             rounds,
             stats: StatsHandle::new(256),
-            numbered: AtomicU64::new(0),
-            ram_packets: AtomicU64::new(0),
+            numbers: PacketNumbers::default(),
         };
         let max_channels = config.max_channels.min(255);
         Ok(Self {
@@ -314,18 +313,17 @@ impl Receiver {
         self.cancel.clone()
     }
 
-    /// Whether RAM packets are missing: a sender numbers them over all its channels, so that there must be as many as the
-    /// highest number says. A channel nobody knew of shows so.
+    /// Whether RAM packets are missing: a sender numbers them over all its channels, from 0 and without gaps. A packet
+    /// that was lost shows so, and a channel that nobody knew of. [`Receiver::finish`] checks this, too.
     ///
     /// # Errors
     /// [`Error::MissingPackets`].
     pub fn check_numbers(&self) -> Result<(), Error> {
-        let numbered = self.shared.numbered.load(Ordering::Relaxed);
-        let found = self.shared.ram_packets.load(Ordering::Relaxed);
-        if found < numbered {
+        let (found, expected) = self.shared.numbers.counts();
+        if found < expected {
             return Err(Error::MissingPackets {
                 found,
-                expected: numbered,
+                expected,
                 channels: self.channels(),
             });
         }
@@ -333,7 +331,7 @@ impl Receiver {
     }
 
     /// Waits until every channel has ended, and joins the threads. `Ok` means complete: every channel ended where a
-    /// message could have begun, and nothing came after the last joined round.
+    /// message could have begun, nothing came after the last joined round, and no RAM packet is missing.
     ///
     /// # Errors
     /// The transfer's first error.
@@ -341,6 +339,7 @@ impl Receiver {
         self.shared.rounds.close();
         self.join();
         self.cancel.check()?;
+        self.check_numbers()?;
         Ok(self.stats())
     }
 

@@ -1,5 +1,6 @@
 //! One receiving channel's thread: read packets, check them, put their pages in place.
 
+use crate::packet_numbers::Wrong;
 use crate::receiver::{Shared, Target};
 use crate::rounds::Stopped;
 use crate::{
@@ -62,6 +63,9 @@ impl RecvWorker {
         }
         if self.pages_since_sync {
             return Err(Error::EndedInRound { channel: self.id });
+        }
+        if let Target::Passing(gate) = &self.shared.target {
+            gate.spoken();
         }
         self.shared.rounds.end(self.slot);
         Ok(())
@@ -144,9 +148,7 @@ impl RecvWorker {
         let required = self.shared.require_checksums;
         let payload_crc =
             checksum::verify(sealed, fields.payload_len > 0, required).map_err(|e| self.packet(e))?;
-        let next = fields.packet_num.saturating_add(1);
-        self.shared.numbered.fetch_max(next, Ordering::Relaxed);
-        self.shared.ram_packets.fetch_add(1, Ordering::Relaxed);
+        self.number(fields.packet_num)?;
         let (normal, zero) = (packet.normal().len() as u64, packet.zero().len() as u64);
         if normal + zero > 0 {
             if !self.take_pages(&packet, payload_crc)? {
@@ -172,6 +174,23 @@ impl RecvWorker {
             }
         }
         Ok(false)
+    }
+
+    /// Takes note of a RAM packet's number, which no other packet of the transfer may have.
+    fn number(&self, number: u64) -> Result<(), Error> {
+        self.shared.numbers.insert(number).map_err(|wrong| match wrong {
+            Wrong::Again => Error::RepeatedPacket {
+                channel: self.id,
+                index: self.packets,
+                number,
+            },
+            Wrong::TooFar { missing } => Error::PacketNumber {
+                channel: self.id,
+                index: self.packets,
+                number,
+                missing,
+            },
+        })
     }
 
     /// Puts a packet's pages where they go; `false` if the transfer was stopped.

@@ -151,6 +151,10 @@ pub fn relay(
         receiver.release_round();
         rounds += 1;
     }
+    if rounds == 0 {
+        // A source ends a round on every channel, however little it has to send.
+        return Err(Error::EndedEarly { channel: 0 });
+    }
     let methods = receiver.methods();
     let incoming = receiver.finish()?;
     Ok(Relayed {
@@ -203,7 +207,7 @@ fn gather(
 
 #[derive(Default)]
 struct GateState {
-    /// A packet has come.
+    /// A packet has come, or a channel's end.
     spoken: bool,
     passage: Option<Arc<Passage>>,
     stopped: bool,
@@ -217,7 +221,7 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
-    /// Says that a packet has come.
+    /// Says that a packet has come, or a channel's end.
     pub(crate) fn spoken(&self) {
         let mut state = lock(&self.state);
         if !state.spoken {
