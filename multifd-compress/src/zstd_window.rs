@@ -95,7 +95,7 @@ mod tests {
 
     #[test]
     fn what_is_cut_off_or_no_frame_is_told_apart() {
-        let whole = frame(20, 1, Window::Bytes(1000));
+        let whole = frame(20, 1, Some(1000));
         for len in 0..6 {
             assert_eq!(window(&whole[..len]), Window::CutOff, "{len}");
         }

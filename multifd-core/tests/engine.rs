@@ -205,7 +205,8 @@ fn cancelling_wakes_a_receiver_that_waits() {
 }
 
 /// What a peer writes on one channel, packet by packet.
-struct Peer(Vec<u8>);
+/// The second field is the number of its next packet.
+struct Peer(Vec<u8>, u64);
 
 impl Peer {
     fn new(id: u8, uuid: u8) -> Self {
@@ -215,7 +216,13 @@ impl Peer {
             uuid: [uuid; 16],
         };
         init.encode(&mut bytes).unwrap();
-        Self(bytes)
+        Self(bytes, 0)
+    }
+
+    /// Its next packet has this number.
+    fn numbered(mut self, next: u64) -> Self {
+        self.1 = next;
+        self
     }
 
     fn ram(mut self, flags: Flags, block: &str, normal: &[u64], zero: &[u64]) -> Self {
@@ -223,10 +230,11 @@ impl Peer {
         let fields = RamFields {
             flags,
             payload_len: normal.len() as u32 * 4096,
-            packet_num: 0,
+            packet_num: self.1,
             block,
         };
         RamPacket::encode(&fields, Geometry::new(4096).unwrap(), normal, zero, &mut packet).unwrap();
+        self.1 += 1;
         self.0.extend(packet);
         self.0.extend(vec![b'd'; normal.len() * 4096]);
         self
@@ -345,6 +353,41 @@ fn peers_that_break_the_rules_are_refused() {
         error.to_string(),
         "channel 0: packets use compression zlib, expected none"
     );
+}
+
+#[test]
+fn packets_are_numbered_without_gap_or_copy_over_all_channels() {
+    let data = Flags::data(Method::None);
+    let page = |peer: Peer, at: u64| peer.ram(data, "pc.ram", &[at * 4096], &[]);
+    let two = |one: &Peer, other: &Peer| refused(&[&one.0, &other.0], ReceiverConfig::default());
+    // Numbers 0, 1, 3 | 2, 4, 5: whole. Then packet 1 is lost, or replaced by a copy of packet 0, or comes twice.
+    let whole = || page(page(Peer::new(0, 0), 0), 1).numbered(3).sync();
+    let other = page(Peer::new(1, 0).numbered(2), 2).numbered(4).sync();
+    let error = two(&page(Peer::new(0, 0), 0).numbered(3).sync(), &other);
+    let Error::MissingPackets {
+        found: 4,
+        expected: 5,
+        channels: 2,
+    } = error
+    else {
+        panic!("{error}");
+    };
+    let copied = page(page(Peer::new(0, 0), 0).numbered(0), 0).numbered(3).sync();
+    assert!(matches!(
+        two(&copied, &other),
+        Error::RepeatedPacket { channel: 0, index: 1, number: 0 }
+    ));
+    // Across channels, too: whichever comes second is refused.
+    let error = two(&whole(), &page(Peer::new(1, 0).numbered(1), 2).numbered(4).sync());
+    assert!(matches!(error, Error::RepeatedPacket { number: 1, .. }), "{error}");
+    let error = two(&whole(), &Peer::new(1, 0).numbered(u64::MAX - 1).sync());
+    assert!(matches!(error, Error::PacketNumber { channel: 1, number, .. } if number == u64::MAX - 1), "{error}");
+    let target = guest("pc.ram", 16);
+    let pipes = [&whole(), &other].map(|peer| Pipe::script(&peer.0));
+    let receiver = receiver(&target, &pipes, ReceiverConfig::default());
+    receiver.wait_identified().unwrap();
+    receiver.wait_sync().unwrap();
+    assert_eq!(receiver.finish().unwrap().total().packets, 5);
 }
 
 #[test]
