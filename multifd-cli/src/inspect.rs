@@ -55,9 +55,9 @@ pub(crate) fn run(args: &Inspect) -> Result<(), Failure> {
     for block in &mapped.blocks {
         let placed = snapshot_file::placed(block);
         let reader = BlockReader::new(&file, &placed)?;
-        let (layout, bitmap) = (&block.layout, reader.bitmap());
-        let stored = (0..layout.pages()).filter(|&page| bitmap.contains(page)).count() as u64;
-        let map = MemoryMap::new(&block.name, layout.pages(), bitmap);
+        let (layout, pages) = (&block.layout, reader.stored());
+        let stored = pages.count_in(0..layout.pages());
+        let map = MemoryMap::new(&block.name, layout.pages(), pages);
         blocks.push(Block {
             name: block.name.clone(),
             bytes: layout.used_length(),
@@ -161,6 +161,9 @@ fn text(result: &Inspected, maps: &[MemoryMap]) -> String {
                 result.device_bytes
             );
         }
+    }
+    if maps.iter().any(|map| map.cells.len() > 1) {
+        let _ = writeln!(out, "\n{}", MemoryMap::LEGEND);
     }
     for map in maps.iter().filter(|map| map.cells.len() > 1) {
         let _ = writeln!(

@@ -1,6 +1,6 @@
 //! Which parts of memory are stored, drawn as cells: in a terminal, or as SVG.
 
-use multifd_packet::Bitmap;
+use multifd_transport_file::StoredPages;
 use std::fmt::Write;
 
 const COLUMNS: u64 = 64;
@@ -18,12 +18,12 @@ pub(crate) struct MemoryMap {
 }
 
 impl MemoryMap {
-    pub(crate) fn new(name: &str, pages: u64, bitmap: Bitmap<'_>) -> Self {
+    pub(crate) fn new(name: &str, pages: u64, stored: &StoredPages) -> Self {
         let pages_a_cell = pages.div_ceil(COLUMNS * ROWS).max(1);
         let cell = |first: u64| {
             let range = first..pages.min(first + pages_a_cell);
             let len = range.end - range.start;
-            let stored = range.filter(|&page| bitmap.contains(page)).count() as u64;
+            let stored = stored.count_in(range);
             u8::try_from((stored * 100).div_ceil(len.max(1))).unwrap_or(100)
         };
         let firsts = (0..pages).step_by(usize::try_from(pages_a_cell).unwrap_or(usize::MAX));
@@ -33,6 +33,10 @@ impl MemoryMap {
             cells: firsts.map(cell).collect(),
         }
     }
+
+    /// What the cells of [`MemoryMap::text`] mean.
+    pub(crate) const LEGEND: &str =
+        "a cell's stored pages: · none, ░ up to 25 %, ▒ up to 50 %, ▓ up to 75 %, █ more";
 
     /// The map as lines of text: `·` for a cell of zero pages only, then four shades.
     pub(crate) fn text(&self) -> String {
@@ -115,13 +119,13 @@ mod tests {
     #[test]
     fn cells_are_shaded_by_what_is_stored() {
         let bytes = [0xff, 0, 1, 0, 0, 0, 0, 0];
-        let map = MemoryMap::new("b", 60, Bitmap::new(&bytes));
+        let map = MemoryMap::new("b", 60, &StoredPages::of_bitmap(&bytes));
         assert_eq!(map.pages_a_cell, 1);
         assert_eq!(
             map.text(),
             format!("{}{}█{}\n", "█".repeat(8), "·".repeat(8), "·".repeat(43))
         );
-        let map = MemoryMap::new("b", 4096 * 4, Bitmap::new(&[0x11; 2048]));
+        let map = MemoryMap::new("b", 4096 * 4, &StoredPages::of_bitmap(&[0x11; 2048]));
         assert_eq!((map.pages_a_cell, map.cells.len()), (16, 1024));
         assert!(map.cells.iter().all(|&percent| percent == 25));
         assert_eq!(map.text(), format!("{}\n", "░".repeat(64)).repeat(16));

@@ -47,7 +47,7 @@ pub(crate) fn run(args: &Verify) -> Result<(), Failure> {
         None if args.require_digest => problems.push("there is no companion with checksums".into()),
         None => {}
     }
-    let stored = |reader: &BlockReader<'_>| reader.bitmap().count();
+    let stored = |reader: &BlockReader<'_>| reader.stored().count();
     let result = Verified {
         ok: problems.is_empty(),
         file: args.file.display().to_string(),
@@ -79,16 +79,14 @@ pub(crate) fn run(args: &Verify) -> Result<(), Failure> {
 /// Are all stored pages within the file, and is nothing said of pages that do not exist?
 fn check_block(reader: &BlockReader<'_>, file: &File, problems: &mut Vec<String>) -> Result<(), FileError> {
     let PlacedBlock { name, layout } = reader.block();
-    let (bitmap, page_size) = (reader.bitmap(), layout.header().page_size);
-    let beyond = (layout.pages()..layout.bitmap_len() * 8)
-        .filter(|&page| bitmap.contains(page))
-        .count();
+    let (stored, page_size) = (reader.stored(), layout.header().page_size);
+    let beyond = stored.count_in(layout.pages()..layout.bitmap_len() * 8);
     if beyond > 0 {
         problems.push(format!(
             "RAM block {name:?}: the bitmap has {beyond} pages that do not exist"
         ));
     }
-    let last = (0..layout.pages()).rev().find(|&page| bitmap.contains(page));
+    let last = stored.runs(0..layout.pages()).last().map(|run| run.end - 1);
     let end = file.metadata().map_or(0, |data| data.len());
     if let Some(last) = last {
         let needed = layout.header().pages_offset + (last + 1) * page_size;

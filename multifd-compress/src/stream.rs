@@ -110,18 +110,16 @@ fn step<I: Inflate>(
     page: usize,
     pages: usize,
 ) -> Result<(usize, usize), UnpackError> {
-    inflate
-        .inflate(input, out)
-        .map_err(|refused| match refused {
-            Refused::Damaged(reason) => UnpackError::Damaged {
-                method: I::METHOD,
-                page,
-                pages,
-                reason,
-            },
-            Refused::Memory(source) => UnpackError::Memory {
-                method: I::METHOD,
-                source,
-            },
-        })
+    inflate.inflate(input, out).map_err(|refused| match refused {
+        Refused::Damaged(reason) => UnpackError::Damaged {
+            method: I::METHOD,
+            page,
+            pages,
+            reason,
+        },
+        Refused::Memory(source) => UnpackError::Memory {
+            method: I::METHOD,
+            source,
+        },
+    })
 }

@@ -55,7 +55,12 @@ fn after_magic(rest: &[u8]) -> Option<u64> {
 
 fn number(bytes: &[u8], len: usize) -> Option<u64> {
     let bytes = bytes.get(..len)?;
-    Some(bytes.iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte)))
+    Some(
+        bytes
+            .iter()
+            .rev()
+            .fold(0, |value, &byte| value << 8 | u64::from(byte)),
+    )
 }
 
 #[cfg(test)]
@@ -65,7 +70,9 @@ mod tests {
 
     fn frame(log: u32, level: i32, pledged: Option<u64>) -> Vec<u8> {
         let mut context = CCtx::create();
-        context.set_parameter(CParameter::CompressionLevel(level)).unwrap();
+        context
+            .set_parameter(CParameter::CompressionLevel(level))
+            .unwrap();
         if log > 0 {
             context.set_parameter(CParameter::WindowLog(log)).unwrap();
         }

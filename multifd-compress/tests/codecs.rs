@@ -319,7 +319,13 @@ fn zstd_windows_of_all_channels_share_one_budget() {
     let budget = MemoryBudget::new(40 << 20);
     let method = Zstd::default().with_budget(budget.clone());
     // A window of 2^(10 + exponent) bytes, one page of one byte repeated, and the frame goes on.
-    let frame = |exponent: u8| [&[0x28, 0xb5, 0x2f, 0xfd, 0x00, exponent << 3][..], &[0x02, 0x80, 0x00, b'A']].concat();
+    let frame = |exponent: u8| {
+        [
+            &[0x28, 0xb5, 0x2f, 0xfd, 0x00, exponent << 3][..],
+            &[0x02, 0x80, 0x00, b'A'],
+        ]
+        .concat()
+    };
     let kind = multifd_packet::Method::Zstd;
     let mut first = method.unpacker().unwrap();
     unpack(first.as_mut(), kind, &block(1), &[0], &frame(15)).unwrap();
@@ -330,7 +336,14 @@ fn zstd_windows_of_all_channels_share_one_budget() {
     let mut third = method.unpacker().unwrap();
     unpack(third.as_mut(), kind, &block(1), &[0], &frame(9)).unwrap();
     assert_eq!(budget.used(), 40 << 20);
-    let error = unpack(method.unpacker().unwrap().as_mut(), kind, &block(1), &[0], &frame(11)).unwrap_err();
+    let error = unpack(
+        method.unpacker().unwrap().as_mut(),
+        kind,
+        &block(1),
+        &[0],
+        &frame(11),
+    )
+    .unwrap_err();
     assert!(matches!(error, UnpackError::Memory { .. }), "{error}");
     assert!(error.to_string().contains("41943040"), "{error}");
     drop((first, second));

@@ -375,13 +375,23 @@ fn packets_are_numbered_without_gap_or_copy_over_all_channels() {
     let copied = page(page(Peer::new(0, 0), 0).numbered(0), 0).numbered(3).sync();
     assert!(matches!(
         two(&copied, &other),
-        Error::RepeatedPacket { channel: 0, index: 1, number: 0 }
+        Error::RepeatedPacket {
+            channel: 0,
+            index: 1,
+            number: 0
+        }
     ));
     // Across channels, too: whichever comes second is refused.
     let error = two(&whole(), &page(Peer::new(1, 0).numbered(1), 2).numbered(4).sync());
-    assert!(matches!(error, Error::RepeatedPacket { number: 1, .. }), "{error}");
+    assert!(
+        matches!(error, Error::RepeatedPacket { number: 1, .. }),
+        "{error}"
+    );
     let error = two(&whole(), &Peer::new(1, 0).numbered(u64::MAX - 1).sync());
-    assert!(matches!(error, Error::PacketNumber { channel: 1, number, .. } if number == u64::MAX - 1), "{error}");
+    assert!(
+        matches!(error, Error::PacketNumber { channel: 1, number, .. } if number == u64::MAX - 1),
+        "{error}"
+    );
     let target = guest("pc.ram", 16);
     let pipes = [&whole(), &other].map(|peer| Pipe::script(&peer.0));
     let receiver = receiver(&target, &pipes, ReceiverConfig::default());

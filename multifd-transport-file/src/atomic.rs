@@ -1,14 +1,22 @@
 //! Files that appear under their name whole or not at all.
 
-use crate::place::{descriptor_number, open_descriptor};
+use crate::leftovers::{lock, sweep};
+use crate::place::{descriptor_number, file_kind, open_descriptor};
 use crate::{FileError, sys};
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+/// Most bytes of the target's name that the temporary name repeats: a name may have 255.
+const MAX_STEM: usize = 200;
+
 /// A file being written beside its target under a temporary name (`.NAME.PID.N.partial`), which
-/// [`commit`](AtomicFile::commit) renames into place. Dropped before that, it removes itself.
+/// [`commit`](AtomicFile::commit) renames into place. Dropped before that, it removes itself; after a `kill -9`, the next
+/// [`AtomicFile`] in the same folder removes it. A lock on the file (`flock`) says that its writer lives.
 ///
 /// A target written as `/dev/fdset/N` is the file of descriptor `N`, which somebody else has named: it is emptied at the
 /// start, and again if it is not committed.
@@ -25,15 +33,45 @@ pub struct AtomicFile {
     committed: bool,
 }
 
+/// Checks that a file may be created at `target`: nothing is there, or with `replace` a regular file, which is to be
+/// replaced.
+///
+/// # Errors
+/// [`FileError::Exists`]; [`FileError::NotRegular`] for a device, a fifo, a socket, a folder or a symbolic link, which are
+/// never replaced; [`FileError::Path`] if the system does not tell.
+pub fn check_target(target: &Path, replace: bool) -> Result<(), FileError> {
+    let data = match target.symlink_metadata() {
+        Ok(data) => data,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => {
+            return Err(FileError::Path {
+                path: target.into(),
+                doing: "looking for it",
+                source,
+            });
+        }
+    };
+    if !data.is_file() {
+        return Err(FileError::NotRegular {
+            path: target.into(),
+            kind: file_kind(data.file_type()),
+            advice: "only a regular file is ever replaced",
+        });
+    }
+    if replace {
+        Ok(())
+    } else {
+        Err(FileError::Exists { path: target.into() })
+    }
+}
+
 impl AtomicFile {
     /// Creates the temporary file in the target's folder. Mode 0600: guest memory is nobody else's business. With `replace`, a
-    /// file that has the target's name then is replaced; without, it stays, and [`commit`](AtomicFile::commit) fails.
+    /// regular file that has the target's name then is replaced; without, it stays, and [`commit`](AtomicFile::commit) fails.
     ///
     /// # Errors
-    /// [`FileError::Path`], as when the folder does not exist, or may not be read or written to.
+    /// As [`check_target`]; [`FileError::Path`], as when the folder does not exist, or may not be read or written to.
     pub fn create(target: &Path, replace: bool) -> Result<Self, FileError> {
-        use std::os::unix::fs::OpenOptionsExt;
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
         let failed = |source| FileError::Path {
             path: target.into(),
             doing: "creating",
@@ -54,27 +92,15 @@ impl AtomicFile {
         let name = target
             .file_name()
             .ok_or_else(|| failed(io::Error::other("the path does not end in a file name")))?;
-        if target.is_dir() {
-            return Err(failed(io::ErrorKind::IsADirectory.into()));
-        }
-        let folder = match target.parent() {
+        check_target(target, replace)?;
+        let folder_path = match target.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
         // Opened now, so that nothing but the disk itself can keep the name from being synced in the end.
-        let folder = File::open(folder).map_err(failed)?;
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let mut partial = std::ffi::OsString::from(".");
-        partial.push(name);
-        partial.push(format!(".{}.{number}.partial", std::process::id()));
-        let partial = target.with_file_name(partial);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&partial)
-            .map_err(failed)?;
+        let folder = File::open(folder_path).map_err(failed)?;
+        sweep(folder_path);
+        let (file, partial) = create_partial(target, name.as_bytes()).map_err(failed)?;
         Ok(Self {
             file,
             partial: Some(partial),
@@ -90,25 +116,65 @@ impl AtomicFile {
         &self.file
     }
 
+    fn failed(&self, doing: &'static str, source: io::Error) -> FileError {
+        FileError::Path {
+            path: self.target.clone(),
+            doing,
+            source,
+        }
+    }
+
     /// Brings the contents to the disk, gives the file its name, and brings that to the disk.
     ///
     /// # Errors
     /// [`FileError::Path`]. Then there is no new file under the target's name, unless it is the syncing of the folder that
     /// failed: then the file is there and whole, and only a power failure could take its name away again.
     pub fn commit(mut self) -> Result<(), FileError> {
-        let failed = |doing, source| FileError::Path {
-            path: self.target.clone(),
-            doing,
-            source,
-        };
-        self.file.sync_all().map_err(|e| failed("syncing", e))?;
+        self.sync()?;
+        self.appear()?;
+        self.sync_folder()
+    }
+
+    /// Brings the contents to the disk.
+    pub(crate) fn sync(&self) -> Result<(), FileError> {
+        self.file.sync_all().map_err(|e| self.failed("syncing", e))
+    }
+
+    /// Gives the file its name.
+    pub(crate) fn appear(&mut self) -> Result<(), FileError> {
         if let Some(partial) = &self.partial {
+            // Somebody may have put something else there since the start.
+            check_target(&self.target, self.replace)?;
             let renamed = sys::rename(partial, &self.target, self.replace);
-            renamed.map_err(|e| failed("renaming into place", e))?;
+            renamed.map_err(|e| match e.kind() {
+                io::ErrorKind::AlreadyExists => FileError::Exists {
+                    path: self.target.clone(),
+                },
+                _ => self.failed("renaming into place", e),
+            })?;
         }
         self.committed = true;
+        Ok(())
+    }
+
+    /// Moves what is at `path` to the temporary name, in place of this file, which is empty.
+    pub(crate) fn take_from(&self, path: &Path) -> io::Result<()> {
+        let partial = self.partial.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        std::fs::rename(path, partial)
+    }
+
+    /// Moves what [`AtomicFile::take_from`] moved back, unless something else has its name by now.
+    pub(crate) fn give_back(&self, path: &Path) -> io::Result<()> {
+        let partial = self.partial.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        sys::rename(partial, path, false)
+    }
+
+    /// Brings the file's name to the disk.
+    pub(crate) fn sync_folder(&self) -> Result<(), FileError> {
         match &self.folder {
-            Some(folder) => folder.sync_all().map_err(|e| failed("syncing the folder of", e)),
+            Some(folder) => folder
+                .sync_all()
+                .map_err(|e| self.failed("syncing the folder of", e)),
             None => Ok(()),
         }
     }
@@ -122,6 +188,33 @@ impl Drop for AtomicFile {
                 Some(partial) => std::fs::remove_file(partial),
                 None => self.file.set_len(0),
             };
+        }
+    }
+}
+
+/// Creates a file with a temporary name beside `target`, and locks it.
+fn create_partial(target: &Path, name: &[u8]) -> io::Result<(File, PathBuf)> {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let stem = name.get(..MAX_STEM).unwrap_or(name);
+    loop {
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let tail = format!(".{}.{number}.partial", std::process::id());
+        let partial = [b".", stem, tail.as_bytes()].concat();
+        let partial = target.with_file_name(OsString::from_vec(partial));
+        let file = match OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&partial)
+        {
+            // Of a process that had our id, or has it in another namespace.
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
+            other => other?,
+        };
+        // Another process may have taken it for a leftover before it was locked.
+        if lock(&file)? && file.metadata()?.nlink() > 0 {
+            return Ok((file, partial));
         }
     }
 }

@@ -3,6 +3,7 @@
 use crate::{BlockReader, FileError};
 use multifd_core::{Run, runs};
 use rayon::prelude::*;
+use std::collections::BTreeSet;
 
 /// Bytes compared at a time.
 const CHUNK: u64 = 1 << 20;
@@ -15,8 +16,14 @@ const CHUNK: u64 = 1 << 20;
 pub fn changed_pages(a: &BlockReader<'_>, b: &BlockReader<'_>) -> Result<Vec<Run>, FileError> {
     let page_size = a.block().layout.header().page_size;
     let len = a.block().layout.used_length().max(b.block().layout.used_length());
-    let chunks = (0..len.div_ceil(CHUNK)).into_par_iter();
+    // What neither stores is zero in both.
+    let stored = [a, b].into_iter().flat_map(|reader| reader.stored_runs(0..len));
+    let chunks: BTreeSet<u64> = stored
+        .flat_map(|run| run.start / CHUNK..run.end.div_ceil(CHUNK))
+        .collect();
+    let chunks: Vec<u64> = chunks.into_iter().collect();
     let found: Vec<Vec<u64>> = chunks
+        .into_par_iter()
         .map(|chunk| changed_in(a, b, chunk * CHUNK, CHUNK.min(len - chunk * CHUNK), page_size))
         .collect::<Result<_, _>>()?;
     let page = u32::try_from(page_size).unwrap_or(u32::MAX);
@@ -30,9 +37,6 @@ fn changed_in(
     len: u64,
     page_size: u64,
 ) -> Result<Vec<u64>, FileError> {
-    if !a.is_stored(at, len) && !b.is_stored(at, len) {
-        return Ok(Vec::new());
-    }
     let size = usize::try_from(len).unwrap_or(0);
     let (mut one, mut other) = (vec![0; size], vec![0; size]);
     a.read(at, &mut one)?;

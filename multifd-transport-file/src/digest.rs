@@ -1,15 +1,18 @@
 //! Checksums of a snapshot's memory, kept in a small companion file.
 
-use crate::{AtomicFile, BlockReader, FileError};
+use crate::{BlockReader, FileError, open_read};
 use multifd_core::{RamBlock, RamMap};
 use rayon::prelude::*;
-use std::io::Write;
+use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// Bytes of memory one checksum covers.
 const CHUNK: u64 = 1 << 20;
 const MAGIC: [u8; 4] = *b"MFSM";
 const VERSION: u32 = 1;
+/// Bytes of a companion beside what each block takes: the head, and the checksum at the end.
+const FIXED: u64 = 4 + 4 + 4 + 16 + 4 + 4 + 4;
 /// Most blocks a companion may name.
 const MAX_BLOCKS: u32 = 65536;
 
@@ -114,6 +117,15 @@ impl BlockDigest {
 
 /// Checksum of `len` zeros.
 fn zeros(len: usize) -> u32 {
+    static CHUNK_OF_ZEROS: OnceLock<u32> = OnceLock::new();
+    if len as u64 == CHUNK {
+        *CHUNK_OF_ZEROS.get_or_init(|| zeros_counted(len))
+    } else {
+        zeros_counted(len)
+    }
+}
+
+fn zeros_counted(len: usize) -> u32 {
     const ROOM: [u8; 4096] = [0; 4096];
     let mut hasher = crc32fast::Hasher::new();
     let mut left = len;
@@ -205,39 +217,42 @@ impl Digest {
         Ok(Self { uuid, rest, blocks })
     }
 
-    /// Writes the companion of `file`.
-    ///
-    /// # Errors
-    /// [`FileError::Path`], the system's reason.
-    pub fn write(&self, file: &Path) -> Result<(), FileError> {
-        let path = companion(file);
-        let out = AtomicFile::create(&path, true)?;
-        let mut target = out.file();
-        target
-            .write_all(&self.encode())
-            .map_err(|source| FileError::Path {
-                path,
-                doing: "writing",
-                source,
-            })?;
-        out.commit()
+    /// Bytes of the largest companion that RAM blocks can have, given the length of each one's name and its used length, both
+    /// in bytes.
+    pub fn largest(blocks: impl Iterator<Item = (usize, u64)>) -> u64 {
+        let block = |(name, len): (usize, u64)| 2 + name as u64 + 8 + 4 * len.div_ceil(CHUNK);
+        let blocks: u64 = blocks.map(block).fold(0, u64::saturating_add);
+        blocks.saturating_add(FIXED)
     }
 
-    /// Reads the companion of `file`; `None` if it has none.
+    /// Reads the companion of `file`, which must be a regular file of at most `limit` bytes (see [`Digest::largest`]);
+    /// `None` if it has none.
     ///
     /// # Errors
-    /// [`FileError::Path`], [`FileError::Companion`].
-    pub fn read(file: &Path) -> Result<Option<Self>, FileError> {
+    /// [`FileError::Path`], [`FileError::NotRegular`], [`FileError::Companion`].
+    pub fn read(file: &Path, limit: u64) -> Result<Option<Self>, FileError> {
         let path = companion(file);
-        match std::fs::read(&path) {
-            Ok(bytes) => Self::decode(&bytes).map(Some),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(FileError::Path {
-                path,
-                doing: "reading",
-                source,
-            }),
+        let failed = |source| FileError::Path {
+            path: path.clone(),
+            doing: "reading",
+            source,
+        };
+        let file = match open_read(&path) {
+            Ok(file) => file,
+            Err(FileError::Path { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        let mut bytes = Vec::new();
+        // One byte more shows that it is too long, whatever its length is said to be.
+        let read = file.take(limit.saturating_add(1)).read_to_end(&mut bytes);
+        if read.map_err(failed)? as u64 > limit {
+            return Err(FileError::Companion(format!(
+                "it has more than the {limit} bytes that this file's can have"
+            )));
         }
+        Self::decode(&bytes).map(Some)
     }
 }
 

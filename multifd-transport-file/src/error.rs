@@ -18,6 +18,22 @@ pub enum FileError {
         /// The system's reason.
         source: io::Error,
     },
+    /// A file has the name already.
+    #[error("{path} exists already; --force replaces it", path = .path.display())]
+    Exists {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The path names something else than a regular file.
+    #[error("{path} is {kind}: {advice}", path = .path.display())]
+    NotRegular {
+        /// The path.
+        path: PathBuf,
+        /// What it is.
+        kind: &'static str,
+        /// What to do about it.
+        advice: &'static str,
+    },
     /// The operating system refused, at a place in the file.
     #[error("{doing} {len} bytes at offset {offset:#x} of the file: {source}")]
     At {

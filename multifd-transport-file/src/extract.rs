@@ -15,10 +15,10 @@ const ROOM: usize = 1 << 20;
 pub fn extract(reader: &BlockReader<'_>, range: Range<u64>, out: &File, to: u64) -> Result<u64, FileError> {
     let mut room = vec![0; ROOM];
     let mut written = 0;
-    let mut at = range.start;
-    while at < range.end {
-        let len = (range.end - at).min(ROOM as u64);
-        if reader.is_stored(at, len) {
+    for run in reader.stored_runs(range.clone()) {
+        let mut at = run.start;
+        while at < run.end {
+            let len = (run.end - at).min(ROOM as u64);
             let piece = room
                 .get_mut(..usize::try_from(len).unwrap_or(0))
                 .unwrap_or_default();
@@ -31,8 +31,8 @@ pub fn extract(reader: &BlockReader<'_>, range: Range<u64>, out: &File, to: u64)
                 source,
             })?;
             written += len;
+            at += len;
         }
-        at += len;
     }
     Ok(written)
 }

@@ -1,10 +1,10 @@
 //! From a mapped-ram file into memory.
 
 use crate::direct::{Bounce, DirectIo, PageFile};
-use crate::{FileError, PlacedBlock, read_bitmap, sys};
-use multifd_core::{Prefault, PrefaultUser, RamBlock, RamMap, Run, runs};
-use multifd_packet::Bitmap;
+use crate::{FileError, PlacedBlock, StoredPages, sys};
+use multifd_core::{Prefault, PrefaultUser, RamBlock, RamMap, Run};
 use std::fs::File;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -29,27 +29,34 @@ struct Piece<'a> {
     /// Where page 0 lies in the file.
     pages_offset: u64,
     /// Which pages are stored; all of them without it.
-    bitmap: Option<Bitmap<'a>>,
+    pages: Option<&'a StoredPages>,
     start: u64,
     end: u64,
 }
 
 impl Piece<'_> {
-    /// Runs of pages that are in the file, or of those that are not.
-    fn runs(&self, stored: bool) -> impl Iterator<Item = Run> {
+    /// Runs of pages that are in the file.
+    fn stored(&self) -> impl Iterator<Item = Run> {
         let page_size = u64::from(self.block.page_size());
-        let is_stored = move |offset: u64| {
-            self.bitmap
-                .is_none_or(|bitmap| bitmap.contains(offset / page_size))
-        };
-        let offsets = (self.start..self.end).step_by(self.block.page_size() as usize);
-        let wanted = offsets.filter(move |&offset| is_stored(offset) == stored);
-        runs(wanted, self.block.page_size())
+        let range = self.start / page_size..self.end / page_size;
+        let all = self.pages.is_none().then(|| range.clone());
+        let some = self.pages.map(|pages| pages.runs(range));
+        all.into_iter()
+            .chain(some.into_iter().flatten())
+            .map(move |run| Run {
+                offset: run.start * page_size,
+                len: usize::try_from((run.end - run.start) * page_size).unwrap_or(usize::MAX),
+            })
+    }
+
+    /// Runs of pages that are not.
+    fn absent(&self) -> impl Iterator<Item = Run> {
+        gaps(self.stored(), self.start..self.end)
     }
 
     /// Has the kernel begin to read what is stored. It would not by itself: to it, several threads' reads are random ones.
     fn read_ahead(&self, file: &PageFile) {
-        for run in self.runs(true) {
+        for run in self.stored() {
             let (at, end) = (self.pages_offset + run.offset, run.len as u64);
             for start in (0..end).step_by(HINT as usize) {
                 file.will_need(at + start, HINT.min(end - start) as usize);
@@ -65,8 +72,8 @@ impl Piece<'_> {
     ) -> Result<Loaded, FileError> {
         let page_size = u64::from(self.block.page_size());
         let mut loaded = Loaded::default();
-        prefault.prepare_to_write(self.block, self.runs(true));
-        for run in self.runs(true) {
+        prefault.prepare_to_write(self.block, self.stored());
+        for run in self.stored() {
             let at = self.pages_offset + run.offset;
             let region = self.block.region(run.offset, run.len)?;
             let read = file
@@ -87,7 +94,7 @@ impl Piece<'_> {
             }
             loaded.pages += run.len as u64 / page_size;
         }
-        for run in self.runs(false) {
+        for run in self.absent() {
             for offset in (run.offset..run.offset + run.len as u64).step_by(page_size as usize) {
                 self.block.clear_page(offset)?;
             }
@@ -109,12 +116,12 @@ pub fn load(
     threads: usize,
     direct: DirectIo,
 ) -> Result<Loaded, FileError> {
-    let mut bitmaps = Vec::with_capacity(blocks.len());
+    let mut stored = Vec::with_capacity(blocks.len());
     for placed in blocks {
-        bitmaps.push(read_bitmap(file, &placed.layout)?);
+        stored.push(StoredPages::read(file, &placed.layout)?);
     }
     let mut pieces = Vec::new();
-    for (placed, bitmap) in blocks.iter().zip(&bitmaps) {
+    for (placed, stored) in blocks.iter().zip(&stored) {
         let layout = &placed.layout;
         let len = layout.used_length();
         let block = ram
@@ -124,12 +131,7 @@ pub fn load(
             block: placed.name.clone(),
             len,
         })?;
-        cut(
-            block,
-            layout.header().pages_offset,
-            Some(Bitmap::new(bitmap)),
-            &mut pieces,
-        );
+        cut(block, layout.header().pages_offset, Some(stored), &mut pieces);
     }
     run_pieces(&page_file(file, direct)?, &pieces, threads.max(1))
 }
@@ -147,7 +149,7 @@ pub fn load_raw(file: &File, block: &Arc<RamBlock>, threads: usize) -> Result<Lo
 fn cut<'a>(
     block: &'a Arc<RamBlock>,
     pages_offset: u64,
-    bitmap: Option<Bitmap<'a>>,
+    pages: Option<&'a StoredPages>,
     pieces: &mut Vec<Piece<'a>>,
 ) {
     let mut start = 0;
@@ -156,7 +158,7 @@ fn cut<'a>(
         pieces.push(Piece {
             block,
             pages_offset,
-            bitmap,
+            pages,
             start,
             end,
         });
@@ -234,7 +236,7 @@ fn run_pieces(file: &PageFile, pieces: &[Piece<'_>], threads: usize) -> Result<L
 pub fn map(file: &File, placed: &PlacedBlock) -> Result<RamBlock, FileError> {
     let layout = &placed.layout;
     let (offset, len) = (layout.header().pages_offset, layout.used_length());
-    let bitmap = read_bitmap(file, layout)?;
+    let stored = StoredPages::read(file, layout)?;
     let size = usize::try_from(len).unwrap_or(usize::MAX);
     let failed = |source| FileError::At {
         doing: "mapping",
@@ -255,10 +257,29 @@ pub fn map(file: &File, placed: &PlacedBlock) -> Result<RamBlock, FileError> {
     let page_size = u32::try_from(layout.header().page_size).unwrap_or(u32::MAX);
     let block = RamBlock::from_mmap(&placed.name, mapping, page_size)?;
     // What is not stored is zero, whatever an earlier round left in its place.
-    let bitmap = Bitmap::new(&bitmap);
-    let absent = (0..layout.pages()).filter(|&page| !bitmap.contains(page));
-    for run in runs(absent.map(|page| page * u64::from(page_size)), page_size) {
+    let stored = stored.runs(0..layout.pages()).map(|run| Run {
+        offset: run.start * u64::from(page_size),
+        len: usize::try_from((run.end - run.start) * u64::from(page_size)).unwrap_or(usize::MAX),
+    });
+    for run in gaps(stored, 0..len) {
         block.region(run.offset, run.len)?.clear();
     }
     Ok(block)
+}
+
+/// What lies between runs of a range.
+fn gaps(runs: impl Iterator<Item = Run>, range: Range<u64>) -> impl Iterator<Item = Run> {
+    let end = Run {
+        offset: range.end,
+        len: 0,
+    };
+    let mut at = range.start;
+    runs.chain([end]).filter_map(move |run| {
+        let gap = Run {
+            offset: at,
+            len: usize::try_from(run.offset - at).unwrap_or(usize::MAX),
+        };
+        at = run.offset + run.len as u64;
+        (gap.len > 0).then_some(gap)
+    })
 }

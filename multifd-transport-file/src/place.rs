@@ -1,7 +1,8 @@
 //! Files by path, or by the number of a descriptor that was inherited.
 
 use crate::FileError;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, FileType, OpenOptions};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// The descriptor a path names, if it is written as `/dev/fdset/N` or `/dev/fd/N`: descriptor `N` of this process.
@@ -13,10 +14,10 @@ pub fn descriptor_number(path: &Path) -> Option<u32> {
     number.parse().ok()
 }
 
-/// Opens a file for reading, by path or as `/dev/fdset/N`.
+/// Opens a regular file for reading, by path or as `/dev/fdset/N`. It never waits, as opening a fifo would.
 ///
 /// # Errors
-/// [`FileError::Path`], the system's reason.
+/// [`FileError::Path`], the system's reason; [`FileError::NotRegular`].
 pub fn open_read(path: &Path) -> Result<File, FileError> {
     open(path, OpenOptions::new().read(true))
 }
@@ -26,16 +27,58 @@ pub(crate) fn open_descriptor(path: &Path) -> Result<File, FileError> {
     open(path, OpenOptions::new().read(true).write(true))
 }
 
-fn open(path: &Path, options: &OpenOptions) -> Result<File, FileError> {
+fn open(path: &Path, options: &mut OpenOptions) -> Result<File, FileError> {
     let real = match descriptor_number(path) {
         Some(number) => PathBuf::from(format!("/proc/self/fd/{number}")),
         None => path.into(),
     };
-    options.open(real).map_err(|source| FileError::Path {
+    let failed = |source| FileError::Path {
         path: path.into(),
         doing: "opening",
         source,
-    })
+    };
+    // Without waiting: a fifo would be opened only once somebody writes to it.
+    let file = options
+        .custom_flags(libc::O_NONBLOCK)
+        .open(real)
+        .map_err(failed)?;
+    let kind = file.metadata().map_err(failed)?.file_type();
+    if !kind.is_file() {
+        return Err(FileError::NotRegular {
+            path: path.into(),
+            kind: file_kind(kind),
+            advice: "a regular file is needed here",
+        });
+    }
+    Ok(file)
+}
+
+/// What a file that is no regular one is.
+pub(crate) fn file_kind(kind: FileType) -> &'static str {
+    if kind.is_dir() {
+        "a folder"
+    } else if kind.is_symlink() {
+        "a symbolic link"
+    } else if kind.is_fifo() {
+        "a fifo"
+    } else if kind.is_socket() {
+        "a socket"
+    } else if kind.is_block_device() || kind.is_char_device() {
+        "a device"
+    } else if kind.is_file() {
+        "a regular file"
+    } else {
+        "no file"
+    }
+}
+
+/// Whether two paths name one file, by whatever names. Paths that name nothing do not.
+pub fn same_file(one: &Path, other: &Path) -> bool {
+    let identity = |path: &Path| {
+        let data = path.metadata().ok()?;
+        Some((data.dev(), data.ino()))
+    };
+    identity(one).is_some_and(|one| Some(one) == identity(other))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use multifd_core::{Iov, Region};
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -41,6 +42,31 @@ pub(crate) fn read_at(file: &File, region: Region<'_>, at: u64) -> io::Result<us
     retry(|| unsafe { libc::pread(file.as_raw_fd(), region.as_mut_ptr().cast(), region.len(), at) })
 }
 
+/// The next stretch of a range that is not a hole; `None` if there is nothing more but holes. Where the file system does not
+/// tell, all of it is.
+pub(crate) fn next_data(file: &File, within: Range<u64>) -> io::Result<Option<Range<u64>>> {
+    if within.is_empty() {
+        return Ok(None);
+    }
+    let seek = |at: u64, whence| {
+        let at = offset(at)?;
+        // SAFETY: a plain call on an open descriptor. Whoever uses the file's own offset sets it first.
+        let result = unsafe { libc::lseek(file.as_raw_fd(), at, whence) };
+        u64::try_from(result).map_err(|_| io::Error::last_os_error())
+    };
+    let start = match seek(within.start, libc::SEEK_DATA) {
+        Ok(start) => start,
+        Err(e) if e.raw_os_error() == Some(libc::ENXIO) => return Ok(None),
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => return Ok(Some(within)),
+        Err(e) => return Err(e),
+    };
+    if start >= within.end {
+        return Ok(None);
+    }
+    let end = seek(start, libc::SEEK_HOLE)?;
+    Ok(Some(start..end.min(within.end)))
+}
+
 /// Has the kernel begin to read: a hint, so that nothing comes of an error.
 pub(crate) fn will_need(file: &File, at: u64, len: usize) {
     let (Ok(at), Ok(len)) = (offset(at), libc::off_t::try_from(len)) else {
@@ -48,6 +74,12 @@ pub(crate) fn will_need(file: &File, at: u64, len: usize) {
     };
     // SAFETY: the call takes no memory.
     unsafe { libc::posix_fadvise(file.as_raw_fd(), at, len, libc::POSIX_FADV_WILLNEED) };
+}
+
+/// Locks a file for as long as it is open, unless another has: `WouldBlock` then.
+pub(crate) fn lock(file: &File) -> io::Result<()> {
+    // SAFETY: a plain call on an open descriptor.
+    retry(|| unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } as isize).map(drop)
 }
 
 /// Whether the file system keeps its files in memory, where there is nothing to read ahead.

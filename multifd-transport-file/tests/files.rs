@@ -5,10 +5,10 @@ use multifd_core::{
     Error, Iov, Outgoing, PageBatch, Plain, RamBlock, RamMap, Sender, SenderConfig, SyncScope, Transport,
     WriteFlags,
 };
-use multifd_packet::{Bitmap, MappedRamLayout};
+use multifd_packet::MappedRamLayout;
 use multifd_transport_file::{
-    AtomicFile, BlockReader, DirectIo, FileError, FileTransport, PlacedBlock, changed_pages, extract, load,
-    load_raw, map, read_bitmap,
+    AtomicFile, BlockReader, DirectIo, FileError, FileTransport, PlacedBlock, StoredPages, changed_pages,
+    extract, load, load_raw, map,
 };
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -139,8 +139,8 @@ fn a_page_that_becomes_zero_leaves_the_bitmap_and_the_file() {
         after <= before - 190 * 8,
         "200 pages are holes: {before} before, {after} after"
     );
-    let bitmap = read_bitmap(&file, &blocks[0].layout).unwrap();
-    assert!((0..PAGES).all(|page| Bitmap::new(&bitmap).contains(page) != (100..300).contains(&page)));
+    let stored = StoredPages::read(&file, &blocks[0].layout).unwrap();
+    assert!((0..PAGES).all(|page| stored.contains(page) != (100..300).contains(&page)));
     let target = guest();
     load(&file, &blocks, &target, 2, DirectIo::Off).unwrap();
     assert!(contents(&source) == contents(&target));

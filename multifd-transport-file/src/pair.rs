@@ -1,0 +1,143 @@
+//! A file and the companion with its checksums, which appear together.
+
+use crate::atomic::{AtomicFile, check_target};
+use crate::place::descriptor_number;
+use crate::{Digest, FileError, companion};
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// A file that is being written, and its [`companion`] if it is to have one. [`commit`](FileWithCompanion::commit) gives
+/// both their names; until then, or if that fails, what had the names before stays.
+///
+/// A file never appears beside the companion of another: a companion that stood there goes first, and comes back if the
+/// file cannot be put in place.
+#[derive(Debug)]
+pub struct FileWithCompanion {
+    file: AtomicFile,
+    companion: Option<AtomicFile>,
+    path: PathBuf,
+    replace: bool,
+}
+
+impl FileWithCompanion {
+    /// Begins to write `path`. Without `replace`, neither it nor its companion may exist; with it, regular files are
+    /// replaced. A file of a descriptor (`/dev/fdset/N`) has no companion.
+    ///
+    /// # Errors
+    /// As [`AtomicFile::create`], for either of the two.
+    pub fn create(path: &Path, replace: bool, with_companion: bool) -> Result<Self, FileError> {
+        let mut beside = None;
+        if descriptor_number(path).is_none() {
+            check_target(path, replace)?;
+            check_target(&companion(path), replace)?;
+            beside = with_companion
+                .then(|| AtomicFile::create(&companion(path), replace))
+                .transpose()?;
+        }
+        Ok(Self {
+            file: AtomicFile::create(path, replace)?,
+            companion: beside,
+            path: path.into(),
+            replace,
+        })
+    }
+
+    /// The file, to be written to.
+    pub fn file(&self) -> &File {
+        self.file.file()
+    }
+
+    /// Whether there will be a companion, and its checksums are worth computing.
+    pub fn has_companion(&self) -> bool {
+        self.companion.is_some()
+    }
+
+    /// Brings both to the disk and gives them their names, the companion first: a file without one is whole, a companion
+    /// without a file is nothing.
+    ///
+    /// # Errors
+    /// [`FileError`]; then neither has appeared, unless only syncing the folder failed.
+    pub fn commit(mut self, digest: Option<&Digest>) -> Result<(), FileError> {
+        self.file.sync()?;
+        let beside = companion(&self.path);
+        let Some(mut companion) = self.companion.take() else {
+            let moved = (descriptor_number(&self.path).is_none() && self.replace)
+                .then(|| Moved::aside(&beside))
+                .transpose()?;
+            self.file.appear()?;
+            moved.flatten().map(Moved::discard);
+            return self.file.sync_folder();
+        };
+        if let Some(digest) = digest {
+            let mut out = companion.file();
+            out.write_all(&digest.encode())
+                .map_err(|source| FileError::Path {
+                    path: beside.clone(),
+                    doing: "writing",
+                    source,
+                })?;
+        }
+        companion.sync()?;
+        let moved = if self.replace {
+            Moved::aside(&beside)?
+        } else {
+            None
+        };
+        if self.replace {
+            // Whoever reads between the two steps finds a file without checksums, never with wrong ones.
+            self.file.appear()?;
+            moved.map(Moved::discard);
+            companion.appear()?;
+        } else {
+            companion.appear()?;
+            if let Err(error) = self.file.appear() {
+                let _ = std::fs::remove_file(&beside);
+                return Err(error);
+            }
+        }
+        self.file.sync_folder()
+    }
+}
+
+/// An old companion that has been moved out of the way; it comes back when this is dropped.
+struct Moved {
+    from: PathBuf,
+    holder: AtomicFile,
+    discarded: bool,
+}
+
+impl Moved {
+    /// Moves what is at `path` aside, if anything is.
+    fn aside(path: &Path) -> Result<Option<Self>, FileError> {
+        check_target(path, true)?;
+        let holder = AtomicFile::create(path, true)?;
+        match holder.take_from(path) {
+            Ok(()) => Ok(Some(Self {
+                from: path.into(),
+                holder,
+                discarded: false,
+            })),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(FileError::Path {
+                path: path.into(),
+                doing: "moving aside",
+                source,
+            }),
+        }
+    }
+
+    /// It is not wanted any more.
+    fn discard(mut self) {
+        self.discarded = true;
+    }
+}
+
+impl Drop for Moved {
+    fn drop(&mut self) {
+        if !self.discarded {
+            // The temporary name is left to be swept if even that fails.
+            let _ = self.holder.give_back(&self.from);
+        }
+    }
+}
