@@ -72,6 +72,11 @@ pub struct HeldMemory {
 }
 
 impl HeldMemory {
+    /// Bytes held.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Takes more, up to `bytes` in all; less is no change.
     ///
     /// # Errors

@@ -42,12 +42,14 @@ pub struct Stats {
     pub elapsed: Duration,
     /// Each channel's counts, by channel number.
     pub channels: Vec<ChannelStats>,
+    /// Pages that went over another connection, such as QEMU's main channel. Its bytes are not counted here.
+    pub main: ChannelStats,
 }
 
 impl Stats {
-    /// All channels together.
+    /// All channels together, and the pages of the main channel.
     pub fn total(&self) -> ChannelStats {
-        let mut total = ChannelStats::default();
+        let mut total = self.main;
         self.channels.iter().for_each(|channel| total.add(channel));
         total
     }
@@ -71,6 +73,7 @@ impl Stats {
 pub struct StatsHandle {
     pub(crate) started: Instant,
     pub(crate) counters: Arc<Vec<Counters>>,
+    main: Arc<Counters>,
 }
 
 impl StatsHandle {
@@ -78,6 +81,7 @@ impl StatsHandle {
         Self {
             started: Instant::now(),
             counters: Arc::new((0..channels).map(|_| Counters::default()).collect()),
+            main: Arc::default(),
         }
     }
 
@@ -86,6 +90,7 @@ impl StatsHandle {
         Stats {
             elapsed: self.started.elapsed(),
             channels: self.counters.iter().take(channels).map(Counters::read).collect(),
+            main: self.main.read(),
         }
     }
 
@@ -97,6 +102,16 @@ impl StatsHandle {
             stats.channels.pop();
         }
         stats
+    }
+
+    /// Counts pages of `page_size` bytes that went over another connection than a channel.
+    pub fn count_main(&self, normal_pages: u64, zero_pages: u64, page_size: u32) {
+        self.main.add(&ChannelStats {
+            guest_bytes: (normal_pages + zero_pages) * u64::from(page_size),
+            normal_pages,
+            zero_pages,
+            ..ChannelStats::default()
+        });
     }
 
     pub(crate) fn add(&self, channel: u8, delta: &ChannelStats) {

@@ -39,8 +39,14 @@ impl Syncs {
             packet_num: 0,
             block: "",
         };
-        RamPacket::encode(&fields, geometry, &[], &[], &mut sync).expect("it fits");
-        (0..rounds).for_each(|_| bytes.extend(&sync));
+        for round in 0..rounds {
+            let fields = RamFields {
+                packet_num: round.into(),
+                ..fields
+            };
+            RamPacket::encode(&fields, geometry, &[], &[], &mut sync).expect("it fits");
+            bytes.extend(&sync);
+        }
         Self { bytes, at: 0 }
     }
 }

@@ -1,6 +1,6 @@
 //! What can go wrong on the main channel.
 
-use multifd_core::{BlockError, Error as EngineError};
+use multifd_core::{BlockError, Error as EngineError, OverBudget};
 use multifd_packet::PacketError;
 use std::io;
 use std::time::Duration;
@@ -69,6 +69,25 @@ pub enum Error {
         found: u64,
         /// How large it may be.
         limit: u64,
+    },
+    /// Something takes more memory than there may be for what a peer makes us hold.
+    #[error("byte {offset} of the main channel: {source}")]
+    Memory {
+        /// Where.
+        offset: u64,
+        /// How much there was.
+        source: OverBudget,
+    },
+    /// A file does not begin as a migration does.
+    #[error(
+        "it is not a mapped-ram file: at byte {offset}, where a migration would begin, the magic number is {found:#010x}, \
+         expected 0x5145564d (\"QEVM\")"
+    )]
+    NotAMigration {
+        /// Where.
+        offset: u64,
+        /// What stands there.
+        found: u32,
     },
     /// The source uses something that is not handled here.
     #[error("byte {offset} of the main channel: the source sends {what}, which is not supported: {advice}")]

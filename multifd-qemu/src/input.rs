@@ -1,7 +1,7 @@
 //! Reading the main channel: big-endian integers and counted names, with the place of every byte known.
 
 use crate::Error;
-use multifd_core::Progress;
+use multifd_core::{HeldMemory, Progress};
 use std::io::{self, Read};
 use std::sync::Arc;
 
@@ -164,19 +164,37 @@ impl<R: Read> Input<R> {
         })
     }
 
-    /// Everything to the end of the channel, after a byte that was read already; at most `limit` bytes.
-    pub(crate) fn rest(&mut self, first: u8, limit: u64, what: &'static str) -> Result<Vec<u8>, Error> {
+    /// Everything to the end of the channel, after a byte that was read already; at most `limit` bytes. Memory for it is taken
+    /// from `held`, beside what that holds already.
+    pub(crate) fn rest(
+        &mut self,
+        first: u8,
+        limit: u64,
+        what: &'static str,
+        held: &mut HeldMemory,
+    ) -> Result<Vec<u8>, Error> {
         let offset = self.offset;
+        let before = held.bytes();
         let mut all = vec![first];
         while self.more(what)? {
             let available = self.buffer.get(self.at..self.filled).unwrap_or_default();
-            if (all.len() + available.len()) as u64 > limit {
+            let len = all.len() + available.len();
+            if len as u64 > limit {
                 return Err(Error::TooLarge {
                     offset,
                     what,
-                    found: (all.len() + available.len()) as u64,
+                    found: len as u64,
                     limit,
                 });
+            }
+            if len > all.capacity() {
+                // Twice as much each time, so that little is copied; the old is gone before the new is used.
+                let capacity = len
+                    .max(all.capacity() * 2)
+                    .min(usize::try_from(limit).unwrap_or(len).max(len));
+                held.grow_to(what, before + capacity as u64)
+                    .map_err(|source| Error::Memory { offset, source })?;
+                all.reserve_exact(capacity - all.len());
             }
             all.extend_from_slice(available);
             self.offset += available.len() as u64;

@@ -2,25 +2,32 @@
 #![forbid(unsafe_code)]
 
 mod configuration;
+mod container;
+mod core_file;
+mod elements;
 mod error;
 mod input;
 mod limits;
 mod mapped;
+mod physical;
 mod ram;
 mod receive;
 mod sections;
 mod send;
 mod snapshot;
 mod tail;
-mod vmdesc;
+mod vmstate;
 
 pub use configuration::{Configuration, Subsection};
+pub use container::find_migration;
+pub use core_file::{CoreFile, CoreSegment, Processor};
 pub use error::Error;
 pub use limits::Limits;
 pub use mapped::{MappedBlock, MappedFile, MappedWriter};
+pub use physical::{LayoutError, MAX_RANGES, PhysicalMap, PhysicalRange};
 pub use ram::BlockInfo;
 pub use receive::{MakeMemory, ReceiveOptions, Received, read_configuration, receive};
 pub use send::{SendOptions, Sent, ZeroPageStyle, send};
 pub use snapshot::{Snapshot, Started, SyncStyle};
 pub use tail::Tail;
-pub use vmdesc::DeviceSection;
+pub use vmstate::{DeviceSection, DeviceState};

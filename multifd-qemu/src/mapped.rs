@@ -1,12 +1,14 @@
 //! A VM in a mapped-ram file: the main channel with gaps, in which every page has its place.
 
+use crate::elements::{Element, Elements, unexpected};
 use crate::input::Input;
 use crate::ram::{self, Record};
 use crate::sections::{
-    COMMAND, CONFIGURATION, END, EOF, FULL, PART, START, push_footer, push_header, push_ram_more,
-    push_ram_start, push_switchover_start, read_command, read_footer, read_header, read_ram_start,
+    CONFIGURATION, END, MAGIC, VERSION, push_footer, push_header, push_ram_more, push_ram_start,
+    push_switchover_start, read_footer,
 };
 use crate::{BlockInfo, Configuration, Error, Limits, Tail};
+use multifd_core::{MemoryBudget, OverBudget};
 use multifd_packet::{Field, MAPPED_RAM_HEADER_LEN, MappedRamHeader, MappedRamLayout, PacketError};
 use std::io::{self, Read, Seek, Write};
 
@@ -47,7 +49,14 @@ impl MappedFile {
     ) -> Result<Self, Error> {
         let mut input = Input::new(file, base, None);
         input.seek(base, "the start of the migration")?;
-        read_header(&mut input)?;
+        let magic = input.u32("the magic number")?;
+        if magic != MAGIC {
+            return Err(Error::NotAMigration {
+                offset: base,
+                found: magic,
+            });
+        }
+        input.expect_u32("the version", VERSION)?;
         let mut kind = input.u8("the first element")?;
         let mut configuration = Configuration::default();
         if kind == CONFIGURATION {
@@ -60,46 +69,33 @@ impl MappedFile {
                 advice: "switch the capabilities mapped-ram and multifd on before migrating to a file".into(),
             });
         }
-        let (mut id, mut blocks, mut switchover_start, mut ended) = (None, None, false, false);
+        let mut elements = Elements::new(kind);
+        let mut blocks = None;
+        let budget = MemoryBudget::new(limits.tail_bytes.saturating_mul(2));
+        let mut held = budget.take("the device sections", 0).map_err(over)?;
         loop {
-            let offset = input.offset().saturating_sub(1);
-            match (kind, id) {
-                (START, None) => {
-                    let section = read_ram_start(&mut input)?;
-                    id = Some(section);
+            match elements.next(&mut input, limits, &mut held)? {
+                Element::Ram => {
                     read_body(&mut input, &configuration, limits, &mut blocks)?;
-                    read_footer(&mut input, section)?;
+                    read_footer(&mut input, elements.ram_section())?;
                 }
-                (PART | END, Some(section)) if !ended => {
-                    input.expect_u32("a section's id", section)?;
-                    read_body(&mut input, &configuration, limits, &mut blocks)?;
-                    read_footer(&mut input, section)?;
-                    ended = kind == END;
-                }
-                (COMMAND, _) => {
-                    read_command(&mut input)?;
-                    switchover_start = true;
-                }
-                (FULL | EOF, Some(ram_section)) if ended => {
-                    let bytes = input.rest(kind, limits.tail_bytes, "the device sections")?;
+                Element::Devices(kind) if elements.ram_has_ended() => {
+                    let offset = input.offset().saturating_sub(1);
+                    let bytes = input.rest(kind, limits.tail_bytes, "the device sections", &mut held)?;
+                    let tail = Tail::new(bytes, offset, need_vmdesc, limits)?;
                     return Ok(Self {
                         configuration,
                         blocks: blocks.unwrap_or_default(),
-                        ram_section,
-                        switchover_start,
-                        tail: Tail::new(bytes, offset, need_vmdesc, limits)?,
+                        ram_section: elements.ram_section(),
+                        switchover_start: elements.switchover_start,
+                        tail: tail.with_early(elements.early),
                     });
                 }
-                _ => {
-                    return Err(Error::Malformed {
-                        offset,
-                        what: "what comes next",
-                        found: format!("the element {kind:#04x}"),
-                        expected: "the RAM section, then device sections".into(),
-                    });
+                Element::Devices(kind) => {
+                    let offset = input.offset().saturating_sub(1);
+                    return Err(unexpected(offset, format!("the element {kind:#04x}")));
                 }
             }
-            kind = input.u8("the next section")?;
         }
     }
 
@@ -107,6 +103,11 @@ impl MappedFile {
     pub fn ram_bytes(&self) -> u64 {
         self.blocks.iter().map(|block| block.layout.used_length()).sum()
     }
+}
+
+/// What cannot happen: nothing is taken yet.
+fn over(source: OverBudget) -> Error {
+    Error::Memory { offset: 0, source }
 }
 
 /// Reads the body of a part of the RAM section: the block list, or nothing.
@@ -245,11 +246,12 @@ impl<F: Write + Seek> MappedWriter<F> {
         Ok((writer, placed))
     }
 
-    /// Writes everything after the RAM, and returns the file.
+    /// Writes the device sections, those that come before the RAM's end and those after it, and returns the file.
     ///
     /// # Errors
     /// [`Error::File`].
     pub fn finish(mut self, switchover_start: bool, tail: &Tail) -> Result<F, Error> {
+        self.put(tail.early())?;
         let mut room = Vec::new();
         if switchover_start {
             push_switchover_start(&mut room);
@@ -257,8 +259,8 @@ impl<F: Write + Seek> MappedWriter<F> {
         push_ram_more(&mut room, END, self.ram_section);
         ram::push_end(&mut room);
         push_footer(&mut room, self.ram_section);
-        room.extend(tail.bytes());
         self.put(&room)?;
+        self.put(tail.bytes())?;
         Ok(self.file)
     }
 

@@ -111,6 +111,14 @@ pub(crate) fn read_block<R: Read>(
 
 /// Checks the total before any block is read.
 pub(crate) fn check_total(total: u64, offset: u64, limits: &Limits) -> Result<(), Error> {
+    if total == 0 {
+        return Err(Error::Malformed {
+            offset,
+            what: "the guest's RAM",
+            found: "0 bytes".into(),
+            expected: "at least a page".into(),
+        });
+    }
     if total > limits.ram_bytes {
         return Err(Error::TooLarge {
             offset,
@@ -154,13 +162,14 @@ pub(crate) fn check_count(count: usize, offset: u64, limits: &Limits) -> Result<
     Ok(())
 }
 
-/// Reads a page record's block and contents, and puts the page in place. `last` is the block of the record before.
+/// Reads a page record's block and contents, and puts the page in place; returns the page's size in bytes. `last` is the block
+/// of the record before, `room` a buffer to be used again.
 pub(crate) fn read_page<R: Read>(
     input: &mut Input<R>,
     ram: &RamMap,
     record: (u64, bool, bool),
-    last: &mut Option<String>,
-) -> Result<(), Error> {
+    (last, room): (&mut Option<String>, &mut Vec<u8>),
+) -> Result<u32, Error> {
     let (address, zero, same_block) = record;
     let offset = input.offset();
     if !same_block {
@@ -199,12 +208,12 @@ pub(crate) fn read_page<R: Read>(
         }
         block.clear_page(address)?;
     } else {
-        let mut bytes = vec![0; page.len()];
-        input.fill(&mut bytes, "a page")?;
+        room.resize(page.len(), 0);
+        input.fill(room, "a page")?;
         block.prepare_to_write(address, page.len());
-        page.copy_from(&bytes);
+        page.copy_from(room);
     }
-    Ok(())
+    Ok(block.page_size())
 }
 
 /// Appends the start of the block list.

@@ -1,15 +1,13 @@
 //! The destination of a migration: the main channel read, its rounds joined with those of the multifd channels.
 
+use crate::elements::{Element, Elements, unexpected};
 use crate::input::Input;
 use crate::ram::{self, Record};
-use crate::sections::{
-    COMMAND, CONFIGURATION, END, EOF, FULL, PART, START, read_command, read_footer, read_header,
-    read_ram_start,
-};
+use crate::sections::{CONFIGURATION, read_footer, read_header};
 use crate::{BlockInfo, Configuration, Error, Limits, Snapshot, Started, SyncStyle, Tail};
 use multifd_core::{
-    BlockError, CancelHandle, ChannelError, ChannelSource, DeviceStateSink, Error as EngineError, Method,
-    Progress, RamBlock, RamMap, Receiver, ReceiverConfig, Stats,
+    BlockError, CancelHandle, ChannelError, ChannelSource, DeviceStateSink, Error as EngineError, HeldMemory,
+    MemoryBudget, Method, Progress, RamBlock, RamMap, Receiver, ReceiverConfig, Stats, StatsHandle,
 };
 use std::io::Read;
 use std::sync::Arc;
@@ -28,6 +26,8 @@ pub struct ReceiveOptions {
     pub uuid: Option<[u8; 16]>,
     /// How much the source may ask for.
     pub limits: Limits,
+    /// What the device sections are counted in. Give the same to methods whose decoders take much.
+    pub memory_budget: MemoryBudget,
     /// Whether the description at the end must be there (see [`Tail::new`]).
     pub need_vmdesc: bool,
     /// The clock of all connections: when nothing has come on any of them for its deadline, that is a stall.
@@ -54,6 +54,7 @@ impl Default for ReceiveOptions {
             channels: None,
             uuid: None,
             limits: Limits::default(),
+            memory_budget: MemoryBudget::default(),
             need_vmdesc: true,
             progress: Arc::new(Progress::new(Duration::from_secs(30))),
             cancel: CancelHandle::default(),
@@ -89,6 +90,8 @@ pub struct Received {
     pub sync: SyncStyle,
     /// The compression methods of the packets with contents; none at all if every page was zero.
     pub methods: Vec<multifd_packet::Method>,
+    /// Whether the source had no channels: all pages came over the main connection.
+    pub over_main: bool,
 }
 
 /// Receives a migration: reads `main` to its end, takes channels from `source`, and returns when all of the VM is in place
@@ -113,6 +116,9 @@ pub fn receive(
         gathered: false,
         rounds: 0,
         last_block: None,
+        page: Vec::new(),
+        stats: None,
+        over_main: false,
     };
     // The engine still lives when its first error is looked for: it cancels itself when it is dropped.
     reception.run().map_err(|error| match cancel.error() {
@@ -162,6 +168,12 @@ struct Reception<'a, R> {
     gathered: bool,
     rounds: u64,
     last_block: Option<String>,
+    /// A page of the main channel on its way.
+    page: Vec<u8>,
+    /// Where its pages are counted.
+    stats: Option<StatsHandle>,
+    /// The source has no channels.
+    over_main: bool,
 }
 
 impl<R: Read> Reception<'_, R> {
@@ -172,33 +184,44 @@ impl<R: Read> Reception<'_, R> {
             (self.configuration, kind) = Configuration::read(&mut self.input, &self.options.limits)?;
         }
         self.check_capabilities()?;
-        let (mut id, mut switchover_start, mut ended) = (None, false, false);
+        let mut elements = Elements::new(kind);
+        let mut held = self
+            .options
+            .memory_budget
+            .take("the device sections", 0)
+            .map_err(|source| {
+                let offset = self.input.offset();
+                Error::Memory { offset, source }
+            })?;
         let first = loop {
-            let offset = self.input.offset().saturating_sub(1);
-            match kind {
-                START if id.is_none() => {
-                    id = Some(read_ram_start(&mut self.input)?);
-                    self.section(id)?;
+            match elements.next(&mut self.input, &self.options.limits, &mut held)? {
+                Element::Ram => self.section(elements.ram_section())?,
+                // Only where QEMU saves a background snapshot has the RAM no end, and then there are no channels.
+                Element::Devices(kind) if elements.ram_has_ended() || self.is_without_channels() => {
+                    break kind;
                 }
-                START => {
-                    let found = read_ram_start(&mut self.input)?;
-                    return Err(unexpected(offset, format!("a second RAM section (id {found})")));
+                Element::Devices(kind) => {
+                    let offset = self.input.offset().saturating_sub(1);
+                    return Err(unexpected(offset, format!("the element {kind:#04x}")));
                 }
-                PART | END if id.is_some() && !ended => {
-                    self.input.expect_u32("a section's id", id.unwrap_or(0))?;
-                    self.section(id)?;
-                    ended = kind == END;
-                }
-                COMMAND => {
-                    read_command(&mut self.input)?;
-                    switchover_start = true;
-                }
-                FULL | EOF if ended => break kind,
-                _ => return Err(unexpected(offset, format!("the element {kind:#04x}"))),
             }
-            kind = self.input.u8("the next section")?;
         };
-        let tail = self.tail(first)?;
+        let tail = self
+            .tail(first, &mut held)?
+            .with_early(std::mem::take(&mut elements.early));
+        if self.over_main
+            && self
+                .stats
+                .as_ref()
+                .is_none_or(|stats| stats.read().main.guest_bytes == 0)
+        {
+            // All of RAM is sent at least once by a source without channels: these must have come late.
+            return Err(Error::Refused {
+                offset: self.input.offset(),
+                what: "no multifd connections and no pages either".into(),
+                advice: "see that multifd connections reach this listener".into(),
+            });
+        }
         let receiver = self.receiver.take();
         let (methods, uuid, stats) = match receiver {
             Some(receiver) => {
@@ -215,8 +238,8 @@ impl<R: Read> Reception<'_, R> {
                 configuration: self.configuration.with_mapped_ram(false),
                 uuid,
                 ram: self.ram.clone(),
-                ram_section: id.unwrap_or(0),
-                switchover_start,
+                ram_section: elements.ram_section(),
+                switchover_start: elements.switchover_start,
                 tail,
             },
             stats,
@@ -224,6 +247,7 @@ impl<R: Read> Reception<'_, R> {
             rounds: self.rounds,
             sync: self.sync.unwrap_or(SyncStyle::EachRound),
             methods,
+            over_main: self.over_main,
         })
     }
 
@@ -248,7 +272,7 @@ impl<R: Read> Reception<'_, R> {
     }
 
     /// Reads the body and the footer of a part of the RAM section.
-    fn section(&mut self, id: Option<u32>) -> Result<(), Error> {
+    fn section(&mut self, id: u32) -> Result<(), Error> {
         let mut flushed = false;
         loop {
             let offset = self.input.offset();
@@ -261,7 +285,11 @@ impl<R: Read> Reception<'_, R> {
                     same_block,
                 } => {
                     let record = (address, zero, same_block);
-                    ram::read_page(&mut self.input, &self.ram, record, &mut self.last_block)?;
+                    let last = (&mut self.last_block, &mut self.page);
+                    let page_size = ram::read_page(&mut self.input, &self.ram, record, last)?;
+                    if let Some(stats) = &self.stats {
+                        stats.count_main(u64::from(!zero), u64::from(zero), page_size);
+                    }
                 }
                 Record::Flush if self.receiver.is_none() => {
                     return Err(unexpected(offset, "a flush before the block list".into()));
@@ -288,7 +316,12 @@ impl<R: Read> Reception<'_, R> {
         if *self.sync.get_or_insert(style) == SyncStyle::EachSection {
             self.join_round()?;
         }
-        read_footer(&mut self.input, id.unwrap_or(0))
+        read_footer(&mut self.input, id)
+    }
+
+    /// Whether it has turned out that the source has no channels.
+    fn is_without_channels(&self) -> bool {
+        self.over_main
     }
 
     fn set_up(&mut self, total: u64) -> Result<(), Error> {
@@ -320,6 +353,7 @@ impl<R: Read> Reception<'_, R> {
             ..ReceiverConfig::default()
         };
         let receiver = self.receiver.insert(Receiver::new(self.ram.clone(), config)?);
+        self.stats = Some(receiver.stats_handle());
         if let Some(on_start) = self.options.on_start.take() {
             on_start(Started {
                 stats: receiver.stats_handle(),
@@ -360,6 +394,11 @@ impl<R: Read> Reception<'_, R> {
             }
         }
         if receiver.channels() == 0 {
+            // A source that syncs each section says nothing of it, and neither does one that has no channels at all.
+            if self.sync == Some(SyncStyle::EachSection) {
+                self.over_main = true;
+                return Ok(());
+            }
             return Err(Error::Refused {
                 offset: self.input.offset(),
                 what: "no multifd connections".into(),
@@ -374,9 +413,11 @@ impl<R: Read> Reception<'_, R> {
         if !self.gathered {
             self.gather()?;
             self.gathered = true;
-            self.input.let_channels_speak();
+            if !self.over_main {
+                self.input.let_channels_speak();
+            }
         }
-        if let Some(receiver) = &self.receiver {
+        if let Some(receiver) = self.receiver.as_ref().filter(|_| !self.over_main) {
             receiver.wait_sync()?;
             self.rounds += 1;
         }
@@ -384,10 +425,12 @@ impl<R: Read> Reception<'_, R> {
     }
 
     /// Reads everything after the RAM, and makes sure that nobody came late.
-    fn tail(&mut self, first: u8) -> Result<Tail, Error> {
+    fn tail(&mut self, first: u8, held: &mut HeldMemory) -> Result<Tail, Error> {
         let offset = self.input.offset().saturating_sub(1);
         let limits = &self.options.limits;
-        let bytes = self.input.rest(first, limits.tail_bytes, "the device sections")?;
+        let bytes = self
+            .input
+            .rest(first, limits.tail_bytes, "the device sections", held)?;
         let tail = Tail::new(bytes, offset, self.options.need_vmdesc, limits)?;
         if self.options.channels.is_none()
             && let Some(receiver) = &self.receiver
@@ -410,14 +453,5 @@ impl<R: Read> Reception<'_, R> {
             }));
         }
         Ok(tail)
-    }
-}
-
-fn unexpected(offset: u64, found: String) -> Error {
-    Error::Malformed {
-        offset,
-        what: "what comes next",
-        found,
-        expected: "the RAM section, then device sections".into(),
     }
 }

@@ -22,7 +22,9 @@ pub(crate) const FOOTER: u8 = 0x7e;
 pub(crate) const RAM_NAME: &str = "ram";
 const RAM_VERSION: u32 = 4;
 /// The command by which a source says that the guest is stopped; it has no body.
-const SWITCHOVER_START: u16 = 11;
+pub(crate) const SWITCHOVER_START: u16 = 11;
+/// The command by which a source prepares for postcopy: of RAM if it has a body, of dirty bitmaps alone if not.
+const POSTCOPY_ADVISE: u16 = 3;
 
 /// Reads the channel's first eight bytes.
 pub(crate) fn read_header<R: Read>(input: &mut Input<R>) -> Result<(), Error> {
@@ -67,19 +69,31 @@ pub(crate) fn read_footer<R: Read>(input: &mut Input<R>, id: u32) -> Result<(), 
     input.expect_u32("a section footer's id", id)
 }
 
-/// Reads a command; only those that need no answer are taken.
-pub(crate) fn read_command<R: Read>(input: &mut Input<R>) -> Result<(), Error> {
+/// Reads a command, and returns it if what it means for us is not said by it alone: the start of the switchover, and what
+/// asks for an answer. `asks` is a command of the latter kind that came right before.
+pub(crate) fn read_command<R: Read>(input: &mut Input<R>, asks: Option<(u64, u16)>) -> Result<u16, Error> {
     let offset = input.offset();
     let command = input.u16("a command")?;
     let len = input.u16("a command's length")?;
-    if command == SWITCHOVER_START && len == 0 {
-        return Ok(());
-    }
-    let (what, advice) = match command {
-        1 | 2 => ("a return-path command", "switch the return-path capability off"),
-        3..=6 | 9 | 10 => ("a postcopy command", "switch the postcopy-ram capability off"),
-        7 => ("a packaged stream", "switch the postcopy-ram capability off"),
-        8 => ("a COLO command", "switch the x-colo capability off"),
+    let (what, advice) = match (command, len) {
+        (SWITCHOVER_START, 0) if asks.is_none() => return Ok(command),
+        (1, 0) => return Ok(command),
+        (2, 4) => {
+            input.u32("a ping")?;
+            return Ok(command);
+        }
+        (SWITCHOVER_START | 1 | 2, _) => ("a return-path command", "switch the return-path capability off"),
+        (POSTCOPY_ADVISE, 0) => (
+            "what announces postcopy of dirty bitmaps",
+            "switch the dirty-bitmaps capability off",
+        ),
+        (POSTCOPY_ADVISE, _) => (
+            "what announces postcopy of RAM",
+            "switch the postcopy-ram capability off",
+        ),
+        (4..=6 | 9 | 10, _) => ("a postcopy command", "switch the postcopy-ram capability off"),
+        (7, _) => ("a packaged stream", "switch the postcopy-ram capability off"),
+        (8, _) => ("a COLO command", "switch the x-colo capability off"),
         _ => (
             "an unknown command",
             "use an older machine type or a newer version of this program",

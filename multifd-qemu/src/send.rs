@@ -115,6 +115,7 @@ pub fn send(
         on_start(Started { stats, blocks });
     }
     out.end_section(&mut sender, sync, true)?;
+    out.write(snapshot.tail.early(), "the device sections")?;
 
     push_ram_more(&mut out.room, PART, id);
     for (index, block) in snapshot.ram.blocks().iter().enumerate() {
@@ -132,8 +133,7 @@ pub fn send(
     push_ram_more(&mut out.room, END, id);
     out.end_section(&mut sender, sync, true)?;
 
-    out.room.extend(snapshot.tail.bytes());
-    out.flush("the device sections")?;
+    out.write(snapshot.tail.bytes(), "the device sections")?;
     Ok(Sent {
         stats: sender.finish()?,
         main_bytes: out.written,
@@ -154,7 +154,16 @@ struct Output<W> {
 impl<W: Write> Output<W> {
     /// Writes what has been put into the room.
     fn flush(&mut self, what: &'static str) -> Result<(), Error> {
-        let result = self.main.write_all(&self.room).and_then(|()| self.main.flush());
+        let bytes = std::mem::take(&mut self.room);
+        self.write(&bytes, what)?;
+        self.room = bytes;
+        self.room.clear();
+        Ok(())
+    }
+
+    /// Writes bytes that lie elsewhere.
+    fn write(&mut self, bytes: &[u8], what: &'static str) -> Result<(), Error> {
+        let result = self.main.write_all(bytes).and_then(|()| self.main.flush());
         result.map_err(|source| match self.cancel.error() {
             // A channel that failed has ended the wait on the main channel.
             Some(first) => first.into(),
@@ -164,8 +173,7 @@ impl<W: Write> Output<W> {
                 source,
             },
         })?;
-        self.written += self.room.len() as u64;
-        self.room.clear();
+        self.written += bytes.len() as u64;
         Ok(())
     }
 
@@ -182,6 +190,7 @@ impl<W: Write> Output<W> {
                 continue;
             }
             ram::push_zero_page(&mut self.room, block.name(), offset);
+            sender.stats_handle().count_main(0, 1, block.page_size());
             if self.room.len() >= ROOM {
                 self.flush("the RAM section")?;
             }

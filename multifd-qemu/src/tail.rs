@@ -5,10 +5,11 @@ use crate::{Error, Limits};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-/// Everything after the RAM section, byte for byte: device sections, the end mark, and mostly QEMU's description of the
-/// sections (vmdesc).
+/// A VM's device sections, byte for byte: those that come before the RAM's pages, and everything after the RAM section, which
+/// is device sections, the end mark, and mostly QEMU's description of all of them (vmdesc).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tail {
+    early: Vec<u8>,
     bytes: Vec<u8>,
     vmdesc: Option<usize>,
 }
@@ -37,7 +38,11 @@ impl Tail {
                 what: "the device sections and their description",
             });
         }
-        Ok(Self { bytes, vmdesc })
+        Ok(Self {
+            early: Vec::new(),
+            bytes,
+            vmdesc,
+        })
     }
 
     /// The tail of a VM without devices.
@@ -47,12 +52,26 @@ impl Tail {
         bytes.extend(u32::try_from(json.len()).unwrap_or(u32::MAX).to_be_bytes());
         bytes.extend(json.as_bytes());
         Self {
+            early: Vec::new(),
             bytes,
             vmdesc: Some(6),
         }
     }
 
-    /// All bytes, as they go over the wire.
+    /// These device sections, and before them `early`, which stand before the RAM's pages: whole sections with their footers,
+    /// such as virtio-mem's.
+    #[must_use]
+    pub fn with_early(mut self, early: Vec<u8>) -> Self {
+        self.early = early;
+        self
+    }
+
+    /// The device sections before the RAM's pages, as they go over the wire.
+    pub fn early(&self) -> &[u8] {
+        &self.early
+    }
+
+    /// All bytes after the RAM section, as they go over the wire.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }

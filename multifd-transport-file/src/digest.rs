@@ -10,7 +10,12 @@ use std::sync::OnceLock;
 /// Bytes of memory one checksum covers.
 const CHUNK: u64 = 1 << 20;
 const MAGIC: [u8; 4] = *b"MFSM";
-const VERSION: u32 = 1;
+/// Without a memory layout, and with one.
+const VERSIONS: [u32; 2] = [1, 2];
+/// Most ranges a memory layout may have.
+const MAX_RANGES: u32 = 1 << 20;
+/// Bytes of each.
+const RANGE: u64 = 8 + 8 + 4 + 8;
 /// Bytes of a companion beside what each block takes: the head, and the checksum at the end.
 const FIXED: u64 = 4 + 4 + 4 + 16 + 4 + 4 + 4;
 /// Most blocks a companion may name.
@@ -18,10 +23,12 @@ const MAX_BLOCKS: u32 = 65536;
 
 /// Checksums (CRC-32, as in gzip) of a snapshot: one for each MiB of each RAM block, and one for everything else.
 ///
-/// The companion of `FILE` is `FILE.crc`: big-endian, `magic "MFSM" | version u32 = 1 | chunk size u32 | uuid[16] |
+/// The companion of `FILE` is `FILE.crc`: big-endian, `magic "MFSM" | version u32 | chunk size u32 | uuid[16] |
 /// CRC of the rest u32 | block count u32`, then for each block `u16 length | name | used length u64 | CRC u32 for each
-/// chunk`, and last the CRC-32 of all that stands before it. A checksum covers memory, not the file: pages that are not
-/// stored count as zeros. The rest is what the caller says it is: for a snapshot, the device sections.
+/// chunk`; in version 2, the memory layout, `range count u32`, then for each range `guest physical address u64 | length u64
+/// | index of the block u32 | offset in the block u64`; and last the CRC-32 of all that stands before it. It is of version 1
+/// if there is no layout. A checksum covers memory, not the file: pages that are not stored count as zeros. The rest is what
+/// the caller says it is: for a snapshot, the device sections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Digest {
     /// The VM's UUID, which a mapped-ram file does not keep; or zeros.
@@ -30,6 +37,21 @@ pub struct Digest {
     pub rest: u32,
     /// The RAM blocks.
     pub blocks: Vec<BlockDigest>,
+    /// Where the blocks lay in the guest's physical address space, if that was known.
+    pub layout: Vec<GuestRange>,
+}
+
+/// A piece of a RAM block at a guest physical address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GuestRange {
+    /// Guest physical address of the first byte.
+    pub address: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Index of the block in [`Digest::blocks`].
+    pub block: u32,
+    /// Offset of the first byte in the block, bytes.
+    pub offset: u64,
 }
 
 /// Checksums of one RAM block.
@@ -148,13 +170,15 @@ impl Digest {
             uuid,
             rest: checksum(rest),
             blocks: blocks.collect::<Result<_, _>>()?,
+            layout: Vec::new(),
         })
     }
 
     /// The companion's bytes.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::from(MAGIC);
-        out.extend(VERSION.to_be_bytes());
+        let version = u32::from(!self.layout.is_empty()) + 1;
+        out.extend(version.to_be_bytes());
         out.extend((CHUNK as u32).to_be_bytes());
         out.extend(self.uuid);
         out.extend(self.rest.to_be_bytes());
@@ -164,6 +188,15 @@ impl Digest {
             out.extend(block.name.as_bytes());
             out.extend(block.used_length.to_be_bytes());
             out.extend(block.sums.iter().flat_map(|sum| sum.to_be_bytes()));
+        }
+        if !self.layout.is_empty() {
+            out.extend((self.layout.len() as u32).to_be_bytes());
+            for range in &self.layout {
+                out.extend(range.address.to_be_bytes());
+                out.extend(range.len.to_be_bytes());
+                out.extend(range.block.to_be_bytes());
+                out.extend(range.offset.to_be_bytes());
+            }
         }
         out.extend(checksum(&out).to_be_bytes());
         out
@@ -187,9 +220,10 @@ impl Digest {
         let mut left = body.get(MAGIC.len()..).unwrap_or_default();
         let short = || bad("it ends early");
         let (version, chunk) = (take_u32(&mut left), take_u32(&mut left));
-        if (version, chunk) != (Some(VERSION), Some(CHUNK as u32)) {
-            return Err(bad("it is of another version"));
-        }
+        let has_layout = match (version.filter(|version| VERSIONS.contains(version)), chunk) {
+            (Some(version), Some(chunk)) if u64::from(chunk) == CHUNK => version > 1,
+            _ => return Err(bad("it is of another version")),
+        };
         let uuid = take::<16>(&mut left).ok_or_else(short)?;
         let rest = take_u32(&mut left).ok_or_else(short)?;
         let count = take_u32(&mut left)
@@ -199,7 +233,7 @@ impl Digest {
         for _ in 0..count {
             let len = take::<2>(&mut left).map(u16::from_be_bytes).ok_or_else(short)?;
             let name = left.split_off(..usize::from(len)).ok_or_else(short)?;
-            let used_length = take::<8>(&mut left).map(u64::from_be_bytes).ok_or_else(short)?;
+            let used_length = take_u64(&mut left).ok_or_else(short)?;
             let size = usize::try_from(used_length.div_ceil(CHUNK))
                 .ok()
                 .and_then(|n| n.checked_mul(4));
@@ -211,10 +245,32 @@ impl Digest {
                 sums: sums.iter().map(|sum| u32::from_be_bytes(*sum)).collect(),
             });
         }
+        let mut layout = Vec::new();
+        if has_layout {
+            let count = take_u32(&mut left)
+                .filter(|&n| n <= MAX_RANGES)
+                .ok_or_else(short)?;
+            for _ in 0..count {
+                layout.push(GuestRange {
+                    address: take_u64(&mut left).ok_or_else(short)?,
+                    len: take_u64(&mut left).ok_or_else(short)?,
+                    block: take_u32(&mut left).ok_or_else(short)?,
+                    offset: take_u64(&mut left).ok_or_else(short)?,
+                });
+            }
+            if layout.iter().any(|range| range.block as usize >= blocks.len()) {
+                return Err(bad("its memory layout names a block that it does not have"));
+            }
+        }
         if !left.is_empty() {
             return Err(bad("it has more at its end"));
         }
-        Ok(Self { uuid, rest, blocks })
+        Ok(Self {
+            uuid,
+            rest,
+            blocks,
+            layout,
+        })
     }
 
     /// Bytes of the largest companion that RAM blocks can have, given the length of each one's name and its used length, both
@@ -222,7 +278,9 @@ impl Digest {
     pub fn largest(blocks: impl Iterator<Item = (usize, u64)>) -> u64 {
         let block = |(name, len): (usize, u64)| 2 + name as u64 + 8 + 4 * len.div_ceil(CHUNK);
         let blocks: u64 = blocks.map(block).fold(0, u64::saturating_add);
-        blocks.saturating_add(FIXED)
+        blocks
+            .saturating_add(FIXED)
+            .saturating_add(4 + u64::from(MAX_RANGES) * RANGE)
     }
 
     /// Reads the companion of `file`, which must be a regular file of at most `limit` bytes (see [`Digest::largest`]);
@@ -266,6 +324,10 @@ fn take_u32(left: &mut &[u8]) -> Option<u32> {
     take::<4>(left).map(u32::from_be_bytes)
 }
 
+fn take_u64(left: &mut &[u8]) -> Option<u64> {
+    take::<8>(left).map(u64::from_be_bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -278,7 +340,16 @@ mod tests {
         ram.add(RamBlock::anonymous("pc.bios", 4096, 4096).unwrap())
             .unwrap();
         ram.blocks()[0].page(1 << 20).unwrap().copy_from(b"hello");
-        let digest = Digest::of(&ram, [7; 16], b"devices").unwrap();
+        let mut digest = Digest::of(&ram, [7; 16], b"devices").unwrap();
+        let bytes = digest.encode();
+        assert_eq!(bytes[4..8], [0, 0, 0, 1], "as before there were layouts");
+        assert_eq!(Digest::decode(&bytes).unwrap(), digest);
+        digest.layout = vec![GuestRange {
+            address: 1 << 32,
+            len: 4096,
+            block: 1,
+            offset: 0,
+        }];
         assert_eq!(digest.blocks[0].sums.len(), 3);
         assert_eq!(digest.blocks[0].sums[0], zeros(1 << 20));
         assert_ne!(digest.blocks[0].sums[1], zeros(1 << 20));

@@ -19,7 +19,7 @@ pub enum FileError {
         source: io::Error,
     },
     /// A file has the name already.
-    #[error("{path} exists already; --force replaces it", path = .path.display())]
+    #[error("{path} exists already, and is not to be replaced", path = .path.display())]
     Exists {
         /// The path.
         path: PathBuf,
