@@ -83,6 +83,7 @@ pub(crate) fn run_save(role: &FileRole) -> Outcome<()> {
         &file,
         0,
         &snapshot.configuration,
+        snapshot.page_size(),
         snapshot.ram_section,
         &snapshot.blocks(),
     )?;

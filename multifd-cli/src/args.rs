@@ -3,8 +3,8 @@
 use crate::encoding::{Encoding, Level, parse_level};
 use crate::network::{Entrance, Exit, Tuning};
 use crate::options::{
-    ClientTls, Compression, Control, Deadlines, Dialect, Direct, RelayTls, ServerTls, Show, Uuid, Writing,
-    YEAR, ZeroCopy, parse_uuid,
+    ClientTls, Compression, Control, Deadlines, Dialect, Direct, Image, MAX_MEMORY, RelayTls, ServerTls,
+    Show, Uuid, Writing, YEAR, ZeroCopy, parse_page_size, parse_uuid,
 };
 use crate::size::parse_size;
 use clap::{Args, Parser, Subcommand};
@@ -41,8 +41,9 @@ pub(crate) enum Command {
 
 /// Receive a VM: act as the destination of a QEMU migration
 ///
-/// The number of channels and the compression are learned from the stream. The result is a mapped-ram file; it appears under its
-/// name only when all of it has arrived and is on the disk.
+/// The number of channels and the compression are learned from the stream; a source without channels (the capability multifd
+/// off, or background-snapshot on) is taken, too. The result is a mapped-ram file; it appears under its name only when all of it
+/// has arrived and is on the disk.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   multifd recv --listen tcp:0.0.0.0:4444 --out vm.mapped
@@ -73,6 +74,12 @@ pub(crate) struct Recv {
     /// Most guest RAM accepted: bytes, or with K, M, G, T [default: as much as this machine has]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) max_ram: Option<u64>,
+    /// Most memory held for what the source sends beside guest RAM, over all channels: device sections, zstd windows above 1 MiB
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = MAX_MEMORY)]
+    pub(crate) max_memory: u64,
+    /// Bytes of a guest's page [default: as the source says, or as its machine type has it; mostly 4096]
+    #[arg(long, value_name = "BYTES", value_parser = parse_page_size)]
+    pub(crate) page_size: Option<u32>,
     /// Take a stream without QEMU's description at its end (a machine with suppress-vmdesc=on); under TLS it must end as TLS does then
     #[arg(long)]
     pub(crate) allow_no_vmdesc: bool,
@@ -99,6 +106,9 @@ pub(crate) struct Send {
     /// The mapped-ram file to send
     #[arg(value_name = "FILE", required_unless_present = "raw", conflicts_with = "raw")]
     pub(crate) file: Option<PathBuf>,
+    /// Where in the file the migration begins, in bytes [default: at its start; in a save image, where libvirt has put it]
+    #[arg(long, value_name = "BYTES", value_parser = parse_size, conflicts_with = "raw")]
+    pub(crate) offset: Option<u64>,
     /// A raw RAM image to send instead: memory and nothing else, for another multifd to receive
     #[arg(long, value_name = "FILE")]
     pub(crate) raw: Option<PathBuf>,
@@ -165,6 +175,9 @@ pub(crate) struct Relay {
     /// Refuse packets without a checksum of themselves and of their contents; those that have one are checked in any case
     #[arg(long)]
     pub(crate) require_checksum: bool,
+    /// Most memory held for what the source sends beside pages on their way: zstd windows above 1 MiB, over all channels
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = MAX_MEMORY)]
+    pub(crate) max_memory: u64,
     /// Seconds to wait, when all is sent, for the destination to be done with it
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=YEAR))]
     pub(crate) finish_timeout: u64,
@@ -176,8 +189,11 @@ pub(crate) struct Relay {
 
 /// Take a snapshot of a running QEMU into a mapped-ram file
 ///
-/// The guest runs on while its memory is copied, stands still for the last of it, and goes on as it was found, unless told otherwise.
-/// Migration capabilities and parameters that had to be changed are changed back.
+/// A running guest runs on while its memory is copied, stands still for the last of it, and goes on. One that is paused, or was
+/// not started yet, stays stopped: QEMU then calls it postmigrate, and does not migrate it again before it has run on (cont). One
+/// that stands still for another reason (a panic, an I/O error, a shutdown) needs --stop, as QEMU forgets the reason; one that is
+/// suspended to RAM is refused, as QEMU could not let it go on. Capabilities and parameters that had to be changed are changed
+/// back, by the next run if this one is killed.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   multifd snapshot --qmp /run/vm.qmp --out vm.mapped
@@ -188,9 +204,12 @@ pub(crate) struct Snapshot {
     /// The file to write
     #[arg(long, short, value_name = "FILE")]
     pub(crate) out: PathBuf,
-    /// Rounds after which a guest that dirties its memory too fast is stopped early
+    /// Rounds, as QEMU counts them, after which a guest that dirties its memory too fast is stopped early
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub(crate) max_rounds: u64,
+    /// Most memory held for what QEMU sends beside guest RAM, over all channels: device sections, zstd windows above 1 MiB
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = MAX_MEMORY)]
+    pub(crate) max_memory: u64,
     #[command(flatten)]
     pub(crate) writing: Writing,
     #[command(flatten)]
@@ -205,9 +224,8 @@ pub(crate) struct Snapshot {
   qemu-system-x86_64 ... -incoming defer -qmp unix:/run/vm.qmp,server=on,wait=off
   multifd restore --qmp /run/vm.qmp vm.mapped")]
 pub(crate) struct Restore {
-    /// The mapped-ram file
-    #[arg(value_name = "FILE")]
-    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) image: Image,
     #[command(flatten)]
     pub(crate) control: Control,
     /// Whether page data is read past the page cache
@@ -227,25 +245,33 @@ pub(crate) struct Restore {
   multifd inspect vm.mapped
   multifd inspect vm.mapped --svg memory.svg --json")]
 pub(crate) struct Inspect {
-    /// The mapped-ram file
-    #[arg(value_name = "FILE")]
-    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) image: Image,
     /// Draw the map of memory into an SVG file
     #[arg(long, value_name = "FILE")]
     pub(crate) svg: Option<PathBuf>,
+    /// Replace the SVG file if there is one
+    #[arg(long, requires = "svg")]
+    pub(crate) force: bool,
+    /// With --json: print the map of memory, too, up to 1024 numbers a RAM block
+    #[arg(long, requires = "json")]
+    pub(crate) map: bool,
     #[command(flatten)]
     pub(crate) show: Show,
 }
 
 /// Write the exact bytes of one RAM block, or an ELF core of all guest memory
+///
+/// A core has memory where the guest sees it, as QEMU's dump-guest-memory writes it, and the processors' registers. Where memory
+/// lies is known of snapshots that `multifd snapshot` took; of others, only where a PC's own device state proves it, and RAM and
+/// firmware alone are in the core then. Otherwise --layout says it.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   multifd extract vm.mapped --block pc.ram --out RAM.bin
   multifd extract vm.mapped --elf core.elf && gdb -ex 'x/4x 0x8000' -c core.elf")]
 pub(crate) struct Extract {
-    /// The mapped-ram file
-    #[arg(value_name = "FILE")]
-    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) image: Image,
     /// The RAM block
     #[arg(
         long,
@@ -256,11 +282,14 @@ pub(crate) struct Extract {
     )]
     pub(crate) block: Option<String>,
     /// The file to write the block to
-    #[arg(long, short, value_name = "FILE", requires = "block")]
+    #[arg(long, short, value_name = "FILE", requires = "block", conflicts_with = "elf")]
     pub(crate) out: Option<PathBuf>,
     /// The ELF core to write: guest physical memory, at its addresses
     #[arg(long, value_name = "FILE")]
     pub(crate) elf: Option<PathBuf>,
+    /// Where memory lies: what QEMU's monitor prints for `info mtree -f`
+    #[arg(long, value_name = "FILE", requires = "elf", conflicts_with = "block")]
+    pub(crate) layout: Option<PathBuf>,
     /// Replace the file if there is one
     #[arg(long)]
     pub(crate) force: bool,
@@ -275,9 +304,8 @@ pub(crate) struct Extract {
 #[command(after_help = "Examples:
   multifd verify vm.mapped --json")]
 pub(crate) struct Verify {
-    /// The mapped-ram file
-    #[arg(value_name = "FILE")]
-    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) image: Image,
     /// Fail if there is no companion
     #[arg(long)]
     pub(crate) require_digest: bool,
@@ -287,7 +315,7 @@ pub(crate) struct Verify {
 
 /// Count and list the pages in which two mapped-ram files differ
 ///
-/// The exit status is 0 if they hold the same memory, 1 if not.
+/// The exit status is 0 if they hold the same memory, 1 if not, and 2 if they cannot be compared.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   multifd diff before.mapped after.mapped --list")]
@@ -298,6 +326,12 @@ pub(crate) struct Diff {
     /// Another of the same machine
     #[arg(value_name = "B")]
     pub(crate) other: PathBuf,
+    /// Where in A the migration begins, in bytes [default: at its start; in a save image, where libvirt has put it]
+    #[arg(long, value_name = "BYTES", value_parser = parse_size)]
+    pub(crate) offset: Option<u64>,
+    /// The same in B
+    #[arg(long, value_name = "BYTES", value_parser = parse_size)]
+    pub(crate) other_offset: Option<u64>,
     /// List the ranges that differ, too
     #[arg(long)]
     pub(crate) list: bool,
@@ -373,5 +407,26 @@ mod tests {
         assert!(parse("multifd send vm.mapped --raw RAM.bin --to tcp:h:1").is_err());
         assert!(parse("multifd send vm.mapped --to h:1").is_err());
         assert!(parse("multifd recv --listen tcp:h:1 --out f --channels 0").is_err());
+        assert!(parse("multifd extract f --out o --elf e").is_err());
+        assert!(parse("multifd extract f --block b --out o --elf e").is_err());
+        assert!(parse("multifd extract f --block b --out o --layout l").is_err());
+        assert!(parse("multifd snapshot --qmp q --out f --compression auto").is_err());
+        assert!(parse("multifd snapshot --qmp q --out f --compression zstd").is_ok());
+        let help = Cli::command()
+            .find_subcommand_mut("restore")
+            .map(|c| c.render_long_help().to_string());
+        let help = help.unwrap();
+        let methods = help
+            .split("--compression")
+            .nth(1)
+            .unwrap()
+            .split("--")
+            .next()
+            .unwrap()
+            .to_owned();
+        assert!(
+            methods.contains("qatzip") && !methods.contains("auto"),
+            "{methods}"
+        );
     }
 }

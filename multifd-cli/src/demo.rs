@@ -7,7 +7,7 @@ use crate::options::Compression;
 use crate::progress::Slot;
 use crate::{image, method, report, signals};
 use indicatif::HumanBytes;
-use multifd_core::{CancelHandle, Method, RamBlock, RamMap, SenderConfig};
+use multifd_core::{CancelHandle, MemoryBudget, Method, RamBlock, RamMap, SenderConfig};
 use multifd_qemu::{ReceiveOptions, Received, SendOptions, Snapshot, receive, send};
 use multifd_transport_socket::{Address, SocketListener, SocketOptions, SocketTransport};
 use serde::Serialize;
@@ -60,13 +60,13 @@ pub(crate) fn run(args: &Demo) -> Result<(), Failure> {
     let snapshot = Snapshot::of_ram(ram.freeze()?);
     let mut rows = Vec::new();
     if !args.show.json {
-        report::say("method  channels  seconds  guest GiB/s    wire bytes  ratio");
+        report::say("method  channels  seconds  guest GiB/s    wire bytes  ratio")?;
     }
     for &compression in &args.compression {
         for &channels in &args.channels {
             let row = measure(args, &snapshot, compression, channels, &cancel)?;
             if !args.show.json {
-                report::say(&row.line());
+                report::say(&row.line())?;
             }
             rows.push(row);
         }
@@ -76,8 +76,7 @@ pub(crate) fn run(args: &Demo) -> Result<(), Failure> {
         bytes: len,
         rows,
     };
-    report::print(args.show.json, &shown, "every byte arrived, every time");
-    Ok(())
+    report::print(args.show.json, &shown, "every byte arrived, every time")
 }
 
 fn measure(
@@ -89,10 +88,10 @@ fn measure(
 ) -> Result<Row, Failure> {
     let encoding = Encoding {
         compression,
-        level: match args.level {
+        level: match (compression, args.level) {
+            (Compression::Zstd, level) | (Compression::Zlib, level @ Level::Fixed(_)) => Some(level),
             // What chooses levels itself, or has none, takes none.
-            Level::Auto if compression != Compression::Zstd => Level::Fixed(1),
-            level => level,
+            _ => None,
         },
         compress_threads: None,
         checksum: false,
@@ -161,7 +160,7 @@ fn arrive(listener: &mut SocketListener, cancel: &CancelHandle) -> Result<Receiv
         .map_err(doing("waiting for the migration"))?;
     let _guard = cancel.also_unblock(main.read_unblocker());
     let options = ReceiveOptions {
-        methods: method::decoders(None),
+        methods: method::decoders(None, &MemoryBudget::default()),
         cancel: cancel.clone(),
         ..ReceiveOptions::default()
     };
@@ -186,7 +185,7 @@ fn depart(
             cancel: cancel.clone(),
             ..SenderConfig::default()
         },
-        on_start: Some(watch.on_start(&label, args.show.quiet)),
+        on_start: Some(watch.on_start(&label, args.show.quiet, &crate::progress::Rounds::default())),
         ..SendOptions::default()
     };
     send(snapshot, &mut main, method, transport, options)?;

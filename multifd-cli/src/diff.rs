@@ -2,6 +2,7 @@
 
 use crate::args::Diff;
 use crate::failure::Failure;
+use crate::snapshot_file::Opened;
 use crate::{report, snapshot_file};
 use multifd_transport_file::{BlockReader, changed_pages};
 use serde::Serialize;
@@ -34,10 +35,11 @@ struct Range {
 }
 
 pub(crate) fn run(args: &Diff) -> Result<(), Failure> {
-    let ((file, one), (other_file, other)) = (
-        snapshot_file::inspect(&args.one)?,
-        snapshot_file::inspect(&args.other)?,
+    let (Opened { file, mapped: one }, twin) = (
+        snapshot_file::open(&args.one, args.offset)?,
+        snapshot_file::open(&args.other, args.other_offset)?,
     );
+    let (other_file, other) = (twin.file, twin.mapped);
     let mut blocks = Vec::new();
     for block in &one.blocks {
         let Some(twin) = other.blocks.iter().find(|twin| twin.name == block.name) else {
@@ -81,7 +83,7 @@ pub(crate) fn run(args: &Diff) -> Result<(), Failure> {
     };
     result.same =
         result.changed_pages == 0 && result.only_in_one.is_empty() && result.only_in_other.is_empty();
-    report::print(args.show.json, &result, text(&result).trim_end());
+    report::print(args.show.json, &result, text(&result).trim_end())?;
     if result.same {
         Ok(())
     } else {

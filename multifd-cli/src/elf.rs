@@ -1,158 +1,116 @@
-//! An ELF core of guest physical memory: where RAM lies for the guest, and the headers that say so.
+//! Where a snapshot's memory lies, for an ELF core: by what that is known.
 
-use multifd_qemu::MappedFile;
+use crate::failure::Failure;
+use crate::snapshot_file::Opened;
+use multifd_qemu::{LayoutError, MappedFile, PhysicalMap, PhysicalRange};
+use multifd_transport_file::{Digest, open_read};
+use serde::Serialize;
+use std::io::Read;
+use std::path::Path;
 
-/// Where the pages begin in the file: headers before that, and file offsets that are multiples of a page.
-const FIRST_PAGE: u64 = 4096;
-const FOUR_GIB: u64 = 1 << 32;
+/// Longest layout file read.
+const MAX_TEXT: u64 = 64 << 20;
 
-/// A piece of a RAM block at its guest physical address.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Segment {
-    /// Index of the block in the file.
-    pub(crate) block: usize,
-    /// Offset in the block, bytes.
-    pub(crate) offset: u64,
-    /// Guest physical address.
-    pub(crate) address: u64,
-    /// Bytes.
-    pub(crate) len: u64,
-    /// Where it lies in the core, bytes.
-    pub(crate) at: u64,
+/// By what a layout is known.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "layout", content = "why")]
+pub(crate) enum Known {
+    /// QEMU's monitor showed it when the snapshot was taken.
+    Companion,
+    /// The machine's own device state proves it.
+    DeviceState,
+    /// The user says it.
+    Given,
+    /// Nothing; and why.
+    Unknown(String),
 }
 
-/// The segments of an x86 PC's memory, as QEMU lays it out without `max-ram-below-4g`; an error for other machines.
-pub(crate) fn segments(file: &MappedFile) -> Result<Vec<Segment>, String> {
-    let machine = &file.configuration.machine;
-    let ram = file
-        .blocks
-        .iter()
-        .position(|block| block.name == "pc.ram")
-        .or_else(|| {
-            // A memory backend goes by its own name; nothing else is as large.
-            let lengths = file.blocks.iter().enumerate();
-            lengths
-                .max_by_key(|(_, block)| block.layout.used_length())
-                .map(|(index, _)| index)
-        });
-    let (ram, len) = ram
-        .and_then(|index| Some((index, file.blocks.get(index)?.layout.used_length())))
-        .ok_or("the file has no RAM block")?;
-    let low = low_memory(machine, len).ok_or_else(|| {
-        format!(
-            "where the memory of a machine {machine:?} lies is not known; x86 machines (pc, q35, microvm) are"
-        )
-    })?;
-    let mut segments = Vec::new();
-    let mut add = |block, offset, address, len| {
-        let at = segments
-            .last()
-            .map_or(FIRST_PAGE, |last: &Segment| last.at + last.len);
-        segments.push(Segment {
-            block,
-            offset,
-            address,
-            len,
-            at,
-        });
-    };
-    add(ram, 0, 0, low.min(len));
-    if let Some(bios) = file.blocks.iter().position(|block| block.name == "pc.bios") {
-        let len = file
-            .blocks
-            .get(bios)
-            .map_or(0, |block| block.layout.used_length());
-        add(bios, 0, FOUR_GIB - len.min(FOUR_GIB), len);
-    }
-    if len > low {
-        add(ram, low, FOUR_GIB, len - low);
-    }
-    Ok(segments)
-}
-
-/// Bytes of RAM below 4 GiB on a machine with `ram` bytes.
-fn low_memory(machine: &str, ram: u64) -> Option<u64> {
-    if machine.starts_with("pc-q35-") {
-        Some(if ram >= 0xb000_0000 {
-            0x8000_0000
-        } else {
-            0xb000_0000
-        })
-    } else if machine.starts_with("pc-i440fx-") || machine == "pc" {
-        Some(if ram >= 0xe000_0000 {
-            0xc000_0000
-        } else {
-            0xe000_0000
-        })
-    } else if machine == "microvm" {
-        Some(0xc000_0000)
-    } else {
-        None
-    }
-}
-
-/// The headers of an x86-64 core with these segments: the ELF header, and one program header for each.
-pub(crate) fn headers(segments: &[Segment]) -> Vec<u8> {
-    const EHSIZE: u16 = 64;
-    const PHENTSIZE: u16 = 56;
-    let mut out = Vec::new();
-    // 64-bit, little-endian, version 1, System V.
-    out.extend([0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-    let core: u16 = 4;
-    let x86_64: u16 = 62;
-    out.extend(core.to_le_bytes());
-    out.extend(x86_64.to_le_bytes());
-    out.extend(1u32.to_le_bytes());
-    // No entry; program headers right after this one; no sections; no flags.
-    out.extend(0u64.to_le_bytes());
-    out.extend(u64::from(EHSIZE).to_le_bytes());
-    out.extend(0u64.to_le_bytes());
-    out.extend(0u32.to_le_bytes());
-    out.extend(EHSIZE.to_le_bytes());
-    out.extend(PHENTSIZE.to_le_bytes());
-    out.extend(u16::try_from(segments.len()).unwrap_or(0).to_le_bytes());
-    out.extend([0; 6]);
-    for segment in segments {
-        let (load, read_write_execute) = (1u32, 7u32);
-        out.extend(load.to_le_bytes());
-        out.extend(read_write_execute.to_le_bytes());
-        // Offset; virtual and physical address, which are the same here; bytes in the file and in memory; alignment.
-        for value in [
-            segment.at,
-            segment.address,
-            segment.address,
-            segment.len,
-            segment.len,
-            FIRST_PAGE,
-        ] {
-            out.extend(value.to_le_bytes());
+impl Known {
+    /// For people.
+    pub(crate) fn line(&self) -> String {
+        match self {
+            Self::Companion => "where memory lies: as QEMU's monitor showed it (in the companion)".into(),
+            Self::DeviceState => {
+                "where memory lies: as the device state proves it; RAM and firmware only".into()
+            }
+            Self::Given => "where memory lies: as the layout file says it".into(),
+            Self::Unknown(why) => format!("where memory lies is not known: {why}"),
         }
     }
-    out
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+fn blocks(mapped: &MappedFile) -> Vec<(&str, u64)> {
+    let blocks = mapped.blocks.iter();
+    blocks
+        .map(|block| (block.name.as_str(), block.layout.used_length()))
+        .collect()
+}
 
-    #[test]
-    fn low_memory_is_where_qemu_puts_it() {
-        assert_eq!(low_memory("pc-i440fx-10.0", 1 << 30), Some(0xe000_0000));
-        assert_eq!(low_memory("pc-i440fx-10.0", 4 << 30), Some(0xc000_0000));
-        assert_eq!(low_memory("pc-q35-10.0", 2 << 30), Some(0xb000_0000));
-        assert_eq!(low_memory("pc-q35-10.0", 4 << 30), Some(0x8000_0000));
-        assert_eq!(low_memory("virt-10.0", 4 << 30), None);
-    }
+/// The layout in a companion.
+fn of_companion(digest: &Digest) -> Result<PhysicalMap, LayoutError> {
+    let ranges = digest.layout.iter();
+    let ranges = ranges.filter_map(|range| {
+        Some(PhysicalRange {
+            address: range.address,
+            len: range.len,
+            block: digest.blocks.get(range.block as usize)?.name.clone(),
+            offset: range.offset,
+        })
+    });
+    PhysicalMap::new(ranges.collect())
+}
 
-    #[test]
-    fn headers_have_the_sizes_they_say() {
-        let segment = Segment {
-            block: 0,
-            offset: 0,
-            address: 0,
-            len: 4096,
-            at: FIRST_PAGE,
-        };
-        assert_eq!(headers(&[segment.clone(), segment]).len(), 64 + 2 * 56);
+/// The best layout there is, and by what it is known.
+fn find(mapped: &MappedFile, digest: Option<&Digest>) -> Result<(PhysicalMap, Known), LayoutError> {
+    let machine = &mapped.configuration.machine;
+    if !is_x86(machine) {
+        return Err(LayoutError::Unknown(format!(
+            "cores are written of x86 machines (pc, q35, microvm, isapc), and this is {machine:?}"
+        )));
     }
+    let found = match digest.filter(|digest| !digest.layout.is_empty()) {
+        Some(digest) => (of_companion(digest)?, Known::Companion),
+        None => (
+            PhysicalMap::of_pc(machine, &blocks(mapped), &mapped.tail)?,
+            Known::DeviceState,
+        ),
+    };
+    found.0.check(&blocks(mapped))?;
+    Ok(found)
+}
+
+/// Distributions' PCs have names of their own, but begin alike.
+fn is_x86(machine: &str) -> bool {
+    machine.starts_with("pc-") || ["pc", "q35", "microvm", "isapc", "x-remote"].contains(&machine)
+}
+
+/// By what the layout of a file is known.
+pub(crate) fn known(mapped: &MappedFile, digest: Option<&Digest>) -> Known {
+    find(mapped, digest).map_or_else(|error| Known::Unknown(error.to_string()), |(_, known)| known)
+}
+
+/// The layout of a file: as the text of the monitor's `info mtree -f` says it, or the best there is.
+pub(crate) fn layout(
+    opened: &Opened,
+    digest: Option<&Digest>,
+    given: Option<&Path>,
+) -> Result<(PhysicalMap, Known), Failure> {
+    let Some(given) = given else {
+        return find(&opened.mapped, digest).map_err(|error| {
+            Failure::Other(format!(
+                "{error}. Save what QEMU's monitor prints for `info mtree -f` into a file, and name it with --layout; or take the \
+                 snapshot by `multifd snapshot`, which keeps it"
+            ))
+        });
+    };
+    let mut text = String::new();
+    let read = open_read(given)?.take(MAX_TEXT).read_to_string(&mut text);
+    read.map_err(|source| Failure::Open {
+        path: given.into(),
+        source,
+    })?;
+    let mapped = &opened.mapped;
+    PhysicalMap::from_flat_view(&text, &blocks(mapped), &mapped.tail)
+        .map(|map| (map, Known::Given))
+        .map_err(|error| Failure::Other(format!("{}: {error}", given.display())))
 }

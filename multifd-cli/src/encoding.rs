@@ -16,9 +16,9 @@ pub(crate) struct Encoding {
     /// The compression; auto is for another multifd at the far end, as a QEMU takes one method only
     #[arg(long, value_name = "METHOD", default_value = "none")]
     pub(crate) compression: Compression,
-    /// The compression's level: zlib 0 to 9, zstd 0 to 20, or auto for zstd; the others have none
-    #[arg(long, value_name = "L", default_value = "1", value_parser = parse_level)]
-    pub(crate) level: Level,
+    /// The compression's level: zlib 0 to 9, zstd 0 to 20, or auto for zstd; the others have none [default: 1]
+    #[arg(long, value_name = "L", value_parser = parse_level)]
+    pub(crate) level: Option<Level>,
     /// Threads that compress while the channels only send; 0: each channel compresses its own packets, as zlib always does
     /// [default: as many as there are processors, unless there are as many channels]
     #[arg(long, value_name = "N")]
@@ -58,14 +58,28 @@ impl Encoding {
     /// The method, for a transfer over `channels` channels.
     pub(crate) fn encoder(self, channels: Option<u8>) -> Result<Encoder, Failure> {
         let level = match (self.compression, self.level) {
-            (Compression::Auto | Compression::Zstd, Level::Auto) => 0,
-            (_, Level::Auto) => {
+            (_, None) => 1,
+            (Compression::Zstd, Some(Level::Auto)) => 0,
+            (Compression::Zlib | Compression::Zstd, Some(Level::Fixed(level))) => level,
+            (Compression::Auto, Some(_)) => {
                 return Err(Failure::Other(
-                    "--level auto needs --compression zstd; --compression auto chooses levels by itself"
-                        .into(),
+                    "--compression auto chooses levels by itself; --level is for zlib and zstd".into(),
                 ));
             }
-            (_, Level::Fixed(level)) => level,
+            (compression, Some(level)) => {
+                return Err(Failure::Other(format!(
+                    "--level {} is for {}, and the compression is {}",
+                    match level {
+                        Level::Auto => "auto".into(),
+                        Level::Fixed(level) => level.to_string(),
+                    },
+                    match level {
+                        Level::Auto => "zstd",
+                        Level::Fixed(_) => "zlib and zstd",
+                    },
+                    method::name(compression)
+                )));
+            }
         };
         let mut auto = None;
         let independent: Arc<dyn IndependentPackets> = match self.compression {
@@ -73,7 +87,7 @@ impl Encoding {
             // There is nothing to compute.
             Compression::None => return self.on_channels(Arc::new(Plain)),
             Compression::Auto => Arc::new(auto.insert(Auto::mixed()).clone()),
-            Compression::Zstd if self.level == Level::Auto => {
+            Compression::Zstd if self.level == Some(Level::Auto) => {
                 Arc::new(auto.insert(Auto::zstd_level()).clone())
             }
             Compression::Zstd => Arc::new(Zstd::new(level)?),

@@ -2,20 +2,33 @@
 
 use crate::args::Extract;
 use crate::failure::Failure;
+use crate::options::Show;
+use crate::progress::Watch;
+use crate::snapshot_file::Opened;
 use crate::{elf, report, signals, snapshot_file};
 use multifd_core::CancelHandle;
-use multifd_qemu::MappedFile;
-use multifd_transport_file::{AtomicFile, BlockReader, FileError, extract};
+use multifd_qemu::{CoreFile, Processor};
+use multifd_transport_file::{AtomicFile, BlockReader, FileError, check_target, extract};
 use serde::Serialize;
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Bytes of a block between two looks at whether to go on.
+const PIECE: u64 = 64 << 20;
 
 #[derive(Serialize)]
 struct Extracted {
     ok: bool,
     block: Option<String>,
     segments: Option<usize>,
+    /// Processors whose registers are in a core.
+    processors: Option<usize>,
+    #[serde(flatten)]
+    layout: Option<elf::Known>,
     bytes: u64,
     written_bytes: u64,
     file: String,
@@ -24,43 +37,110 @@ struct Extracted {
 pub(crate) fn run(args: &Extract) -> Result<(), Failure> {
     let cancel = signals::cancel_on_signal()?;
     if let Some(path) = args.out.as_ref().or(args.elf.as_ref()) {
-        snapshot_file::check_target(path, args.force)?;
+        let mut inputs = vec![args.image.file.as_path()];
+        inputs.extend(args.layout.as_deref());
+        snapshot_file::never_an_input(path, &inputs)?;
+        check_target(path, args.force)?;
     }
-    let (file, mapped) = snapshot_file::inspect(&args.file)?;
+    let opened = snapshot_file::open(&args.image.file, args.image.offset)?;
     let (result, text) = match (&args.block, &args.out, &args.elf) {
-        (Some(block), Some(out), _) => one_block(args, block, out, (&file, &mapped), &cancel)?,
-        (_, _, Some(out)) => core(args, out, (&file, &mapped), &cancel)?,
+        (Some(block), Some(out), _) => one_block(args, block, out, &opened, &cancel)?,
+        (_, _, Some(out)) => core(args, out, &opened, &cancel)?,
         _ => return Err(Failure::Other("there is nothing to extract".into())),
     };
-    report::print(args.show.json, &result, &text);
-    Ok(())
+    report::print(args.show.json, &result, &text)
+}
+
+/// Copies pieces of blocks, and says how far it is.
+struct Copying<'a> {
+    opened: &'a Opened,
+    out: &'a File,
+    cancel: &'a CancelHandle,
+    done: Arc<AtomicU64>,
+    written: u64,
+    _watch: Watch,
+}
+
+impl<'a> Copying<'a> {
+    fn new(opened: &'a Opened, out: &'a File, cancel: &'a CancelHandle, total: u64, show: Show) -> Self {
+        let done = Arc::new(AtomicU64::new(0));
+        let seen = Arc::clone(&done);
+        let position = move || (seen.load(Ordering::Relaxed), None);
+        Self {
+            opened,
+            out,
+            cancel,
+            done,
+            written: 0,
+            _watch: Watch::of("extracting", position, total, show.quiet),
+        }
+    }
+
+    fn block(&mut self, name: &str, range: Range<u64>, to: u64) -> Result<(), Failure> {
+        let Some(block) = self.opened.mapped.blocks.iter().find(|block| block.name == name) else {
+            return Ok(());
+        };
+        let placed = snapshot_file::placed(block);
+        let reader = BlockReader::new(&self.opened.file, &placed)?;
+        let mut at = range.start;
+        while at < range.end {
+            if let Some(cancelled) = self.cancel.error() {
+                return Err(cancelled.into());
+            }
+            let end = (at + PIECE).min(range.end);
+            // Where nothing is stored, nothing is to be done.
+            let next = reader
+                .stored_runs(at..range.end)
+                .next()
+                .map_or(range.end, |run| run.start);
+            if next < end {
+                self.written += extract(&reader, at..end, self.out, to + (at - range.start))?;
+                at = end;
+            } else {
+                at = next;
+            }
+            self.done.fetch_max(to + (at - range.start), Ordering::Relaxed);
+        }
+        Ok(())
+    }
 }
 
 fn one_block(
     args: &Extract,
     name: &str,
     path: &Path,
-    (file, mapped): (&File, &MappedFile),
+    opened: &Opened,
     cancel: &CancelHandle,
 ) -> Result<(Extracted, String), Failure> {
-    let block = mapped.blocks.iter().find(|block| block.name == name);
+    let block = opened.mapped.blocks.iter().find(|block| block.name == name);
     let block = block.ok_or_else(|| {
-        let names: Vec<_> = mapped.blocks.iter().map(|block| block.name.as_str()).collect();
+        let names: Vec<_> = opened
+            .mapped
+            .blocks
+            .iter()
+            .map(|block| block.name.as_str())
+            .collect();
         Failure::NoBlock {
-            path: args.file.clone(),
+            path: args.image.file.clone(),
             block: name.into(),
             known: names.join(", "),
         }
     })?;
     let out = AtomicFile::create(path, args.force)?;
-    let (placed, len) = (snapshot_file::placed(block), block.layout.used_length());
+    let len = block.layout.used_length();
     extend(out.file(), len, path)?;
-    let written_bytes = extract(&BlockReader::new(file, &placed)?, 0..len, out.file(), 0)?;
+    let mut copying = Copying::new(opened, out.file(), cancel, len, args.show);
+    let copied = copying.block(name, 0..len, 0);
+    let written_bytes = copying.written;
+    drop(copying);
+    copied.map_err(|error| at_path(path, error))?;
     finish(out, cancel)?;
     let result = Extracted {
         ok: true,
         block: Some(block.name.clone()),
         segments: None,
+        processors: None,
+        layout: None,
         bytes: len,
         written_bytes,
         file: path.display().to_string(),
@@ -72,45 +152,61 @@ fn one_block(
 fn core(
     args: &Extract,
     path: &Path,
-    (file, mapped): (&File, &MappedFile),
+    opened: &Opened,
     cancel: &CancelHandle,
 ) -> Result<(Extracted, String), Failure> {
-    let segments = elf::segments(mapped).map_err(Failure::Other)?;
+    let digest = snapshot_file::companion_of(&args.image.file, &opened.mapped)?;
+    let (map, known) = elf::layout(opened, digest.as_ref(), args.layout.as_deref())?;
+    let processors = Processor::all(&opened.mapped.tail);
+    let core = CoreFile::x86(&map, &processors);
     let out = AtomicFile::create(path, args.force)?;
-    let end = segments.last().map_or(0, |last| last.at + last.len);
-    extend(out.file(), end, path)?;
-    let headers = elf::headers(&segments);
+    extend(out.file(), core.len(), path)?;
     out.file()
-        .write_all_at(&headers, 0)
+        .write_all_at(&core.head, 0)
         .map_err(|source| FileError::Path {
             path: path.into(),
             doing: "writing",
             source,
         })?;
-    let mut written_bytes = headers.len() as u64;
-    for segment in &segments {
-        if let Some(block) = mapped.blocks.get(segment.block) {
-            let placed = snapshot_file::placed(block);
-            let range = segment.offset..segment.offset + segment.len;
-            written_bytes += extract(&BlockReader::new(file, &placed)?, range, out.file(), segment.at)?;
-        }
-    }
+    let mut copying = Copying::new(opened, out.file(), cancel, core.len(), args.show);
+    let copied = core.segments.iter().try_for_each(|segment| {
+        let range = segment.offset..segment.offset + segment.len;
+        copying.block(&segment.block, range, segment.at)
+    });
+    let written_bytes = copying.written + core.head.len() as u64;
+    drop(copying);
+    copied.map_err(|error| at_path(path, error))?;
     finish(out, cancel)?;
-    let bytes = segments.iter().map(|segment| segment.len).sum();
+    let bytes = core.segments.iter().map(|segment| segment.len).sum();
     let result = Extracted {
         ok: true,
         block: None,
-        segments: Some(segments.len()),
+        segments: Some(core.segments.len()),
+        processors: Some(processors.len()),
+        layout: Some(known),
         bytes,
         written_bytes,
         file: path.display().to_string(),
     };
     let text = format!(
-        "{}: {bytes} bytes of guest physical memory in {} segments",
+        "{}: {bytes} bytes of guest physical memory in {} segments, registers of {} processors\n{}",
         result.file,
-        segments.len()
+        core.segments.len(),
+        processors.len(),
+        result.layout.as_ref().map(elf::Known::line).unwrap_or_default(),
     );
     Ok((result, text))
+}
+
+/// An error within a file that is written, with its name.
+fn at_path(path: &Path, error: Failure) -> Failure {
+    match error {
+        Failure::File(error @ FileError::At { doing: "writing", .. }) => Failure::InFile {
+            path: path.into(),
+            reason: error.to_string(),
+        },
+        other => other,
+    }
 }
 
 fn extend(out: &File, len: u64, path: &Path) -> Result<(), Failure> {

@@ -1,6 +1,6 @@
 //! Why a command failed.
 
-use multifd_core::{BlockError, ChannelError, MethodError};
+use multifd_core::{BlockError, ChannelError, MethodError, UnpackError};
 use multifd_transport_file::FileError;
 use multifd_transport_socket::{SecretError, TlsError};
 use std::io;
@@ -14,7 +14,7 @@ pub(crate) enum Failure {
     #[error(transparent)]
     Migration(#[from] multifd_qemu::Error),
     #[error(transparent)]
-    File(#[from] FileError),
+    File(FileError),
     #[error(transparent)]
     Method(#[from] MethodError),
     #[error(transparent)]
@@ -41,6 +41,15 @@ pub(crate) enum Failure {
     System { doing: &'static str, source: io::Error },
     #[error("{path} exists already; --force replaces it", path = .path.display())]
     Exists { path: PathBuf },
+    #[error("{path}: {reason}", path = .path.display())]
+    InFile { path: PathBuf, reason: String },
+    #[error(
+        "{path} is the file {input} itself, which is read: an output must be another file", path = .path.display(),
+        input = .input.display()
+    )]
+    OutputIsInput { path: PathBuf, input: PathBuf },
+    #[error("QEMU's monitor at {address}: it closed the connection: QEMU has ended")]
+    QemuGone { address: String },
     #[error("{path} has no RAM block {block:?}; it has {known}", path = .path.display())]
     NoBlock {
         path: PathBuf,
@@ -54,6 +63,44 @@ pub(crate) enum Failure {
     /// The result itself has said it.
     #[error("the result says no")]
     Reported,
+}
+
+impl From<FileError> for Failure {
+    fn from(error: FileError) -> Self {
+        match error {
+            FileError::Exists { path } => Self::Exists { path },
+            other => Self::File(other),
+        }
+    }
+}
+
+impl Failure {
+    /// What a person is told: of an interrupt by that word, and of a limit with the option that raises it.
+    pub(crate) fn told(&self, interrupted: bool) -> String {
+        let engine = match self {
+            Self::Engine(error) | Self::Migration(multifd_qemu::Error::Engine(error)) => Some(error),
+            _ => None,
+        };
+        if interrupted && matches!(engine, Some(multifd_core::Error::Cancelled)) {
+            return "interrupted".into();
+        }
+        let mut text = self.to_string();
+        if let Self::Migration(multifd_qemu::Error::TooLarge {
+            what: "the guest's RAM",
+            ..
+        }) = self
+        {
+            text.push_str(" (--max-ram)");
+        }
+        let over = match engine {
+            Some(multifd_core::Error::Payload { source, .. }) => matches!(source, UnpackError::Memory { .. }),
+            _ => matches!(self, Self::Migration(multifd_qemu::Error::Memory { .. })),
+        };
+        if over {
+            text.push_str(" (--max-memory)");
+        }
+        text
+    }
 }
 
 /// Says what was being done when a connection failed.

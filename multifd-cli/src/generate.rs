@@ -5,10 +5,10 @@ use crate::failure::Failure;
 use crate::report;
 use clap::CommandFactory;
 
-pub(crate) fn completions(args: &Completions) {
+pub(crate) fn completions(args: &Completions) -> Result<(), Failure> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "multifd", &mut script);
-    report::say(String::from_utf8_lossy(&script).trim_end());
+    report::say(String::from_utf8_lossy(&script).trim_end())
 }
 
 pub(crate) fn man(args: &Man) -> Result<(), Failure> {

@@ -3,16 +3,21 @@
 use crate::args::Inspect;
 use crate::failure::Failure;
 use crate::memory_map::{MemoryMap, svg};
-use crate::{report, snapshot_file};
+use crate::snapshot_file::Opened;
+use crate::{elf, report, snapshot_file};
 use indicatif::HumanBytes;
-use multifd_transport_file::{BlockReader, companion};
+use multifd_qemu::Tail;
+use multifd_transport_file::{AtomicFile, BlockReader, check_target};
 use serde::Serialize;
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::io::Write;
 
 #[derive(Serialize)]
 struct Inspected {
     ok: bool,
     file: String,
+    /// Where in the file the migration begins.
+    offset: u64,
     file_bytes: u64,
     machine: String,
     page_size: u32,
@@ -22,6 +27,10 @@ struct Inspected {
     device_bytes: usize,
     devices: Option<Vec<Device>>,
     has_digest: bool,
+    /// How an ELF core's layout is known; or why it is not.
+    core: elf::Known,
+    /// The state the guest was in, in QEMU's words.
+    run_state: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -32,7 +41,15 @@ struct Block {
     zero_pages: u64,
     bitmap_offset: u64,
     pages_offset: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    map: Option<Map>,
+}
+
+/// A RAM block in at most 1024 cells.
+#[derive(Serialize)]
+struct Map {
     pages_a_cell: u64,
+    /// How much of each is stored.
     stored_percent: Vec<u8>,
 }
 
@@ -45,11 +62,20 @@ struct Device {
 }
 
 pub(crate) fn run(args: &Inspect) -> Result<(), Failure> {
-    let (file, mapped) = snapshot_file::inspect(&args.file)?;
+    let path = &args.image.file;
+    if let Some(svg) = &args.svg {
+        snapshot_file::never_an_input(svg, &[path])?;
+        check_target(svg, args.force)?;
+    }
+    let Opened { file, mapped } = snapshot_file::open(path, args.image.offset)?;
     let size = file.metadata().map_err(|source| Failure::Open {
-        path: args.file.clone(),
+        path: path.clone(),
         source,
     })?;
+    let digest = snapshot_file::companion_of(path, &mapped).unwrap_or_else(|error| {
+        report::note(&format!("{}: {error}", path.display()));
+        None
+    });
     let mut maps = Vec::new();
     let mut blocks = Vec::new();
     for block in &mapped.blocks {
@@ -65,8 +91,10 @@ pub(crate) fn run(args: &Inspect) -> Result<(), Failure> {
             zero_pages: layout.pages() - stored,
             bitmap_offset: layout.header().bitmap_offset,
             pages_offset: layout.header().pages_offset,
-            pages_a_cell: map.pages_a_cell,
-            stored_percent: map.cells.clone(),
+            map: args.map.then(|| Map {
+                pages_a_cell: map.pages_a_cell,
+                stored_percent: map.cells.clone(),
+            }),
         });
         maps.push(map);
     }
@@ -78,10 +106,11 @@ pub(crate) fn run(args: &Inspect) -> Result<(), Failure> {
     };
     let result = Inspected {
         ok: true,
-        file: args.file.display().to_string(),
+        file: path.display().to_string(),
+        offset: mapped.base,
         file_bytes: size.len(),
         machine: mapped.configuration.machine.clone(),
-        page_size: mapped.configuration.page_size(),
+        page_size: mapped.page_size(),
         capabilities: mapped.configuration.capabilities().to_vec(),
         ram_bytes: mapped.ram_bytes(),
         blocks,
@@ -90,17 +119,30 @@ pub(crate) fn run(args: &Inspect) -> Result<(), Failure> {
             .tail
             .sections()
             .map(|list| list.into_iter().map(device).collect()),
-        has_digest: companion(&args.file).exists(),
+        has_digest: digest.is_some(),
+        core: elf::known(&mapped, digest.as_ref()),
+        run_state: run_state(&mapped.tail),
     };
     if let Some(path) = &args.svg {
         let drawing = svg(&format!("{} ({})", result.file, result.machine), &maps);
-        std::fs::write(path, drawing).map_err(|source| Failure::Open {
-            path: path.clone(),
-            source,
-        })?;
+        let out = AtomicFile::create(path, args.force)?;
+        let mut file = out.file();
+        file.write_all(drawing.as_bytes())
+            .map_err(|source| Failure::Open {
+                path: path.clone(),
+                source,
+            })?;
+        out.commit()?;
     }
-    report::print(args.show.json, &result, text(&result, &maps).trim_end());
-    Ok(())
+    report::print(args.show.json, &result, text(&result, &maps).trim_end())
+}
+
+/// The state a guest was in when it was saved.
+fn run_state(tail: &Tail) -> Option<String> {
+    let states = tail.states("globalstate")?;
+    let name = states.first()?.field("runstate")?;
+    let name = name.split(|&byte| byte == 0).next()?;
+    (!name.is_empty()).then(|| String::from_utf8_lossy(name).into_owned())
 }
 
 fn text(result: &Inspected, maps: &[MemoryMap]) -> String {
@@ -108,12 +150,16 @@ fn text(result: &Inspected, maps: &[MemoryMap]) -> String {
     // Writing to a String does not fail.
     let _ = writeln!(
         out,
-        "{}: machine {}, {} of RAM in pages of {} bytes, {}checksums\n\n{:<32} {:>14} {:>10} {:>10} {:>14} {:>14}",
+        "{}: machine {}, {} of RAM in pages of {} bytes, {}checksums{}\n\n{:<32} {:>14} {:>10} {:>10} {:>14} {:>14}",
         result.file,
         report::tame(&result.machine),
         HumanBytes(result.ram_bytes),
         result.page_size,
         if result.has_digest { "" } else { "no " },
+        match &result.run_state {
+            Some(state) => format!(", guest {}", report::tame(state)),
+            None => String::new(),
+        },
         "RAM block",
         "bytes",
         "stored",
@@ -133,6 +179,7 @@ fn text(result: &Inspected, maps: &[MemoryMap]) -> String {
             block.pages_offset
         );
     }
+    let _ = writeln!(out, "\n{}", result.core.line());
     match &result.devices {
         Some(devices) => {
             let _ = writeln!(

@@ -13,12 +13,12 @@ mod image;
 mod inspect;
 mod memory_map;
 mod method;
-mod migration_setup;
+mod monitor;
 mod network;
 mod options;
+mod private_folder;
 mod private_socket;
 mod progress;
-mod qmp;
 mod recv;
 mod relay;
 mod report;
@@ -35,7 +35,13 @@ use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let (json, outcome) = match Cli::parse().command {
+    let command = Cli::parse().command;
+    // As diff(1) does: 1 says that there are differences, 2 that they could not be looked for.
+    let trouble = match &command {
+        Command::Diff(_) => 2,
+        _ => 1,
+    };
+    let (json, outcome) = match command {
         Command::Recv(args) => (args.show.json, recv::run(&args)),
         Command::Send(args) => (args.show.json, send::run(&args)),
         Command::Relay(args) => (args.show.json, relay::run(&args)),
@@ -46,10 +52,7 @@ fn main() -> ExitCode {
         Command::Diff(args) => (args.show.json, diff::run(&args)),
         Command::Extract(args) => (args.show.json, extract::run(&args)),
         Command::Demo(args) => (args.show.json, demo::run(&args)),
-        Command::Completions(args) => {
-            generate::completions(&args);
-            (false, Ok(()))
-        }
+        Command::Completions(args) => (false, generate::completions(&args)),
         Command::Man(args) => (false, generate::man(&args)),
     };
     let Err(error) = outcome else {
@@ -58,12 +61,11 @@ fn main() -> ExitCode {
     if matches!(error, failure::Failure::Reported) {
         return ExitCode::FAILURE;
     }
-    report::note(&format!("multifd: {error}"));
+    let told = error.told(signals::exit_status().is_some());
+    report::note(&format!("multifd: {told}"));
     if json {
-        println!(
-            "{}",
-            serde_json::json!({ "ok": false, "error": error.to_string() })
-        );
+        // The exit status says the same.
+        let _ = report::print(true, &serde_json::json!({ "ok": false, "error": told }), "");
     }
-    signals::exit_status().map_or(ExitCode::FAILURE, ExitCode::from)
+    ExitCode::from(signals::exit_status().unwrap_or(trouble))
 }

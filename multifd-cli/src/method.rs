@@ -2,7 +2,7 @@
 
 use crate::options::Compression;
 use multifd_compress::{Qatzip, Qpl, Uadk, Zlib, Zstd};
-use multifd_core::{Method, Plain};
+use multifd_core::{MemoryBudget, Method, Plain};
 use std::sync::Arc;
 
 /// The method's name, as QEMU's `multifd-compression` parameter has it.
@@ -18,12 +18,12 @@ pub(crate) fn name(compression: Compression) -> &'static str {
     }
 }
 
-/// What may be received: the one asked for, or all there are.
-pub(crate) fn decoders(only: Option<Compression>) -> Vec<Arc<dyn Method>> {
+/// What may be received: the one asked for, or all there are. What decoders keep is counted in `budget`.
+pub(crate) fn decoders(only: Option<Compression>, budget: &MemoryBudget) -> Vec<Arc<dyn Method>> {
     let all: [Arc<dyn Method>; 6] = [
         Arc::new(Plain),
         Arc::new(Zlib::default()),
-        Arc::new(Zstd::default()),
+        Arc::new(Zstd::default().with_budget(budget.clone())),
         Arc::new(Qpl),
         Arc::new(Uadk),
         Arc::new(Qatzip),

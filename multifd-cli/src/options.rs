@@ -2,10 +2,12 @@
 
 use crate::failure::Failure;
 use crate::network::Exit;
-use clap::builder::TypedValueParser;
+use crate::size::parse_size;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use multifd_transport_file::DirectIo;
 use multifd_transport_socket::{Address, Secret, SocketOptions, TlsClient, TlsServer};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -65,6 +67,17 @@ impl From<Direct> for DirectIo {
     }
 }
 
+/// A file that holds a snapshot.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Image {
+    /// The mapped-ram file, or a save image of libvirt's (virsh save --image-format sparse)
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Where in the file the migration begins, in bytes [default: at its start; in a save image, where libvirt has put it]
+    #[arg(long, value_name = "BYTES", value_parser = parse_size)]
+    pub(crate) offset: Option<u64>,
+}
+
 /// How a snapshot's file is written.
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct Writing {
@@ -77,9 +90,12 @@ pub(crate) struct Writing {
     /// Write no companion (FILE.crc) with checksums of the memory
     #[arg(long)]
     pub(crate) no_digest: bool,
-    /// Replace the file if there is one
+    /// Replace the file if there is one, and its companion; only a regular file is ever replaced
     #[arg(long)]
     pub(crate) force: bool,
+    /// Do not compare the guest's RAM with what is free on the disk first; zero pages take no space
+    #[arg(long)]
+    pub(crate) no_space_check: bool,
 }
 
 /// What the connecting side proves, and has proved to it.
@@ -209,12 +225,12 @@ pub(crate) struct Control {
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..))]
     pub(crate) channels: u8,
     /// The compression
-    #[arg(long, value_name = "METHOD", default_value = "none", value_parser = one_method())]
+    #[arg(long, value_name = "METHOD", default_value = "none", value_parser = OneMethod)]
     pub(crate) compression: Compression,
     /// Start the guest afterwards
     #[arg(long, conflicts_with = "stop")]
     pub(crate) resume: bool,
-    /// Leave the guest stopped afterwards (QEMU migrates it again only after it has run on)
+    /// Leave the guest stopped afterwards (in the state postmigrate; QEMU migrates it again only after it has run on)
     #[arg(long)]
     pub(crate) stop: bool,
 }
@@ -269,14 +285,46 @@ pub(crate) enum Compression {
     Auto,
 }
 
-/// A compression that a QEMU can be told to use.
-fn one_method() -> impl TypedValueParser<Value = Compression> {
-    clap::builder::EnumValueParser::<Compression>::new().try_map(|compression| {
-        if compression == Compression::Auto {
-            return Err("a QEMU has to be told one method");
-        }
-        Ok(compression)
-    })
+/// A compression that a QEMU can be told to use: any but auto.
+#[derive(Clone)]
+struct OneMethod;
+
+impl OneMethod {
+    fn values() -> impl Iterator<Item = PossibleValue> {
+        let all = Compression::value_variants().iter();
+        all.filter(|compression| **compression != Compression::Auto)
+            .filter_map(ValueEnum::to_possible_value)
+    }
+}
+
+impl TypedValueParser for OneMethod {
+    type Value = Compression;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        arg: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<Compression, clap::Error> {
+        let name = PossibleValuesParser::new(Self::values()).parse_ref(command, arg, value)?;
+        Compression::from_str(&name, false)
+            .map_err(|_| clap::Error::new(clap::error::ErrorKind::InvalidValue).with_cmd(command))
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(Self::values()))
+    }
+}
+
+/// Memory that peers may make this process hold, beside guest RAM.
+pub(crate) const MAX_MEMORY: &str = "256M";
+
+/// Bytes of a guest's page.
+pub(crate) fn parse_page_size(text: &str) -> Result<u32, String> {
+    match parse_size(text).ok().and_then(|bytes| u32::try_from(bytes).ok()) {
+        Some(bytes) if bytes.is_power_of_two() && (512..=512 << 10).contains(&bytes) => Ok(bytes),
+        _ => Err("write a power of two from 512 to 512K".into()),
+    }
 }
 
 /// A UUID as its 16 bytes.

@@ -2,13 +2,62 @@
 
 use crate::report;
 use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use multifd_core::StatsHandle;
+use multifd_core::{Stats, StatsHandle};
 use multifd_qemu::Started;
 use std::io::IsTerminal;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
+
+/// Which round a transfer is in, for whoever looks.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Rounds {
+    /// As QEMU counts them: from 1 on, once its memory is looked over the first time.
+    told: Option<Arc<AtomicU64>>,
+    /// By what channels have synced.
+    counted: bool,
+}
+
+impl Rounds {
+    /// Somebody asks QEMU, and tells with [`Rounds::set`].
+    pub(crate) fn counted_by_qemu() -> Self {
+        Self {
+            told: Some(Arc::default()),
+            counted: false,
+        }
+    }
+
+    /// Each round ends in a SYNC on every channel.
+    pub(crate) fn counted_by_channels() -> Self {
+        Self {
+            told: None,
+            counted: true,
+        }
+    }
+
+    pub(crate) fn set(&self, round: u64) {
+        if let Some(told) = &self.told {
+            told.store(round, Ordering::Relaxed);
+        }
+    }
+
+    /// The round, if there is one to speak of.
+    fn now(&self, stats: &Stats) -> Option<u64> {
+        let round = match &self.told {
+            Some(told) => told.load(Ordering::Relaxed),
+            None if self.counted => stats
+                .channels
+                .iter()
+                .map(|channel| channel.syncs)
+                .max()
+                .unwrap_or(0),
+            None => 0,
+        };
+        (round > 0).then_some(round)
+    }
+}
 
 /// Room for the watch of a transfer that has not started yet; the watch ends when it is dropped.
 #[derive(Default)]
@@ -16,10 +65,15 @@ pub(crate) struct Slot(Arc<Mutex<Option<Watch>>>);
 
 impl Slot {
     /// What starts the watch: to be called when the transfer knows its RAM blocks.
-    pub(crate) fn on_start(&self, what: &str, quiet: bool) -> Box<dyn FnOnce(Started) + Send> {
-        let (slot, what) = (Arc::clone(&self.0), what.to_owned());
+    pub(crate) fn on_start(
+        &self,
+        what: &str,
+        quiet: bool,
+        rounds: &Rounds,
+    ) -> Box<dyn FnOnce(Started) + Send> {
+        let (slot, what, rounds) = (Arc::clone(&self.0), what.to_owned(), rounds.clone());
         Box::new(move |start| {
-            let watch = Watch::new(&what, start.stats.clone(), start.ram_bytes(), quiet);
+            let watch = Watch::new(&what, start.stats.clone(), start.ram_bytes(), quiet, &rounds);
             *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(watch);
         })
     }
@@ -33,7 +87,23 @@ pub(crate) struct Watch {
 
 impl Watch {
     /// Watches `stats` on the way to `total` bytes; shows nothing if `quiet`.
-    pub(crate) fn new(what: &str, stats: StatsHandle, total: u64, quiet: bool) -> Self {
+    pub(crate) fn new(what: &str, stats: StatsHandle, total: u64, quiet: bool, rounds: &Rounds) -> Self {
+        let rounds = rounds.clone();
+        let position = move || {
+            let stats = stats.read();
+            let moved = stats.total();
+            (moved.guest_bytes + moved.buffer_bytes, rounds.now(&stats))
+        };
+        Self::of(what, position, total, quiet)
+    }
+
+    /// Watches what `position` says: bytes done, and the round.
+    pub(crate) fn of(
+        what: &str,
+        position: impl Fn() -> (u64, Option<u64>) + Send + 'static,
+        total: u64,
+        quiet: bool,
+    ) -> Self {
         if quiet {
             return Self {
                 stop: None,
@@ -49,8 +119,9 @@ impl Watch {
             .name("multifd-progress".into())
             .spawn(move || {
                 while stopped.recv_timeout(tick) == Err(RecvTimeoutError::Timeout) {
-                    let moved = stats.read().total();
-                    let moved = moved.guest_bytes + moved.buffer_bytes;
+                    let (moved, round) = position();
+                    let what = round.map_or_else(|| what.clone(), |round| format!("{what}, round {round}"));
+                    bar.set_prefix(what.clone());
                     // A running guest's pages are sent more than once.
                     bar.set_length(total.max(moved));
                     bar.set_position(moved);

@@ -3,12 +3,12 @@
 use crate::args::Relay;
 use crate::encoding::Chosen;
 use crate::failure::{Failure, doing};
-use crate::progress::Watch;
+use crate::progress::{Rounds, Watch};
 use crate::recv::cancelled;
 use crate::report::{self, Counts};
 use crate::{method, signals};
 use indicatif::HumanBytes;
-use multifd_core::{CancelHandle, Progress, RecvChannel, RelayConfig, Relayed, relay};
+use multifd_core::{CancelHandle, MemoryBudget, Progress, RecvChannel, RelayConfig, Relayed, relay};
 use multifd_qemu::{Limits, read_configuration};
 use multifd_transport_socket::SocketStream;
 use serde::Serialize;
@@ -83,7 +83,7 @@ pub(crate) fn run(args: &Relay) -> Result<(), Failure> {
     });
     let watch = Arc::new(Mutex::new(None));
     let config = RelayConfig {
-        methods: method::decoders(None),
+        methods: method::decoders(None, &MemoryBudget::new(args.max_memory)),
         page_size: configuration.page_size(),
         incoming: args.from_channels,
         outgoing: args.channels,
@@ -95,7 +95,13 @@ pub(crate) fn run(args: &Relay) -> Result<(), Failure> {
             let (watch, mains, quiet) = (Arc::clone(&watch), Arc::clone(&mains), args.show.quiet);
             Box::new(move |incoming, _| {
                 mains.keep(lock(&mains.way).open());
-                let started = Watch::new("passing through", incoming, 0, quiet);
+                let started = Watch::new(
+                    "passing through",
+                    incoming,
+                    0,
+                    quiet,
+                    &Rounds::counted_by_channels(),
+                );
                 *lock(&watch) = Some(started);
             })
         }),
@@ -130,8 +136,7 @@ pub(crate) fn run(args: &Relay) -> Result<(), Failure> {
         outgoing_channels: passed.outgoing.channels.len(),
         auto: encoder.chosen(),
     };
-    report::print(args.show.json, &shown, &line(&shown));
-    Ok(())
+    report::print(args.show.json, &shown, &line(&shown))
 }
 
 #[allow(clippy::cast_precision_loss)] // A figure for people to read.

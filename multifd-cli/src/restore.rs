@@ -1,16 +1,19 @@
 //! `multifd restore`: a file into a QEMU that waits for it.
 
 use crate::args::Restore;
-use crate::encoding::{Encoding, Level};
+use crate::encoding::Encoding;
 use crate::failure::Failure;
-use crate::migration_setup::Changed;
+use crate::monitor::machine;
+use crate::monitor::qmp::Qmp;
+use crate::monitor::settings::{Changed, recover};
 use crate::private_socket::MeetingPlace;
-use crate::qmp::Qmp;
+use crate::recv::cancelled;
 use crate::send::{self, Way};
 use crate::{signals, snapshot_file};
 use multifd_core::WriteFlags;
+use multifd_qemu::{Sent, Snapshot};
 use multifd_transport_socket::{Address, SocketTransport};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::time::{Duration, Instant};
 
 pub(crate) fn run(args: &Restore) -> Result<(), Failure> {
@@ -18,60 +21,84 @@ pub(crate) fn run(args: &Restore) -> Result<(), Failure> {
     let control = &args.control;
     let encoding = Encoding {
         compression: control.compression,
-        level: Level::Fixed(1),
+        level: None,
         compress_threads: None,
         checksum: false,
     };
     let encoder = encoding.encoder(Some(control.channels))?;
-    let mut snapshot = snapshot_file::read(&args.file, args.direct_io)?;
     let timeout = Duration::from_secs(args.deadlines.timeout);
     let mut qmp = Qmp::connect(&control.qmp, timeout)?;
+    recover(&mut qmp)?;
     let (_, status) = qmp.guest()?;
     if status != "inmigrate" {
         return Err(Failure::Other(format!(
-            "QEMU does not wait for a migration (its guest is {status}): start it with -incoming defer"
+            "QEMU does not wait for a migration (its guest is {status}): start it with -incoming defer. Nothing was changed"
         )));
     }
+    let mut snapshot = snapshot_file::read(&args.image, args.direct_io)?;
+    machine::check_fits(&mut qmp, &snapshot)?;
     snapshot.ram = std::mem::take(&mut snapshot.ram).freeze()?;
     // A QEMU takes no UUID but its own.
-    snapshot.uuid = own_uuid(&mut qmp)?;
-    if control.stop {
-        qmp.execute("stop", &json!({}))?;
-    }
-    let mut changed = Changed::default();
-    changed.set_up(&mut qmp, control.channels, control.compression)?;
-    let place = MeetingPlace::new(control.via.as_ref())?;
-    qmp.execute("migrate-incoming", &json!({ "uri": place.address.to_string() }))?;
-    let address = listening_on(&mut qmp, &place.address)?;
-    let transport = SocketTransport::new(address, args.deadlines.socket());
-    let way = Way {
-        encoder: &encoder,
-        checksums: encoding.checksums(),
-        transport: &transport,
-        channels: control.channels,
-        flags: WriteFlags::default(),
-        dialect: args.dialect,
-        finish: timeout,
-    };
+    snapshot.uuid = machine::uuid(&mut qmp)?;
     let begun = Instant::now();
-    let sent = send::give(&snapshot, &way, &cancel, args.show);
-    let loaded = wait_loaded(&mut qmp, timeout, sent.is_ok());
-    // QEMU's own words say more than a connection that broke off.
-    loaded?;
-    let sent = sent?;
-    changed.put_back(&mut qmp)?;
+    let how = (control.channels, control.compression);
+    let changed = Changed::set_up(&mut qmp, how, false)?;
+    let sent = give(args, &mut qmp, &snapshot, |transport| {
+        let way = Way {
+            encoder: &encoder,
+            checksums: encoding.checksums(),
+            transport,
+            channels: control.channels,
+            flags: WriteFlags::default(),
+            dialect: args.dialect,
+            finish: timeout,
+        };
+        send::give(&snapshot, &way, &cancel, args.show)
+    });
+    // A QEMU that could not load it has ended, mostly: then there is nothing to put back.
+    let put_back = match qmp.guest() {
+        Err(Failure::QemuGone { .. }) => {
+            changed.forget();
+            Ok(())
+        }
+        Err(error) => Err(error),
+        Ok(_) => changed.put_back(&mut qmp),
+    };
+    let sent = sent.map_err(|error| cancelled(&cancel, error))?;
+    put_back?;
     if control.resume && !qmp.guest()?.0 {
         qmp.execute("cont", &json!({}))?;
     }
-    send::finish(args.show, &snapshot, &encoder, &sent, begun, None);
-    Ok(())
+    let (_, status) = qmp.guest()?;
+    send::finish(args.show, &snapshot, &encoder, &sent, begun, (None, Some(status)))
 }
 
-fn own_uuid(qmp: &mut Qmp) -> Result<[u8; 16], Failure> {
-    let info = qmp.execute("query-uuid", &json!({}))?;
-    let text = info.get("UUID").and_then(Value::as_str).unwrap_or_default();
-    let digits: String = text.chars().filter(|c| *c != '-').collect();
-    Ok(u128::from_str_radix(&digits, 16).unwrap_or(0).to_be_bytes())
+/// Has QEMU listen, sends, and waits until it has loaded everything.
+fn give(
+    args: &Restore,
+    qmp: &mut Qmp,
+    snapshot: &Snapshot,
+    send: impl FnOnce(&SocketTransport) -> Result<Sent, Failure>,
+) -> Result<Sent, Failure> {
+    let place = MeetingPlace::new(args.control.via.as_ref())?;
+    if args.control.stop {
+        // So that it does not run as soon as it is loaded.
+        qmp.execute("stop", &json!({}))?;
+    }
+    qmp.execute("migrate-incoming", &json!({ "uri": place.address.to_string() }))?;
+    let address = listening_on(qmp, &place.address)?;
+    let transport = SocketTransport::new(address, args.deadlines.socket());
+    let sent = send(&transport);
+    let timeout = Duration::from_secs(args.deadlines.timeout);
+    match wait_loaded(qmp, timeout, sent.is_ok()) {
+        // QEMU's own words say more than a connection that broke off.
+        Err(error @ Failure::QemuGone { .. }) => Err(Failure::Other(format!(
+            "QEMU refused the snapshot of {:?} and has exited; what was wrong with it stands on QEMU's standard error ({error})",
+            snapshot.configuration.machine
+        ))),
+        Err(error) => Err(error),
+        Ok(()) => sent,
+    }
 }
 
 /// Where QEMU listens, with the port it chose.

@@ -3,8 +3,8 @@
 use crate::args::Send;
 use crate::encoding::Encoder;
 use crate::failure::{Failure, doing};
-use crate::options::{Dialect, Show, Sync, ZeroCopy, ZeroPages};
-use crate::progress::Slot;
+use crate::options::{Dialect, Image, Show, Sync, ZeroCopy, ZeroPages};
+use crate::progress::{Rounds, Slot};
 use crate::recv::cancelled;
 use crate::report::{self, Transfer};
 use crate::{signals, snapshot_file};
@@ -17,7 +17,13 @@ pub(crate) fn run(args: &Send) -> Result<(), Failure> {
     let cancel = signals::cancel_on_signal()?;
     let encoder = args.encoding.encoder(Some(args.channels))?;
     let mut snapshot = match (&args.file, &args.raw) {
-        (Some(file), _) => snapshot_file::read(file, args.direct_io)?,
+        (Some(file), _) => {
+            let image = Image {
+                file: file.clone(),
+                offset: args.offset,
+            };
+            snapshot_file::read(&image, args.direct_io)?
+        }
         (None, Some(raw)) => snapshot_file::read_raw(raw, &args.block)?,
         (None, None) => return Err(Failure::Other("there is nothing to send".into())),
     };
@@ -42,10 +48,49 @@ pub(crate) fn run(args: &Send) -> Result<(), Failure> {
         finish: Duration::from_secs(args.finish_timeout),
     };
     let begun = Instant::now();
-    let sent = give(&snapshot, &way, &cancel, args.show)?;
+    let sent = give(&snapshot, &way, &cancel, args.show);
+    let sent = sent.map_err(|error| with_hints(error, &snapshot, args))?;
     let zero_copy = zero_copy.then(|| transport.zero_copy_counts().into());
-    finish(args.show, &snapshot, &encoder, &sent, begun, zero_copy);
-    Ok(())
+    finish(args.show, &snapshot, &encoder, &sent, begun, (zero_copy, None))
+}
+
+/// A destination that refuses says nothing, it breaks off. What it may not have liked is added.
+fn with_hints(error: Failure, snapshot: &Snapshot, args: &Send) -> Failure {
+    let broke_off = match &error {
+        Failure::Engine(multifd_core::Error::Channel { source, .. })
+        | Failure::Migration(multifd_qemu::Error::Engine(multifd_core::Error::Channel { source, .. }))
+        | Failure::Connection { source, .. } => Some(source),
+        _ => None,
+    };
+    let hints = match broke_off {
+        Some(ChannelError::Stalled { .. }) => format!(
+            "a QEMU that was told of more channels waits for the others: {} were opened (--channels)",
+            args.channels
+        ),
+        Some(ChannelError::Io(_) | ChannelError::Closed { .. }) => {
+            let mut hints = format!(
+                "a QEMU that breaks off says why on its standard error: another machine, another number of channels than {} \
+                 (--channels), another compression",
+                args.channels
+            );
+            if snapshot.uuid == [0; 16] {
+                hints.push_str(", or it has a UUID (-uuid), which this file does not tell: --uuid says it");
+            }
+            hints
+        }
+        _ => match &error {
+            Failure::Migration(multifd_qemu::Error::Io { .. }) if snapshot.uuid == [0; 16] => {
+                "the destination broke off; a QEMU says why on its standard error. If it has a UUID (-uuid), which this file does \
+                 not tell, --uuid says it"
+                    .into()
+            }
+            Failure::Migration(multifd_qemu::Error::Io { .. }) => {
+                "the destination broke off; a QEMU says why on its standard error".into()
+            }
+            _ => return error,
+        },
+    };
+    Failure::Other(format!("{error}; {hints}"))
 }
 
 /// By which way a snapshot goes.
@@ -90,7 +135,7 @@ pub(crate) fn give(
             ZeroPages::Legacy => ZeroPageStyle::Main,
             ZeroPages::None => ZeroPageStyle::Data,
         }),
-        on_start: Some(watch.on_start("sending", show.quiet)),
+        on_start: Some(watch.on_start("sending", show.quiet, &Rounds::default())),
     };
     let sent = send(
         snapshot,
@@ -137,8 +182,8 @@ pub(crate) fn finish(
     encoder: &Encoder,
     sent: &Sent,
     begun: Instant,
-    zero_copy: Option<report::ZeroCopy>,
-) {
+    (zero_copy, state): (Option<report::ZeroCopy>, Option<String>),
+) -> Result<(), Failure> {
     let result = Transfer {
         ok: true,
         machine: snapshot.configuration.machine.clone(),
@@ -150,12 +195,13 @@ pub(crate) fn finish(
         channel_seconds: sent.stats.elapsed.as_secs_f64(),
         main_bytes: sent.main_bytes,
         total: sent.stats.total().into(),
+        main: sent.stats.main.into(),
         channels: report::channels(&sent.stats),
         blocks: report::blocks(snapshot.blocks()),
-        file: None,
-        stored_pages: None,
         auto: encoder.chosen(),
         zero_copy,
+        state,
+        ..Transfer::default()
     };
     let mut line = result.line("sent");
     if let Some(auto) = &result.auto {
@@ -166,5 +212,9 @@ pub(crate) fn finish(
         line.push('\n');
         line.push_str(&zero_copy.line());
     }
-    report::print(show.json, &result, &line);
+    if let Some(state) = &result.state {
+        line.push_str("\nthe guest is ");
+        line.push_str(state);
+    }
+    report::print(show.json, &result, &line)
 }

@@ -1,13 +1,36 @@
-//! Ctrl-C and its kin end the transfer; a second one ends the program.
+//! Ctrl-C and its kin end the transfer; a second one ends the program, unless a QEMU is to be put back first.
 
 use crate::failure::Failure;
+use crate::report;
 use multifd_core::CancelHandle;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 static CAUGHT: AtomicI32 = AtomicI32::new(0);
+/// QEMUs whose settings are not as they were found.
+static CHANGED: AtomicUsize = AtomicUsize::new(0);
+
+/// Signals that come so soon after the first are the same one: `timeout` sends it to the process and to its group.
+const SAME: Duration = Duration::from_secs(1);
+
+/// While one lives, a signal ends no more than the transfer: something has to be put back.
+pub(crate) struct Guard;
+
+impl Guard {
+    pub(crate) fn new() -> Self {
+        CHANGED.fetch_add(1, Ordering::SeqCst);
+        Self
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        CHANGED.fetch_sub(1, Ordering::SeqCst);
+    }
+}
 
 /// A handle that a signal cancels.
 pub(crate) fn cancel_on_signal() -> Result<CancelHandle, Failure> {
@@ -23,9 +46,16 @@ pub(crate) fn cancel_on_signal() -> Result<CancelHandle, Failure> {
     std::thread::Builder::new()
         .name("multifd-signals".into())
         .spawn(move || {
+            let mut first = None;
             for signal in signals.forever() {
-                if CAUGHT.swap(signal, Ordering::Relaxed) != 0 {
-                    let _ = signal_hook::low_level::emulate_default_handler(signal);
+                let since = *first.get_or_insert_with(Instant::now);
+                if CAUGHT.swap(signal, Ordering::Relaxed) != 0 && since.elapsed() > SAME {
+                    if CHANGED.load(Ordering::SeqCst) == 0 {
+                        let _ = signal_hook::low_level::emulate_default_handler(signal);
+                    }
+                    report::note(
+                        "QEMU's settings are being put back; after a kill -9 the next multifd would do it",
+                    );
                 }
                 handle.cancel();
             }

@@ -2,6 +2,9 @@
 
 /// Reads bytes, with or without a unit.
 pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
+    if let Some(digits) = text.strip_prefix("0x") {
+        return u64::from_str_radix(digits, 16).map_err(|_| "write hexadecimal digits after 0x".into());
+    }
     let (digits, shift) = match text.chars().last().map(|c| c.to_ascii_uppercase()) {
         Some('K') => (text.get(..text.len() - 1), 10),
         Some('M') => (text.get(..text.len() - 1), 20),
@@ -24,6 +27,8 @@ mod tests {
         assert_eq!(parse_size("4096"), Ok(4096));
         assert_eq!(parse_size("256M"), Ok(256 << 20));
         assert_eq!(parse_size("2g"), Ok(2 << 30));
+        assert_eq!(parse_size("0x100000"), Ok(1 << 20));
+        assert!(parse_size("0x").is_err() && parse_size("0xg").is_err());
         for bad in ["", "M", "1.5G", "-1", "99999999T"] {
             assert!(parse_size(bad).is_err(), "{bad}");
         }

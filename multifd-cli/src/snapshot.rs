@@ -2,117 +2,166 @@
 
 use crate::args::Snapshot;
 use crate::failure::{Failure, doing};
-use crate::migration_setup::Changed;
+use crate::monitor::machine;
+use crate::monitor::qmp::Qmp;
+use crate::monitor::run_state::{self, Rule};
+use crate::monitor::settings::{Changed, recover};
 use crate::network::warn_if_exposed;
 use crate::private_socket::MeetingPlace;
-use crate::qmp::Qmp;
+use crate::progress::Rounds;
+use crate::report::Guest;
 use crate::snapshot_file::Target;
 use crate::{method, recv, signals};
-use multifd_core::{CancelHandle, Progress};
-use multifd_qemu::{ReceiveOptions, Received};
+use multifd_core::{CancelHandle, MemoryBudget, Progress};
+use multifd_qemu::{Limits, ReceiveOptions};
 use multifd_transport_socket::SocketListener;
 use serde_json::json;
 use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 pub(crate) fn run(args: &Snapshot) -> Result<(), Failure> {
     let cancel = signals::cancel_on_signal()?;
     let target = Target::create(&args.out, args.writing)?;
     let mut qmp = Qmp::connect(&args.control.qmp, Duration::from_secs(args.deadlines.timeout))?;
+    recover(&mut qmp)?;
     let (was_running, status) = qmp.guest()?;
+    let rule = check(&mut qmp, args, &status)?;
+    if let Some(blocks) = machine::blocks(&mut qmp) {
+        target.check_space(blocks.iter().map(|block| block.used).sum())?;
+    }
+    let resume = args.control.resume || (rule == Rule::GoesOn && !args.control.stop);
+    let how = (args.control.channels, args.control.compression);
+    let changed = Changed::set_up(&mut qmp, how, was_running)?;
+    let mut guest = Guest {
+        found: status,
+        ..Guest::default()
+    };
+    let outcome = transfer(args, &mut qmp, &cancel, &mut guest);
+    // The guest stands still: its memory lies where it lay when it was copied.
+    let flat_view = outcome.is_ok().then(|| machine::flat_view(&mut qmp)).flatten();
+    // Whatever happened, QEMU is put back first; the guest does not wait for the file to be written.
+    let run_on = if outcome.is_ok() { resume } else { was_running };
+    let settled = settle(&mut qmp, changed, run_on, &mut guest);
+    let arrival = match (outcome, settled) {
+        (Ok(arrival), Ok(())) => arrival,
+        (Err(Failure::QemuGone { .. }), Err(error)) | (Ok(_), Err(error)) => return Err(error),
+        (Err(error), _) => return Err(error),
+    };
+    let layout = flat_view.map_or_else(
+        || Err("QEMU's monitor does not show it".into()),
+        |text| machine::layout(&text, &arrival.received.snapshot),
+    );
+    let kept = target.write(&arrival.received.snapshot, layout, &cancel, args.show.quiet)?;
+    recv::finish(&args.out, args.show, &arrival, kept, Some(guest))
+}
+
+/// Checks that this QEMU can be migrated, and its guest left as it was asked for. Nothing has been changed.
+fn check(qmp: &mut Qmp, args: &Snapshot, status: &str) -> Result<Rule, Failure> {
     let migration = qmp.migration()?;
-    if !migration.is_over() || status == "inmigrate" {
+    if !migration.is_over() {
         return Err(Failure::Other(format!(
             "QEMU is busy with a migration ({status}, {}): nothing was changed",
             migration.status
         )));
     }
-    if status == "postmigrate" {
-        return Err(Failure::Other(
-            "an earlier migration has stopped this guest, and QEMU does not migrate it again: let it run on first \
-             (the monitor's command cont)"
-                .into(),
-        ));
+    let rule = run_state::check(status, args.control.resume, args.control.stop)?;
+    if !migration.blockers.is_empty() {
+        return Err(Failure::Other(format!(
+            "this QEMU cannot be migrated, and so no snapshot be taken of it: {}. Nothing was changed",
+            migration.blockers.join("; ")
+        )));
     }
-    let mut changed = Changed::default();
-    let outcome = changed
-        .set_up(&mut qmp, args.control.channels, args.control.compression)
-        .and_then(|()| transfer(args, &mut qmp, &cancel));
-    let run_on = if outcome.is_ok() {
-        args.control.resume || (was_running && !args.control.stop)
-    } else {
-        was_running
-    };
-    // Whatever happened, QEMU is put back first; the guest does not wait for the file to be written.
-    let put_back = settle(
-        &mut qmp,
-        changed,
-        run_on,
-        Duration::from_secs(args.deadlines.timeout),
-    );
-    let (begun, received) = outcome?;
-    put_back?;
-    let written = target.write(&received.snapshot, &cancel, args.show.quiet)?;
-    recv::finish(&args.out, args.show, &received, written, begun);
-    Ok(())
+    Ok(rule)
 }
 
 /// Has QEMU migrate to us, and watches over it.
-fn transfer(args: &Snapshot, qmp: &mut Qmp, cancel: &CancelHandle) -> Result<(Instant, Received), Failure> {
+fn transfer(
+    args: &Snapshot,
+    qmp: &mut Qmp,
+    cancel: &CancelHandle,
+    guest: &mut Guest,
+) -> Result<recv::Arrival, Failure> {
     let place = MeetingPlace::new(args.control.via.as_ref())?;
     let options = args.deadlines.socket();
     let mut listener = SocketListener::bind(&place.address, options).map_err(doing("listening"))?;
     warn_if_exposed(&listener);
     let address = listener.address().map_err(doing("listening"))?.to_string();
-    // Not the one a signal trips: QEMU is to be told first, see `call_off`.
+    // Not the one a signal trips: QEMU is to be told first.
     let broken_off = CancelHandle::default();
+    let budget = MemoryBudget::new(args.max_memory);
     let receiving = ReceiveOptions {
-        methods: method::decoders(Some(args.control.compression)),
+        methods: method::decoders(Some(args.control.compression), &budget),
         channels: Some(args.control.channels),
         progress: Arc::new(Progress::new(options.stall)),
         cancel: broken_off.clone(),
+        memory_budget: budget,
+        limits: Limits::default(),
         ..ReceiveOptions::default()
     };
+    let rounds = Rounds::counted_by_qemu();
+    let (told, called_off) = channel::<()>();
     std::thread::scope(|scope| {
-        let (show, listener) = (args.show, &mut listener);
-        let arrival = scope.spawn(move || recv::take(listener, receiving, show, |_| Ok(())));
-        let watched = watch(args, qmp, &address, [cancel, &broken_off]);
+        let (show, listener, broken_off, rounds) = (args.show, &mut listener, &broken_off, &rounds);
+        let patience = options.stall * 2;
+        let arrival = scope.spawn(move || {
+            recv::take(listener, receiving, show, rounds, |arrival| {
+                if arrival.is_none() {
+                    // Our connections stay open until QEMU has been told: it may die of one that breaks off.
+                    broken_off.cancel();
+                    let _ = called_off.recv_timeout(patience);
+                }
+                Ok(())
+            })
+        });
+        let watched = watch(args, qmp, &address, [cancel, broken_off], (rounds, guest));
         if watched.is_err() {
             // Nothing more will come.
             broken_off.cancel();
         }
+        drop(told);
         let outcome = arrival.join();
         let outcome = outcome.map_err(|_| Failure::Other("the receiving thread panicked".into()))?;
-        // QEMU's own words say more than a connection that broke off; ours more than that we have given up.
-        if let Err(error) = watched
-            && (outcome.is_ok() || !matches!(error, Failure::Engine(_)))
-        {
-            return Err(error);
+        match (watched, outcome) {
+            (Ok(()), Ok((arrival, ()))) => Ok(arrival),
+            // Ours first: QEMU was only told of it.
+            (Err(Failure::Engine(_)), Err(error)) if cancel.error().is_none() => Err(error),
+            // QEMU's own words say more than a connection that broke off.
+            (Err(error), _) | (Ok(()), Err(error)) => Err(error),
         }
-        let (begun, received, ()) = outcome?;
-        Ok((begun, received))
     })
 }
 
 /// Starts the migration and waits for its end. A guest that dirties memory faster than it is copied is stopped.
-fn watch(args: &Snapshot, qmp: &mut Qmp, address: &str, cancel: [&CancelHandle; 2]) -> Result<(), Failure> {
+fn watch(
+    args: &Snapshot,
+    qmp: &mut Qmp,
+    address: &str,
+    cancel: [&CancelHandle; 2],
+    (rounds, guest): (&Rounds, &mut Guest),
+) -> Result<(), Failure> {
     qmp.execute("migrate", &json!({ "uri": address }))?;
-    let mut stopped = false;
+    let begun = Instant::now();
     loop {
         if let Some(error) = cancel.iter().find_map(|handle| handle.error()) {
-            call_off(qmp, Duration::from_secs(args.deadlines.timeout))?;
+            qmp.call_off()?;
             return Err(error.into());
         }
         let migration = qmp.migration()?;
+        guest.rounds = migration.rounds;
+        rounds.set(migration.rounds);
         match migration.status.as_str() {
-            "completed" => return Ok(()),
+            "completed" => {
+                guest.downtime_seconds = migration.downtime.map(|time| time.as_secs_f64());
+                return Ok(());
+            }
             "failed" | "cancelled" => {
                 let why = migration.error.unwrap_or_else(|| migration.status.clone());
                 return Err(Failure::Other(format!("QEMU's migration has failed: {why}")));
             }
-            _ if migration.rounds > args.max_rounds && !stopped => {
+            _ if migration.rounds > args.max_rounds && guest.stopped_early_after_seconds.is_none() => {
                 qmp.execute("stop", &json!({}))?;
-                stopped = true;
+                guest.stopped_early_after_seconds = Some(begun.elapsed().as_secs_f64());
             }
             _ => {}
         }
@@ -120,31 +169,24 @@ fn watch(args: &Snapshot, qmp: &mut Qmp, address: &str, cancel: [&CancelHandle; 
     }
 }
 
-/// Cancels a migration, and waits until QEMU is done with it; our connections must stay open so long.
-///
-/// QEMU 10.0 dies of an assertion (`yank_unregister_instance`) if a connection breaks off, or it is told to cancel, while
-/// its channels are being set up: it is given time to get over that.
-fn call_off(qmp: &mut Qmp, timeout: Duration) -> Result<(), Failure> {
-    let end = Instant::now() + timeout;
-    while qmp.migration()?.status == "setup" && Instant::now() < end {
-        qmp.pause()?;
-    }
-    if qmp.migration()?.is_over() {
-        return Ok(());
-    }
-    qmp.execute("migrate_cancel", &json!({}))?;
-    while !qmp.migration()?.is_over() && Instant::now() < end {
-        qmp.pause()?;
-    }
-    Ok(())
-}
-
 /// Ends what is still under way, puts QEMU's settings back, and has the guest run on if it is to.
-fn settle(qmp: &mut Qmp, changed: Changed, run_on: bool, timeout: Duration) -> Result<(), Failure> {
-    call_off(qmp, timeout)?;
-    let put_back = changed.put_back(qmp);
-    if run_on && !qmp.guest()?.0 {
-        qmp.execute("cont", &json!({}))?;
+fn settle(qmp: &mut Qmp, changed: Changed, run_on: bool, guest: &mut Guest) -> Result<(), Failure> {
+    if let Err(error) = qmp.call_off() {
+        if matches!(error, Failure::QemuGone { .. }) {
+            changed.forget();
+        }
+        return Err(error);
     }
-    put_back
+    // The guest first: it stands still meanwhile.
+    let mut resumed = Ok(());
+    if run_on && !qmp.guest()?.0 {
+        resumed = qmp.execute("cont", &json!({})).map(drop);
+    }
+    let put_back = changed.put_back(qmp);
+    let (running, status) = qmp.guest()?;
+    guest.left = status;
+    if running {
+        guest.pause_seconds = qmp.stops.pause().map(|pause| pause.as_secs_f64());
+    }
+    resumed.and(put_back)
 }

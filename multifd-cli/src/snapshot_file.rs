@@ -1,21 +1,34 @@
 //! Snapshots and the files they lie in.
 
 use crate::failure::Failure;
-use crate::options::{Direct, Writing};
-use crate::progress::Watch;
+use crate::options::{Direct, Image, Writing};
+use crate::progress::{Rounds, Watch};
+use crate::report;
+use indicatif::HumanBytes;
 use multifd_core::{CancelHandle, Plain, RamBlock, RamMap, Sender, SenderConfig, SyncScope};
-use multifd_qemu::{Limits, MappedBlock, MappedFile, MappedWriter, Snapshot};
+use multifd_qemu::{
+    BlockInfo, Limits, MappedBlock, MappedFile, MappedWriter, PhysicalMap, PhysicalRange, Snapshot,
+    find_migration,
+};
 use multifd_transport_file::{
-    AtomicFile, Digest, DirectIo, FileError, FileTransport, PlacedBlock, Written, companion,
-    descriptor_number, load, load_raw, open_read,
+    BlockDigest, Digest, DirectIo, FileError, FileTransport, FileWithCompanion, GuestRange, PlacedBlock,
+    Written, companion, load, load_raw, open_read, same_file,
 };
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-/// Refuses to replace a file that nobody said may be replaced.
-pub(crate) fn check_target(path: &Path, force: bool) -> Result<(), Failure> {
-    if !force && descriptor_number(path).is_none() && path.symlink_metadata().is_ok() {
-        return Err(Failure::Exists { path: path.into() });
+/// Refuses an output that is one of the inputs, by whatever name: it would be emptied before it is read.
+pub(crate) fn never_an_input(output: &Path, inputs: &[&Path]) -> Result<(), Failure> {
+    let beside: Vec<PathBuf> = inputs.iter().map(|input| companion(input)).collect();
+    let all = inputs.iter().copied().chain(beside.iter().map(PathBuf::as_path));
+    for input in all {
+        if same_file(input, output) {
+            return Err(Failure::OutputIsInput {
+                path: output.into(),
+                input: input.into(),
+            });
+        }
     }
     Ok(())
 }
@@ -36,34 +49,113 @@ pub(crate) fn placed(block: &MappedBlock) -> PlacedBlock {
 /// A snapshot's file while there is nothing in it yet, and it can still be taken back.
 pub(crate) struct Target {
     path: PathBuf,
-    file: AtomicFile,
+    file: FileWithCompanion,
     writing: Writing,
+}
+
+/// A snapshot that has been written.
+pub(crate) struct Kept {
+    pub(crate) written: Written,
+    /// Whether the companion says where memory lies.
+    pub(crate) has_layout: bool,
+    /// How long it took to write, sync and name it.
+    pub(crate) took: Duration,
+}
+
+/// Says how a file's error is to be told: by the file's name.
+fn in_file(path: &Path) -> impl Fn(Failure) -> Failure {
+    move |error| match error {
+        Failure::File(error @ (FileError::At { .. } | FileError::Short { .. })) => Failure::InFile {
+            path: path.into(),
+            reason: error.to_string(),
+        },
+        Failure::Migration(error @ multifd_qemu::Error::File { .. }) => Failure::InFile {
+            path: path.into(),
+            reason: error.to_string(),
+        },
+        Failure::Engine(error @ multifd_core::Error::Channel { .. }) => Failure::InFile {
+            path: path.into(),
+            reason: error.to_string(),
+        },
+        other => other,
+    }
+}
+
+/// Refuses a guest whose RAM is larger than what is free on the file's disk.
+fn check_space(path: &Path, file: &File, ram: u64) -> Result<(), String> {
+    let Ok(status) = rustix::fs::fstatvfs(file) else {
+        return Ok(());
+    };
+    let free = status.f_bavail.saturating_mul(status.f_frsize);
+    if ram <= free {
+        return Ok(());
+    }
+    Err(format!(
+        "{}: No space left on device for all of the guest's RAM: {} are free, and it has {}. Zero pages take no space: \
+         --no-space-check tries it",
+        path.display(),
+        HumanBytes(free),
+        HumanBytes(ram),
+    ))
 }
 
 impl Target {
     /// Makes sure that the file can be written, before anything is received for it.
     pub(crate) fn create(path: &Path, writing: Writing) -> Result<Self, Failure> {
-        check_target(path, writing.force)?;
+        let file = FileWithCompanion::create(path, writing.force, !writing.no_digest)?;
         Ok(Self {
             path: path.into(),
-            file: AtomicFile::create(path, writing.force)?,
+            file,
             writing,
         })
     }
 
-    /// Writes a snapshot, gives the file its name, and says how many pages are stored in it.
+    /// Checks that there is space for a guest's RAM, in bytes.
+    pub(crate) fn check_space(&self, ram: u64) -> Result<(), Failure> {
+        if self.writing.no_space_check {
+            return Ok(());
+        }
+        check_space(&self.path, self.file.file(), ram).map_err(Failure::Other)
+    }
+
+    /// The same, when the size is announced.
+    pub(crate) fn space_check(&self) -> Box<dyn FnOnce(&[BlockInfo]) -> Result<(), String> + Send> {
+        let (path, file) = (self.path.clone(), self.file.file().try_clone());
+        let skip = self.writing.no_space_check;
+        Box::new(move |blocks| match file {
+            Ok(file) if !skip => check_space(&path, &file, blocks.iter().map(|b| b.used_length).sum()),
+            _ => Ok(()),
+        })
+    }
+
+    /// Writes a snapshot and gives the file its name. `layout` says where memory lies, or why that is not known.
     pub(crate) fn write(
         self,
         snapshot: &Snapshot,
+        layout: Result<PhysicalMap, String>,
         cancel: &CancelHandle,
         quiet: bool,
-    ) -> Result<Written, Failure> {
+    ) -> Result<Kept, Failure> {
+        let path = self.path.clone();
+        self.write_all(snapshot, layout, cancel, quiet)
+            .map_err(in_file(&path))
+    }
+
+    fn write_all(
+        self,
+        snapshot: &Snapshot,
+        layout: Result<PhysicalMap, String>,
+        cancel: &CancelHandle,
+        quiet: bool,
+    ) -> Result<Kept, Failure> {
+        let begun = Instant::now();
         let Self { path, file, writing } = self;
         let blocks = snapshot.blocks();
         let (writer, mapped) = MappedWriter::start(
             file.file(),
             0,
             &snapshot.configuration,
+            snapshot.page_size(),
             snapshot.ram_section,
             &blocks,
         )?;
@@ -83,7 +175,8 @@ impl Target {
             ..SenderConfig::default()
         };
         let mut sender = Sender::start(snapshot.ram.clone(), &Plain, &transport, &config)?;
-        let watch = Watch::new("writing", sender.stats_handle(), snapshot.ram.total_len(), quiet);
+        let total = snapshot.ram.total_len();
+        let watch = Watch::new("writing", sender.stats_handle(), total, quiet, &Rounds::default());
         for (index, block) in snapshot.ram.blocks().iter().enumerate() {
             sender.queue_range(index, 0, block.len())?;
         }
@@ -92,58 +185,85 @@ impl Target {
         drop(watch);
         let written = transport.finish()?;
         writer.finish(snapshot.switchover_start, &snapshot.tail)?;
-        let digest = if writing.no_digest || descriptor_number(&path).is_some() {
-            None
-        } else {
-            Some(Digest::of(&snapshot.ram, snapshot.uuid, snapshot.tail.bytes())?)
-        };
-        // Never a file with another's checksums beside it.
-        remove_companion(&path)?;
-        file.commit()?;
-        if let Some(digest) = digest {
-            digest.write(&path)?;
+        let mut digest = None;
+        let mut has_layout = false;
+        if file.has_companion() {
+            let rest = [snapshot.tail.early(), snapshot.tail.bytes()];
+            let digest = digest.insert(Digest::of(&snapshot.ram, snapshot.uuid, &rest)?);
+            if let Ok(map) = &layout {
+                digest.layout = guest_ranges(map, &digest.blocks);
+                has_layout = true;
+            }
         }
-        Ok(written)
+        file.commit(digest.as_ref())?;
+        Ok(Kept {
+            written,
+            has_layout,
+            took: begun.elapsed(),
+        })
     }
 }
 
-fn remove_companion(path: &Path) -> Result<(), Failure> {
-    let companion = companion(path);
-    match std::fs::remove_file(&companion) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(Failure::Open {
-            path: companion,
-            source,
-        }),
-        _ => Ok(()),
-    }
+/// A map of memory as it stands in a companion.
+fn guest_ranges(map: &PhysicalMap, blocks: &[BlockDigest]) -> Vec<GuestRange> {
+    let range = |range: &PhysicalRange| {
+        let block = blocks.iter().position(|block| block.name == range.block)?;
+        Some(GuestRange {
+            address: range.address,
+            len: range.len,
+            block: u32::try_from(block).ok()?,
+            offset: range.offset,
+        })
+    };
+    map.ranges().iter().filter_map(range).collect()
 }
 
-/// Opens a mapped-ram file and reads what is in it, apart from the pages.
-pub(crate) fn inspect(path: &Path) -> Result<(File, MappedFile), Failure> {
+/// A snapshot's file that has been opened, and what is in it, apart from the pages.
+pub(crate) struct Opened {
+    pub(crate) file: File,
+    pub(crate) mapped: MappedFile,
+}
+
+/// Opens a mapped-ram file, or one within a larger file.
+pub(crate) fn open(path: &Path, offset: Option<u64>) -> Result<Opened, Failure> {
+    let not_a_snapshot = |source| Failure::NotASnapshot {
+        path: path.into(),
+        source,
+    };
     let file = open_read(path)?;
-    let mapped =
-        MappedFile::read(&file, 0, &Limits::default(), false).map_err(|source| Failure::NotASnapshot {
-            path: path.into(),
-            source,
-        })?;
-    Ok((file, mapped))
+    let base = match offset {
+        Some(offset) => offset,
+        None => find_migration(&file).map_err(not_a_snapshot)?,
+    };
+    let mapped = MappedFile::read(&file, base, &Limits::default(), false).map_err(not_a_snapshot)?;
+    Ok(Opened { file, mapped })
+}
+
+/// Reads a snapshot's companion; `None` if it has none.
+pub(crate) fn companion_of(path: &Path, mapped: &MappedFile) -> Result<Option<Digest>, FileError> {
+    let blocks = mapped.blocks.iter();
+    let limit = Digest::largest(blocks.map(|block| (block.name.len(), block.layout.used_length())));
+    Digest::read(path, limit)
 }
 
 /// Reads a whole snapshot into memory.
-pub(crate) fn read(path: &Path, direct: Direct) -> Result<Snapshot, Failure> {
-    let (file, mapped) = inspect(path)?;
+pub(crate) fn read(image: &Image, direct: Direct) -> Result<Snapshot, Failure> {
+    let path = &image.file;
+    let Opened { file, mapped } = open(path, image.offset)?;
     let uuid = match mapped.configuration.uuid() {
         Some(uuid) => uuid,
-        // The companion is for checking; one that can not be used does not stop a file from being read.
-        None => Digest::read(path)
-            .ok()
-            .flatten()
+        None => companion_of(path, &mapped)
+            .unwrap_or_else(|error| {
+                // It is for checking; one that cannot be used does not stop a file from being read.
+                report::note(&format!("{}: {error}", path.display()));
+                None
+            })
             .map(|digest| digest.uuid)
             .unwrap_or_default(),
     };
     let mut ram = RamMap::new();
     for block in &mapped.blocks {
-        let page_size = mapped.configuration.page_size();
+        let page_size = u32::try_from(block.layout.header().page_size).unwrap_or(u32::MAX);
         let block = RamBlock::anonymous(&block.name, block.layout.used_length(), page_size)?;
         ram.add(block.with_known_zeros())?;
     }
@@ -154,7 +274,8 @@ pub(crate) fn read(path: &Path, direct: Direct) -> Result<Snapshot, Failure> {
         &ram,
         file_threads().into(),
         DirectIo::from(direct),
-    )?;
+    )
+    .map_err(|error| in_file(path)(error.into()))?;
     Ok(Snapshot {
         uuid,
         configuration: mapped.configuration.with_mapped_ram(false),

@@ -2,9 +2,10 @@
 
 use crate::args::Verify;
 use crate::failure::Failure;
+use crate::snapshot_file::Opened;
 use crate::{report, snapshot_file};
 use multifd_qemu::MappedFile;
-use multifd_transport_file::{BlockReader, Digest, FileError, PlacedBlock, checksum};
+use multifd_transport_file::{BlockReader, Digest, FileError, PlacedBlock};
 use serde::Serialize;
 use std::fs::File;
 
@@ -20,7 +21,8 @@ struct Verified {
 }
 
 pub(crate) fn run(args: &Verify) -> Result<(), Failure> {
-    let (file, mapped) = snapshot_file::inspect(&args.file)?;
+    let path = &args.image.file;
+    let Opened { file, mapped } = snapshot_file::open(path, args.image.offset)?;
     let mut problems = Vec::new();
     if mapped.tail.sections().is_none() {
         problems.push(
@@ -38,7 +40,7 @@ pub(crate) fn run(args: &Verify) -> Result<(), Failure> {
             Err(error) => problems.push(format!("RAM block {:?}: {error}", block.name)),
         }
     }
-    let digest = Digest::read(&args.file).unwrap_or_else(|error| {
+    let digest = snapshot_file::companion_of(path, &mapped).unwrap_or_else(|error| {
         problems.push(error.to_string());
         None
     });
@@ -50,7 +52,7 @@ pub(crate) fn run(args: &Verify) -> Result<(), Failure> {
     let stored = |reader: &BlockReader<'_>| reader.stored().count();
     let result = Verified {
         ok: problems.is_empty(),
-        file: args.file.display().to_string(),
+        file: path.display().to_string(),
         blocks: placed.len(),
         stored_pages: readers.iter().map(stored).sum(),
         digest: digest.is_some(),
@@ -63,16 +65,9 @@ pub(crate) fn run(args: &Verify) -> Result<(), Failure> {
     let text = if result.ok {
         format!("{}: whole; {against}", result.file)
     } else {
-        format!(
-            "{}: {}",
-            result.file,
-            result.problems.join(
-                "
-"
-            )
-        )
+        format!("{}: {}", result.file, result.problems.join("\n"))
     };
-    report::print(args.show.json, &result, &text);
+    report::print(args.show.json, &result, &text)?;
     if result.ok { Ok(()) } else { Err(Failure::Reported) }
 }
 
@@ -108,7 +103,7 @@ fn check_digest(
     readers: &[BlockReader<'_>],
     problems: &mut Vec<String>,
 ) {
-    if checksum(mapped.tail.bytes()) != digest.rest {
+    if Digest::of_rest(&[mapped.tail.early(), mapped.tail.bytes()]) != digest.rest {
         problems.push("the device sections differ from their checksum".into());
     }
     for block in &digest.blocks {

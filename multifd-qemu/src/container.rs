@@ -25,7 +25,9 @@ const MAX_DESCRIPTION: u64 = 64 << 20;
 /// that were cut off; [`Error::Io`].
 pub fn find_migration(mut file: impl Read + Seek) -> Result<u64, Error> {
     let head = read(&mut file, 0)?;
-    let name = head.first_chunk::<16>().filter(|name| [SAVE_IMAGE, PARTIAL_IMAGE].contains(name));
+    let name = head
+        .first_chunk::<16>()
+        .filter(|name| [SAVE_IMAGE, PARTIAL_IMAGE].contains(name));
     let Some(name) = name else {
         // Whoever reads the migration says if it is none.
         return Ok(0);
@@ -36,9 +38,15 @@ pub fn find_migration(mut file: impl Read + Seek) -> Result<u64, Error> {
         advice: advice.into(),
     };
     if name == PARTIAL_IMAGE {
-        return Err(refused("a save image of libvirt's that was not finished", "save the guest again"));
+        return Err(refused(
+            "a save image of libvirt's that was not finished",
+            "save the guest again",
+        ));
     }
-    let description = head.get(20..24).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_le_bytes);
+    let description = head
+        .get(20..24)
+        .and_then(|bytes| bytes.try_into().ok())
+        .map_or(0, u32::from_le_bytes);
     let after = HEADER + u64::from(description).min(MAX_DESCRIPTION);
     let mut at = after.next_multiple_of(ALIGN);
     while at < after + REACH {
@@ -90,7 +98,10 @@ mod tests {
         assert_eq!(find_migration(Cursor::new(b"anything else")).unwrap(), 0);
         assert_eq!(find_migration(Cursor::new(b"")).unwrap(), 0);
         for (description, at) in [(0, 1 << 20), (5000, 8192), (3_000_000, 4 << 20)] {
-            assert_eq!(find_migration(Cursor::new(image(description, at))).unwrap(), at as u64);
+            assert_eq!(
+                find_migration(Cursor::new(image(description, at))).unwrap(),
+                at as u64
+            );
         }
         // What looks like one within the description is none.
         let mut bytes = image(9000, 1 << 20);
@@ -100,7 +111,9 @@ mod tests {
 
     #[test]
     fn other_save_images_say_which_format_is_needed() {
-        let error = find_migration(Cursor::new(image(u32::MAX, 100))).unwrap_err().to_string();
+        let error = find_migration(Cursor::new(image(u32::MAX, 100)))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("--image-format sparse"), "{error}");
         let error = find_migration(Cursor::new(image(0, 92))).unwrap_err().to_string();
         assert!(error.contains("--image-format sparse"), "{error}");

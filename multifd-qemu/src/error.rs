@@ -70,6 +70,9 @@ pub enum Error {
         /// How large it may be.
         limit: u64,
     },
+    /// The VM is not wanted here.
+    #[error("{0}")]
+    Declined(String),
     /// Something takes more memory than there may be for what a peer makes us hold.
     #[error("byte {offset} of the main channel: {source}")]
     Memory {

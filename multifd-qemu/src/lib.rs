@@ -26,7 +26,7 @@ pub use limits::Limits;
 pub use mapped::{MappedBlock, MappedFile, MappedWriter};
 pub use physical::{LayoutError, MAX_RANGES, PhysicalMap, PhysicalRange};
 pub use ram::BlockInfo;
-pub use receive::{MakeMemory, ReceiveOptions, Received, read_configuration, receive};
+pub use receive::{CheckBlocks, MakeMemory, ReceiveOptions, Received, read_configuration, receive};
 pub use send::{SendOptions, Sent, ZeroPageStyle, send};
 pub use snapshot::{Snapshot, Started, SyncStyle};
 pub use tail::Tail;

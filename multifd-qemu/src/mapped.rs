@@ -24,6 +24,8 @@ pub struct MappedBlock {
 /// What a mapped-ram file holds, apart from the bitmaps and the pages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MappedFile {
+    /// Where in the file the migration begins, bytes.
+    pub base: u64,
     /// The machine, and what the source had switched on.
     pub configuration: Configuration,
     /// The RAM blocks in their order, which is also that of the file.
@@ -84,6 +86,7 @@ impl MappedFile {
                     let bytes = input.rest(kind, limits.tail_bytes, "the device sections", &mut held)?;
                     let tail = Tail::new(bytes, offset, need_vmdesc, limits)?;
                     return Ok(Self {
+                        base,
                         configuration,
                         blocks: blocks.unwrap_or_default(),
                         ram_section: elements.ram_section(),
@@ -97,6 +100,14 @@ impl MappedFile {
                 }
             }
         }
+    }
+
+    /// Bytes of a guest page.
+    pub fn page_size(&self) -> u32 {
+        let first = self.blocks.first();
+        first
+            .and_then(|block| u32::try_from(block.layout.header().page_size).ok())
+            .unwrap_or(self.configuration.page_size())
     }
 
     /// Bytes of guest RAM over all blocks.
@@ -147,7 +158,8 @@ fn read_blocks<F: Read + Seek>(
     let mut left = total;
     while left > 0 {
         ram::check_count(blocks.len(), input.offset(), limits)?;
-        let BlockInfo { name, used_length } = ram::read_block(input, left, configuration.page_size())?;
+        // The header after it says how large a page is.
+        let BlockInfo { name, used_length } = ram::read_block(input, left, 1)?;
         left -= used_length;
         let offset = input.offset();
         let invalid = |source| Error::Mapped {
@@ -157,7 +169,11 @@ fn read_blocks<F: Read + Seek>(
         };
         let header: [u8; MAPPED_RAM_HEADER_LEN] = input.bytes("a mapped-ram header")?;
         let header = MappedRamHeader::parse(&header).map_err(invalid)?;
-        let page_size = u64::from(configuration.page_size());
+        let page_size = match (blocks.first(), configuration.says_page_size()) {
+            (Some(first), _) => first.layout.header().page_size,
+            (None, Some(page_size)) => page_size.into(),
+            (None, None) => header.page_size,
+        };
         if header.page_size != page_size {
             return Err(invalid(PacketError::Mismatch {
                 field: Field::PageSize,
@@ -197,7 +213,7 @@ pub struct MappedWriter<F> {
 
 impl<F: Write + Seek> MappedWriter<F> {
     /// Writes everything up to the end of the block list, the migration starting at `base`, and says where each block's
-    /// bitmap and pages go.
+    /// bitmap and pages go; a page has `page_size` bytes.
     ///
     /// # Errors
     /// [`Error::File`]; [`Error::Mapped`] for blocks that do not fit a file.
@@ -205,6 +221,7 @@ impl<F: Write + Seek> MappedWriter<F> {
         file: F,
         base: u64,
         configuration: &Configuration,
+        page_size: u32,
         ram_section: u32,
         blocks: &[BlockInfo],
     ) -> Result<(Self, Vec<MappedBlock>), Error> {
@@ -227,8 +244,7 @@ impl<F: Write + Seek> MappedWriter<F> {
                 block: name.clone(),
                 source,
             };
-            let layout =
-                MappedRamLayout::place(offset, *used_length, configuration.page_size()).map_err(invalid)?;
+            let layout = MappedRamLayout::place(offset, *used_length, page_size).map_err(invalid)?;
             let mut header = [0; MAPPED_RAM_HEADER_LEN];
             layout.header().encode(&mut header).map_err(invalid)?;
             room.extend(header);

@@ -1,6 +1,6 @@
 //! The RAM section's body: words of flags and addresses, up to the end of the section.
 
-use crate::configuration::{Configuration, push_name};
+use crate::configuration::push_name;
 use crate::input::Input;
 use crate::{Error, Limits};
 use multifd_core::RamMap;
@@ -134,7 +134,7 @@ pub(crate) fn check_total(total: u64, offset: u64, limits: &Limits) -> Result<()
 pub(crate) fn read_blocks<R: Read>(
     input: &mut Input<R>,
     total: u64,
-    configuration: &Configuration,
+    page_size: u32,
     limits: &Limits,
 ) -> Result<Vec<BlockInfo>, Error> {
     check_total(total, input.offset(), limits)?;
@@ -142,7 +142,7 @@ pub(crate) fn read_blocks<R: Read>(
     let mut left = total;
     while left > 0 {
         check_count(blocks.len(), input.offset(), limits)?;
-        let block = read_block(input, left, configuration.page_size())?;
+        let block = read_block(input, left, page_size)?;
         left -= block.used_length;
         blocks.push(block);
     }

@@ -16,6 +16,9 @@ use std::time::Duration;
 /// Makes the memory of a RAM block, given its page size in bytes.
 pub type MakeMemory = Box<dyn FnMut(&BlockInfo, u32) -> Result<RamBlock, BlockError> + Send>;
 
+/// Says why a VM with these RAM blocks is not wanted, if it is not.
+pub type CheckBlocks = Box<dyn FnOnce(&[BlockInfo]) -> Result<(), String> + Send>;
+
 /// How to receive.
 pub struct ReceiveOptions {
     /// Methods that may be decoded; which one is used, the stream says. Empty means no compression only.
@@ -43,6 +46,10 @@ pub struct ReceiveOptions {
     pub require_checksums: bool,
     /// Who takes device state that comes over multifd channels; without one it is refused.
     pub device_state: Option<Arc<dyn DeviceStateSink>>,
+    /// Bytes of a guest's page; without it, as the source says, or as its machine type has it.
+    pub page_size: Option<u32>,
+    /// Called once, when the RAM blocks are known, before anything is received: says why they are not wanted, if they are not.
+    pub check: Option<CheckBlocks>,
     /// Called once, when the RAM blocks are known.
     pub on_start: Option<Box<dyn FnOnce(Started) + Send>>,
 }
@@ -61,6 +68,8 @@ impl Default for ReceiveOptions {
             memory: None,
             require_checksums: false,
             device_state: None,
+            page_size: None,
+            check: None,
             on_start: None,
         }
     }
@@ -326,8 +335,11 @@ impl<R: Read> Reception<'_, R> {
 
     fn set_up(&mut self, total: u64) -> Result<(), Error> {
         let limits = self.options.limits;
-        let blocks = ram::read_blocks(&mut self.input, total, &self.configuration, &limits)?;
-        let page_size = self.configuration.page_size();
+        let page_size = self.options.page_size.unwrap_or(self.configuration.page_size());
+        let blocks = ram::read_blocks(&mut self.input, total, page_size, &limits)?;
+        if let Some(check) = self.options.check.take() {
+            check(&blocks).map_err(Error::Declined)?;
+        }
         for info in &blocks {
             let block = match &mut self.options.memory {
                 Some(memory) => memory(info, page_size)?,

@@ -37,6 +37,12 @@ impl Snapshot {
         }
     }
 
+    /// Bytes of a guest page.
+    pub fn page_size(&self) -> u32 {
+        let first = self.ram.blocks().first();
+        first.map_or(self.configuration.page_size(), |block| block.page_size())
+    }
+
     /// The RAM blocks as the setup list names them.
     pub fn blocks(&self) -> Vec<BlockInfo> {
         let info = |block: &std::sync::Arc<multifd_core::RamBlock>| BlockInfo {

@@ -160,15 +160,22 @@ fn zeros_counted(len: usize) -> u32 {
 }
 
 impl Digest {
-    /// Checksums of a VM in memory; `rest` is everything but its memory.
+    /// Checksum of everything but memory, in pieces one after another.
+    pub fn of_rest(pieces: &[&[u8]]) -> u32 {
+        let mut hasher = crc32fast::Hasher::new();
+        pieces.iter().for_each(|piece| hasher.update(piece));
+        hasher.finalize()
+    }
+
+    /// Checksums of a VM in memory; `rest` is everything but its memory, in pieces one after another.
     ///
     /// # Errors
     /// None in practice.
-    pub fn of(ram: &RamMap, uuid: [u8; 16], rest: &[u8]) -> Result<Self, FileError> {
+    pub fn of(ram: &RamMap, uuid: [u8; 16], rest: &[&[u8]]) -> Result<Self, FileError> {
         let blocks = ram.blocks().iter().map(|block| BlockDigest::of(block));
         Ok(Self {
             uuid,
-            rest: checksum(rest),
+            rest: Self::of_rest(rest),
             blocks: blocks.collect::<Result<_, _>>()?,
             layout: Vec::new(),
         })
@@ -340,7 +347,7 @@ mod tests {
         ram.add(RamBlock::anonymous("pc.bios", 4096, 4096).unwrap())
             .unwrap();
         ram.blocks()[0].page(1 << 20).unwrap().copy_from(b"hello");
-        let mut digest = Digest::of(&ram, [7; 16], b"devices").unwrap();
+        let mut digest = Digest::of(&ram, [7; 16], &[b"dev", b"ices"]).unwrap();
         let bytes = digest.encode();
         assert_eq!(bytes[4..8], [0, 0, 0, 1], "as before there were layouts");
         assert_eq!(Digest::decode(&bytes).unwrap(), digest);

@@ -3,7 +3,7 @@
 use crate::secret::Secret;
 use crate::tls::TlsServer;
 use crate::{SocketOptions, SocketStream, sys};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use multifd_core::ChannelError;
 use socket2::{SockAddr, Socket};
 use std::collections::HashMap;
@@ -131,8 +131,12 @@ impl Door {
     pub(crate) fn new(
         sockets: Vec<Socket>,
         options: SocketOptions,
-        admission: Admission,
+        mut admission: Admission,
     ) -> io::Result<Self> {
+        admission
+            .networks
+            .iter_mut()
+            .for_each(|network| *network = plain_network(*network));
         Ok(Self {
             sockets,
             options,
@@ -282,6 +286,16 @@ fn plain(address: IpAddr) -> IpAddr {
     address.to_canonical()
 }
 
+/// A network of IPv4 addresses written as IPv6 ones (`::ffff:a.b.c.d/96` and longer) is one, too.
+fn plain_network(network: IpNet) -> IpNet {
+    let IpNet::V6(six) = network else { return network };
+    let four = six.addr().to_ipv4_mapped();
+    let length = six.prefix_len().checked_sub(96);
+    four.zip(length)
+        .and_then(|(four, length)| Ipv4Net::new(four, length).ok())
+        .map_or(network, IpNet::V4)
+}
+
 fn name(peer: &SockAddr) -> String {
     if let Some(peer) = peer.as_socket() {
         return std::net::SocketAddr::new(plain(peer.ip()), peer.port()).to_string();
@@ -296,6 +310,21 @@ fn name(peer: &SockAddr) -> String {
 mod tests {
     use super::*;
     use std::net::SocketAddr;
+
+    #[test]
+    fn ipv4_networks_in_ipv6_notation_are_ipv4_networks() {
+        for (text, expected) in [
+            ("::ffff:10.1.2.3/128", "10.1.2.3/32"),
+            ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+            ("::ffff:0.0.0.0/96", "0.0.0.0/0"),
+            ("::ffff:0.0.0.0/95", "::ffff:0.0.0.0/95"),
+            ("2001:db8::/32", "2001:db8::/32"),
+            ("10.0.0.0/8", "10.0.0.0/8"),
+        ] {
+            let network = plain_network(text.parse().unwrap());
+            assert_eq!(network, expected.parse::<IpNet>().unwrap(), "{text}");
+        }
+    }
 
     #[test]
     fn a_crowd_makes_room_itself() {

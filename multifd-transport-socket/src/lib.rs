@@ -17,6 +17,7 @@ mod stream;
 #[allow(unsafe_code)]
 mod sys;
 mod tls;
+mod unix_path;
 mod zero_copy;
 
 pub use address::{Address, AddressError, Source};

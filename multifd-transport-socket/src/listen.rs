@@ -4,13 +4,12 @@ use crate::connect::{resolve, stream_socket};
 use crate::door::{Admission, Arrived, Door, Kind, MAX_WAITING, NOT_ALLOWED, reset_unless_taken};
 use crate::lobby::{Lobby, Patience, too_many};
 use crate::reception::{Reception, accept_on_thread};
+use crate::unix_path::{BoundPath, remove_abandoned};
 use crate::{Address, SocketOptions, SocketStream, inherited};
 use multifd_core::{ChannelError, ChannelSource, RecvChannel, Unblock};
 use socket2::{SockAddr, Socket};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -23,7 +22,8 @@ use std::time::Instant;
 pub struct SocketListener {
     door: Arc<Door>,
     addresses: Vec<Address>,
-    paths: Vec<PathBuf>,
+    /// Removed with the listener.
+    _paths: Vec<BoundPath>,
     arrivals: Arrivals,
     /// Channels that came before they were asked for.
     channels: VecDeque<SocketStream>,
@@ -86,7 +86,7 @@ impl SocketListener {
             }
             sockets.push(listen_on(address, &options).map_err(named)?);
             if let Address::Unix(path) = address {
-                paths.push(path.clone());
+                paths.push(BoundPath::new(path));
             }
         }
         let addresses: Result<Vec<_>, _> = sockets.iter().map(local_address).collect();
@@ -95,7 +95,7 @@ impl SocketListener {
         let mut listener = Self {
             door: Arc::clone(&door),
             addresses: addresses?,
-            paths,
+            _paths: paths,
             arrivals: Arrivals::Say(Lobby::default()),
             channels: VecDeque::new(),
         };
@@ -257,10 +257,6 @@ impl Drop for SocketListener {
             self.door.stop();
             let _ = accepting.join();
         }
-        for path in &self.paths {
-            // Somebody may have removed it already.
-            let _ = std::fs::remove_file(path);
-        }
     }
 }
 
@@ -298,8 +294,9 @@ fn listen(target: &SockAddr, address: &Address, options: &SocketOptions) -> io::
         }
     }
     match (socket.bind(target), address) {
-        (Err(e), Address::Unix(path)) if e.kind() == ErrorKind::AddrInUse && is_abandoned(path, target) => {
-            std::fs::remove_file(path)?;
+        (Err(e), Address::Unix(path))
+            if e.kind() == ErrorKind::AddrInUse && remove_abandoned(path, target)? =>
+        {
             socket.bind(target)?;
         }
         (result, _) => result?,
@@ -329,11 +326,4 @@ fn local_address(socket: &Socket) -> Result<Address, ChannelError> {
         Some(name) => Ok(Address::Abstract(String::from_utf8_lossy(name).into_owned())),
         None => Err(ChannelError::Peer("a listening socket has no address".into())),
     }
-}
-
-/// Whether a path is a socket that nobody listens on.
-fn is_abandoned(path: &Path, target: &SockAddr) -> bool {
-    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|data| data.file_type().is_socket());
-    let refused = || stream_socket(target)?.connect(target);
-    is_socket && matches!(refused(), Err(e) if e.kind() == ErrorKind::ConnectionRefused)
 }

@@ -510,3 +510,47 @@ fn addresses_in_use_are_refused_and_abandoned_ones_taken_over() {
         }
     }
 }
+
+/// What listening at a path comes to, within a deadline of its own.
+fn bind(path: &std::path::Path) -> Result<SocketListener, String> {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let address: Address = format!("unix:{}", path.display()).parse().unwrap();
+    std::thread::spawn(move || {
+        let bound = SocketListener::bind(&address, SocketOptions::default());
+        let _ = sender.send(bound.map_err(|error| error.to_string()));
+    });
+    receiver
+        .recv_timeout(Duration::from_secs(30))
+        .expect("binding waits for somebody")
+}
+
+#[test]
+fn a_path_that_somebody_uses_is_not_taken_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("somebody's");
+    let address = socket2::SockAddr::unix(&path).unwrap();
+    let socket = || socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
+    let theirs = socket();
+    theirs.bind(&address).unwrap();
+    // Bound, and not listening yet: a connection is refused as it is where nobody is.
+    assert!(bind(&path).unwrap_err().contains("in use"));
+    // Listening with a full backlog: a connection would have to wait.
+    theirs.listen(0).unwrap();
+    let waiting = socket();
+    waiting.connect(&address).unwrap();
+    assert!(bind(&path).unwrap_err().contains("in use"));
+    drop((theirs, waiting));
+    bind(&path).unwrap();
+}
+
+#[test]
+fn a_path_that_is_anothers_by_now_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s");
+    let first = bind(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let second = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    drop(first);
+    std::os::unix::net::UnixStream::connect(&path).unwrap();
+    drop(second);
+}

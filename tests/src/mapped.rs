@@ -36,8 +36,15 @@ pub fn load(file: &File, base: u64) -> Snapshot {
 /// Writes a snapshot that starts at `base`; returns where its blocks went, and how much is stored.
 pub fn write(file: &File, base: u64, snapshot: &Snapshot) -> (Vec<MappedBlock>, Written) {
     let (configuration, section) = (&snapshot.configuration, snapshot.ram_section);
-    let (writer, blocks) =
-        MappedWriter::start(file, base, configuration, section, &snapshot.blocks()).unwrap();
+    let (writer, blocks) = MappedWriter::start(
+        file,
+        base,
+        configuration,
+        snapshot.page_size(),
+        section,
+        &snapshot.blocks(),
+    )
+    .unwrap();
     let transport = FileTransport::new(file.try_clone().unwrap(), placed(&blocks), DirectIo::Off).unwrap();
     let mut sender =
         Sender::start(snapshot.ram.clone(), &Plain, &transport, &SenderConfig::default()).unwrap();

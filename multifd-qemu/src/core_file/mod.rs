@@ -37,38 +37,18 @@ pub struct CoreFile {
     pub segments: Vec<CoreSegment>,
 }
 
-/// What the ELF header says of the machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Class {
-    /// 32-bit: no address is above 4 GiB, and the guest is not in long mode.
-    Small,
-    /// 64-bit.
-    Large,
-}
-
 impl CoreFile {
     /// A core of an x86 guest's memory, with notes of its processors: `NT_PRSTATUS`, which gdb reads, and QEMU's own with
-    /// the segment and control registers. As in QEMU's cores, it is a 32-bit one where the first processor is not in long mode
-    /// and no memory lies above 4 GiB, and one for i386 where it is not in long mode. Without processors it is for x86-64.
+    /// the segment and control registers. It is one for x86-64 always; QEMU writes a 32-bit one for a guest that is not in long
+    /// mode and has no memory above 4 GiB.
     pub fn x86(map: &PhysicalMap, processors: &[Processor]) -> Self {
+        let (ehsize, phentsize, shentsize): (u16, u16, u16) = (64, 56, 64);
         let ranges = map.ranges();
-        let long_mode = processors.first().is_none_or(Processor::is_in_long_mode);
-        let high = ranges
-            .iter()
-            .any(|range| range.address + range.len - 1 > u64::from(u32::MAX));
-        let class = if long_mode || high {
-            Class::Large
-        } else {
-            Class::Small
-        };
-        let notes = notes::write(processors, long_mode);
-        let (ehsize, phentsize, shentsize) = match class {
-            Class::Small => (52, 32, 40),
-            Class::Large => (64, 56, 64),
-        };
+        let notes = notes::write(processors);
         let count = ranges.len() as u64 + 1;
         let section = if count >= PN_XNUM { shentsize } else { 0 };
-        let notes_at = ehsize + section + count * phentsize;
+        let headers = u64::from(ehsize + section);
+        let notes_at = headers + count * u64::from(phentsize);
         let mut at = (notes_at + notes.len() as u64).next_multiple_of(ALIGN);
         let segments: Vec<CoreSegment> = ranges
             .iter()
@@ -84,52 +64,34 @@ impl CoreFile {
                 segment
             })
             .collect();
-        let mut out = Words {
-            bytes: Vec::new(),
-            class,
-        };
-        let number = match class {
-            Class::Small => 1,
-            Class::Large => 2,
-        };
-        // Little-endian, version 1, System V.
-        out.bytes.extend([0x7f, b'E', b'L', b'F', number, 1, 1]);
-        out.bytes.extend([0; 9]);
-        let (core, i386, x86_64) = (4, 3, 62);
-        out.half(core);
-        out.half(if long_mode { x86_64 } else { i386 });
-        out.word(1);
+        // 64-bit, little-endian, version 1, System V.
+        let mut out = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let (core, x86_64): (u16, u16) = (4, 62);
+        out.extend(core.to_le_bytes());
+        out.extend(x86_64.to_le_bytes());
+        out.extend(1u32.to_le_bytes());
         // No entry; the program headers; the section header, if there is one; no flags.
-        out.long(0);
-        out.long(ehsize + section);
-        out.long(if section > 0 { ehsize } else { 0 });
-        out.word(0);
-        out.half(ehsize);
-        out.half(phentsize);
-        out.half(count.min(PN_XNUM));
-        out.half(section);
-        out.half(u64::from(section > 0));
-        out.half(0);
+        let section_at = if section > 0 { u64::from(ehsize) } else { 0 };
+        for value in [0, headers, section_at] {
+            out.extend(value.to_le_bytes());
+        }
+        out.extend(0u32.to_le_bytes());
+        let number = count.min(PN_XNUM) as u16;
+        for value in [ehsize, phentsize, number, section, u16::from(section > 0), 0] {
+            out.extend(value.to_le_bytes());
+        }
         if section > 0 {
             // Nothing but the number of program headers, in sh_info.
-            let before = out.bytes.len();
-            let info = match class {
-                Class::Small => 28,
-                Class::Large => 44,
-            };
-            out.bytes.resize(before + info, 0);
-            out.word(count);
-            out.bytes.resize(before + shentsize as usize, 0);
+            out.resize(section_at as usize + 44, 0);
+            out.extend((count as u32).to_le_bytes());
+            out.resize(headers as usize, 0);
         }
-        out.segment(PT_NOTE, notes_at, 0, notes.len() as u64);
+        push_segment(&mut out, PT_NOTE, (notes_at, 0, notes.len() as u64));
         for segment in &segments {
-            out.segment(PT_LOAD, segment.at, segment.address, segment.len);
+            push_segment(&mut out, PT_LOAD, (segment.at, segment.address, segment.len));
         }
-        out.bytes.extend(notes);
-        Self {
-            head: out.bytes,
-            segments,
-        }
+        out.extend(notes);
+        Self { head: out, segments }
     }
 
     /// Bytes of the whole core.
@@ -144,43 +106,19 @@ impl CoreFile {
     }
 }
 
-/// Little-endian words, some of them as wide as the class says.
-struct Words {
-    bytes: Vec<u8>,
-    class: Class,
-}
-
-impl Words {
-    fn half(&mut self, value: u64) {
-        self.bytes.extend((value as u16).to_le_bytes());
-    }
-
-    fn word(&mut self, value: u64) {
-        self.bytes.extend((value as u32).to_le_bytes());
-    }
-
-    fn long(&mut self, value: u64) {
-        match self.class {
-            Class::Small => self.word(value),
-            Class::Large => self.bytes.extend(value.to_le_bytes()),
-        }
-    }
-
-    fn segment(&mut self, kind: u32, at: u64, address: u64, len: u64) {
-        let read_write_execute = 7;
-        let flags = if kind == PT_LOAD { read_write_execute } else { 0 };
-        self.word(kind.into());
-        if self.class == Class::Large {
-            self.word(flags);
-        }
-        // Offset; virtual and physical address, which are the same here; bytes in the file and in memory.
-        for value in [at, address, address, len, len] {
-            self.long(value);
-        }
-        if self.class == Class::Small {
-            self.word(flags);
-        }
-        self.long(if kind == PT_LOAD { ALIGN } else { 4 });
+/// Appends a program header: offset in the file, address, bytes.
+fn push_segment(out: &mut Vec<u8>, kind: u32, (at, address, len): (u64, u64, u64)) {
+    let read_write_execute = 7;
+    let (flags, align) = if kind == PT_LOAD {
+        (read_write_execute, ALIGN)
+    } else {
+        (0u32, 4)
+    };
+    out.extend(kind.to_le_bytes());
+    out.extend(flags.to_le_bytes());
+    // Virtual and physical address are the same here, and so are the bytes in the file and in memory.
+    for value in [at, address, address, len, len, align] {
+        out.extend(value.to_le_bytes());
     }
 }
 

@@ -14,15 +14,10 @@ const FS: usize = 4;
 const GS: usize = 5;
 
 /// All notes: the status of each processor, then what QEMU adds for each.
-pub(super) fn write(processors: &[Processor], long_mode: bool) -> Vec<u8> {
+pub(super) fn write(processors: &[Processor]) -> Vec<u8> {
     let mut out = Vec::new();
     for (number, processor) in (1u32..).zip(processors) {
-        let status = if long_mode {
-            status_64(processor, number)
-        } else {
-            status_32(processor, number)
-        };
-        note(&mut out, b"CORE\0", NT_PRSTATUS, &status);
+        note(&mut out, b"CORE\0", NT_PRSTATUS, &status(processor, number));
     }
     for processor in processors {
         note(&mut out, b"QEMU\0", QEMU_NOTE, &qemu(processor));
@@ -41,7 +36,7 @@ fn note(out: &mut Vec<u8>, name: &[u8], kind: u32, description: &[u8]) {
 }
 
 /// `struct elf_prstatus` of x86-64 Linux: the process id at 32, the registers at 112, 336 bytes in all.
-fn status_64(of: &Processor, number: u32) -> Vec<u8> {
+fn status(of: &Processor, number: u32) -> Vec<u8> {
     let [
         rax,
         rcx,
@@ -97,46 +92,6 @@ fn status_64(of: &Processor, number: u32) -> Vec<u8> {
     out.resize(112, 0);
     out.extend(registers.iter().flat_map(|register| register.to_le_bytes()));
     out.resize(336, 0);
-    out
-}
-
-/// `struct elf_prstatus` of i386 Linux: the process id at 24, the registers at 72, 144 bytes in all.
-fn status_32(of: &Processor, number: u32) -> Vec<u8> {
-    let [eax, ecx, edx, ebx, esp, ebp, esi, edi, ..] = of.general;
-    let selector = |at: usize| {
-        of.segments
-            .get(at)
-            .map_or(0, |segment| u64::from(segment.selector & 0xffff))
-    };
-    let orig_eax = 0;
-    let registers = [
-        ebx,
-        ecx,
-        edx,
-        esi,
-        edi,
-        ebp,
-        eax,
-        selector(DS),
-        selector(ES),
-        selector(FS),
-        selector(GS),
-        orig_eax,
-        of.ip,
-        selector(CS),
-        of.flags,
-        esp,
-        selector(SS),
-    ];
-    let mut out = vec![0; 24];
-    out.extend(number.to_le_bytes());
-    out.resize(72, 0);
-    out.extend(
-        registers
-            .iter()
-            .flat_map(|&register| (register as u32).to_le_bytes()),
-    );
-    out.resize(144, 0);
     out
 }
 

@@ -2,9 +2,6 @@
 
 use crate::{DeviceState, Tail};
 
-/// In the hidden flags: the processor is in long mode.
-const LONG_MODE: u64 = 1 << 14;
-
 /// A segment register, or one of the tables' registers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Segment {
@@ -21,7 +18,6 @@ pub struct Processor {
     pub(super) general: [u64; 16],
     pub(super) ip: u64,
     pub(super) flags: u64,
-    hidden: u64,
     /// es, cs, ss, ds, fs, gs.
     pub(super) segments: [Segment; 6],
     /// ldt, tr, gdt, idt.
@@ -41,11 +37,6 @@ impl Processor {
         processors.unwrap_or_default()
     }
 
-    /// Whether it runs 64-bit code or can: its page tables are those of long mode.
-    pub fn is_in_long_mode(&self) -> bool {
-        self.hidden & LONG_MODE != 0
-    }
-
     fn of(state: &DeviceState) -> Option<Self> {
         let control = |number| state.number(&format!("env.cr[{number}]"));
         let segments: Vec<Segment> = state.field("env.segs")?.chunks(20).map_while(segment).collect();
@@ -58,7 +49,6 @@ impl Processor {
             general: general(state.field("env.regs")?)?,
             ip: state.number("env.eip")?,
             flags: state.number("env.eflags")?,
-            hidden: state.number("env.hflags")?,
             segments: segments.try_into().ok()?,
             tables: whole,
             control: [control(0)?, 0, control(2)?, control(3)?, control(4)?],

@@ -11,12 +11,27 @@ const TICK: Duration = Duration::from_millis(100);
 /// Longest line taken; QEMU's answers are far shorter.
 const MAX_LINE: usize = 16 << 20;
 
+/// When the guest last stopped and went on, by QEMU's clock.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Stops {
+    stopped: Option<Duration>,
+    resumed: Option<Duration>,
+}
+
+impl Stops {
+    /// From the last stop to going on after it.
+    pub(crate) fn pause(&self) -> Option<Duration> {
+        self.resumed?.checked_sub(self.stopped?)
+    }
+}
+
 /// A connection to QEMU's monitor.
 pub(crate) struct Qmp {
     stream: BufReader<SocketStream>,
     address: Address,
     line: Vec<u8>,
     deadline: Duration,
+    pub(crate) stops: Stops,
 }
 
 impl Qmp {
@@ -37,8 +52,14 @@ impl Qmp {
             address: address.clone(),
             line: Vec::new(),
             deadline,
+            stops: Stops::default(),
         };
-        let greeting = qmp.wait_message()?;
+        let greeting = qmp.wait_message()?.ok_or_else(|| {
+            qmp.failed(format!(
+                "it takes the connection and says nothing for {deadline:?}. A QMP socket serves one client at a time: another one \
+                 (libvirt, a script) is probably connected. Give QEMU a second -qmp socket for this program"
+            ))
+        })?;
         if greeting.get("QMP").is_none() {
             return Err(qmp.failed(format!("it does not greet like QMP, but with {greeting}")));
         }
@@ -63,7 +84,7 @@ impl Qmp {
                 (taken, end.is_some())
             });
             match result {
-                Ok((0, _)) => return Err(self.failed("it closed the connection".into())),
+                Ok((0, _)) => return Err(self.gone()),
                 Ok((taken, whole)) => {
                     self.stream.consume(taken);
                     if self.line.len() > MAX_LINE {
@@ -72,26 +93,58 @@ impl Qmp {
                     if whole {
                         let value = serde_json::from_slice(&self.line);
                         self.line.clear();
-                        return value
-                            .map(Some)
-                            .map_err(|e| self.failed(format!("it does not speak JSON: {e}")));
+                        let value = value.map_err(|e| self.failed(format!("it does not speak JSON: {e}")))?;
+                        self.note(&value);
+                        return Ok(Some(value));
                     }
                 }
                 Err(e) if e.kind() == ErrorKind::TimedOut => return Ok(None),
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if [ErrorKind::ConnectionReset, ErrorKind::BrokenPipe].contains(&e.kind()) => {
+                    return Err(self.gone());
+                }
                 Err(e) => return Err(self.failed(e.to_string())),
             }
         }
     }
 
-    fn wait_message(&mut self) -> Result<Value, Failure> {
+    fn gone(&self) -> Failure {
+        Failure::QemuGone {
+            address: self.address.to_string(),
+        }
+    }
+
+    /// Takes note of the guest's stops.
+    fn note(&mut self, message: &Value) {
+        let part = |name: &str| {
+            message
+                .pointer(&format!("/timestamp/{name}"))
+                .and_then(Value::as_u64)
+        };
+        let time = part("seconds")
+            .zip(part("microseconds"))
+            .map(|(seconds, micros)| Duration::from_secs(seconds) + Duration::from_micros(micros));
+        match message.get("event").and_then(Value::as_str) {
+            Some("STOP") => {
+                self.stops = Stops {
+                    stopped: time,
+                    resumed: None,
+                }
+            }
+            Some("RESUME") => self.stops.resumed = time,
+            _ => {}
+        }
+    }
+
+    /// The next message; `None` if none comes within the deadline.
+    fn wait_message(&mut self) -> Result<Option<Value>, Failure> {
         let end = Instant::now() + self.deadline;
         loop {
             if let Some(message) = self.message()? {
-                return Ok(message);
+                return Ok(Some(message));
             }
             if Instant::now() >= end {
-                return Err(self.failed(format!("it says nothing for {:?}", self.deadline)));
+                return Ok(None);
             }
         }
     }
@@ -101,9 +154,17 @@ impl Qmp {
         let mut line = json!({ "execute": command, "arguments": arguments }).to_string();
         line.push('\n');
         let written = self.stream.get_mut().write_all(line.as_bytes());
-        written.map_err(|e| self.failed(format!("{command}: {e}")))?;
+        written.map_err(|e| match e.kind() {
+            ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => self.gone(),
+            _ => self.failed(format!("{command}: {e}")),
+        })?;
+        let end = Instant::now() + self.deadline;
         loop {
-            let mut message = self.wait_message()?;
+            // Events alone are no answer.
+            let message = self.wait_message()?.filter(|_| Instant::now() < end);
+            let Some(mut message) = message else {
+                return Err(self.failed(format!("{command}: no answer for {:?}", self.deadline)));
+            };
             if let Some(error) = message.get("error") {
                 let words = error
                     .get("desc")
@@ -118,6 +179,12 @@ impl Qmp {
         }
     }
 
+    /// What a command for people prints.
+    pub(crate) fn human(&mut self, command: &str) -> Result<String, Failure> {
+        let answer = self.execute("human-monitor-command", &json!({ "command-line": command }))?;
+        Ok(answer.as_str().unwrap_or_default().to_owned())
+    }
+
     /// Waits a moment: until an event comes, or a tick has passed.
     pub(crate) fn pause(&mut self) -> Result<(), Failure> {
         self.message().map(drop)
@@ -127,6 +194,7 @@ impl Qmp {
     pub(crate) fn migration(&mut self) -> Result<Migration, Failure> {
         let info = self.execute("query-migrate", &json!({}))?;
         let text = |name: &str| info.get(name).and_then(Value::as_str).map(str::to_owned);
+        let blockers = info.get("blocked-reasons").and_then(Value::as_array);
         Ok(Migration {
             status: text("status").unwrap_or_else(|| "none".into()),
             error: text("error-desc"),
@@ -138,7 +206,35 @@ impl Qmp {
                 .pointer("/socket-address/0/port")
                 .and_then(Value::as_str)
                 .map(str::to_owned),
+            downtime: info
+                .get("downtime")
+                .and_then(Value::as_u64)
+                .map(Duration::from_millis),
+            blockers: blockers
+                .into_iter()
+                .flatten()
+                .filter_map(|reason| reason.as_str().map(str::to_owned))
+                .collect(),
         })
+    }
+
+    /// Cancels a migration that is under way, and waits until QEMU is done with it; our connections must stay open so long.
+    ///
+    /// QEMU 10.0 dies of an assertion (`yank_unregister_instance`) if a connection breaks off, or it is told to cancel, while
+    /// its channels are being set up: it is given time to get over that.
+    pub(crate) fn call_off(&mut self) -> Result<(), Failure> {
+        let end = Instant::now() + self.deadline;
+        while self.migration()?.status == "setup" && Instant::now() < end {
+            self.pause()?;
+        }
+        if self.migration()?.is_over() {
+            return Ok(());
+        }
+        self.execute("migrate_cancel", &json!({}))?;
+        while !self.migration()?.is_over() && Instant::now() < end {
+            self.pause()?;
+        }
+        Ok(())
     }
 
     /// Whether the guest runs, and the state it is in, in QEMU's words.
@@ -154,9 +250,14 @@ impl Qmp {
 pub(crate) struct Migration {
     pub(crate) status: String,
     pub(crate) error: Option<String>,
+    /// Rounds over dirty memory, as QEMU counts them.
     pub(crate) rounds: u64,
     /// The port a destination listens on.
     pub(crate) port: Option<String>,
+    /// How long the guest stood still, by QEMU's measure.
+    pub(crate) downtime: Option<Duration>,
+    /// Why QEMU would refuse to migrate.
+    pub(crate) blockers: Vec<String>,
 }
 
 impl Migration {

@@ -1,0 +1,249 @@
+//! Migration capabilities and parameters: what has to be set for a migration by us, and how to set it back.
+
+use super::journal::Journal;
+use super::qmp::Qmp;
+use crate::failure::Failure;
+use crate::method;
+use crate::options::Compression;
+use crate::{report, signals};
+use serde_json::{Map, Value, json};
+
+/// Capabilities that may stay on: they change neither the stream nor the way it takes. All others are switched off, also those
+/// that only a later QEMU knows.
+const HARMLESS: [&str; 5] = [
+    "auto-converge",
+    "zero-blocks",
+    "late-block-activate",
+    "validate-uuid",
+    "dirty-limit",
+];
+
+/// A setting: its name, its value before, and ours.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Setting {
+    pub(crate) name: String,
+    pub(crate) before: Value,
+    pub(crate) ours: Value,
+}
+
+/// What has been changed in a QEMU, and whether its guest is to run on.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Changes {
+    pub(crate) capabilities: Vec<Setting>,
+    pub(crate) parameters: Vec<Setting>,
+    pub(crate) resume: bool,
+}
+
+/// A QEMU that has been set up for a migration. It must be put back with [`Changed::put_back`]; what could not be is left to the
+/// next run, by its journal.
+pub(crate) struct Changed {
+    changes: Changes,
+    journal: Option<Journal>,
+    /// Until then, signals wait.
+    _guard: signals::Guard,
+}
+
+/// What the settings are to be: capabilities as they are, by their names, and parameters.
+fn wanted(capabilities: &Value, parameters: &Value, channels: u8, compression: Compression) -> Changes {
+    let mut changes = Changes::default();
+    for entry in capabilities.as_array().into_iter().flatten() {
+        let name = entry
+            .get("capability")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
+        let state = entry.get("state").and_then(Value::as_bool).unwrap_or(false);
+        let ours = match name {
+            // Events say at once that a migration is complete, and the guest need not wait.
+            "multifd" | "events" => true,
+            _ if HARMLESS.contains(&name) => state,
+            _ => false,
+        };
+        if ours != state {
+            changes.capabilities.push(Setting {
+                name: name.into(),
+                before: state.into(),
+                ours: ours.into(),
+            });
+        }
+    }
+    for (name, ours) in [
+        ("multifd-channels", json!(channels)),
+        ("multifd-compression", json!(method::name(compression))),
+        ("zero-page-detection", json!("multifd")),
+        ("max-bandwidth", json!(0)),
+        ("avail-switchover-bandwidth", json!(0)),
+        ("tls-creds", json!("")),
+        ("mode", json!("normal")),
+        ("direct-io", json!(false)),
+    ] {
+        // A QEMU that does not know a parameter does not name it.
+        if let Some(before) = parameters.get(name).filter(|&before| *before != ours) {
+            changes.parameters.push(Setting {
+                name: name.into(),
+                before: before.clone(),
+                ours,
+            });
+        }
+    }
+    changes
+}
+
+impl Changed {
+    /// Sets QEMU up for multifd. If that fails half-way, what was changed is put back. `resume` says whether the guest is to run
+    /// on if this process does not live to see to it.
+    pub(crate) fn set_up(
+        qmp: &mut Qmp,
+        (channels, compression): (u8, Compression),
+        resume: bool,
+    ) -> Result<Self, Failure> {
+        recover(qmp)?;
+        let capabilities = qmp.execute("query-migrate-capabilities", &json!({}))?;
+        let parameters = qmp.execute("query-migrate-parameters", &json!({}))?;
+        let changes = Changes {
+            resume,
+            ..wanted(&capabilities, &parameters, channels, compression)
+        };
+        let guard = signals::Guard::new();
+        let journal = Journal::write(qmp, &changes)?;
+        let changed = Self {
+            changes,
+            journal,
+            _guard: guard,
+        };
+        match changed.apply(qmp) {
+            Ok(()) => Ok(changed),
+            Err(error) => {
+                changed.put_back(qmp)?;
+                Err(error)
+            }
+        }
+    }
+
+    fn apply(&self, qmp: &mut Qmp) -> Result<(), Failure> {
+        set_capabilities(qmp, self.changes.capabilities.iter().map(|s| (&s.name, &s.ours)))?;
+        set_parameters(qmp, self.changes.parameters.iter().map(|s| (&s.name, &s.ours)))
+    }
+
+    /// Puts everything back as it was.
+    pub(crate) fn put_back(mut self, qmp: &mut Qmp) -> Result<(), Failure> {
+        put_back(qmp, &self.changes)?;
+        if let Some(journal) = self.journal.take() {
+            journal.remove();
+        }
+        Ok(())
+    }
+
+    /// QEMU has ended: there is nothing to be put back.
+    pub(crate) fn forget(mut self) {
+        if let Some(journal) = self.journal.take() {
+            journal.remove();
+        }
+    }
+}
+
+/// Puts back what is still as we have set it; what somebody else has changed since stays.
+fn put_back(qmp: &mut Qmp, changes: &Changes) -> Result<(), Failure> {
+    let parameters = qmp.execute("query-migrate-parameters", &json!({}))?;
+    let ours = |setting: &&Setting| parameters.get(&setting.name) == Some(&setting.ours);
+    let set = changes.parameters.iter().filter(ours);
+    // Parameters first: some capabilities are refused beside some of ours.
+    set_parameters(qmp, set.map(|s| (&s.name, &s.before)))?;
+    let capabilities = qmp.execute("query-migrate-capabilities", &json!({}))?;
+    let states: Map<String, Value> = capabilities
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| {
+            Some((
+                entry.get("capability")?.as_str()?.to_owned(),
+                entry.get("state")?.clone(),
+            ))
+        })
+        .collect();
+    let ours = |setting: &&Setting| states.get(&setting.name) == Some(&setting.ours);
+    let set = changes.capabilities.iter().filter(ours);
+    set_capabilities(qmp, set.map(|s| (&s.name, &s.before)))
+}
+
+/// Puts back what a run that was killed has left changed in this QEMU, and lets its guest run on if it did.
+pub(crate) fn recover(qmp: &mut Qmp) -> Result<(), Failure> {
+    for (journal, changes) in Journal::left_behind(qmp)? {
+        report::note("an earlier multifd was killed at this QEMU: what it had changed is put back");
+        qmp.call_off()?;
+        put_back(qmp, &changes)?;
+        let (running, status) = qmp.guest()?;
+        if changes.resume && !running && ["paused", "postmigrate"].contains(&status.as_str()) {
+            qmp.execute("cont", &json!({}))?;
+        }
+        journal.remove();
+    }
+    Ok(())
+}
+
+fn set_capabilities<'a>(
+    qmp: &mut Qmp,
+    settings: impl Iterator<Item = (&'a String, &'a Value)>,
+) -> Result<(), Failure> {
+    // All at once: some are refused without others.
+    let list: Vec<Value> = settings
+        .map(|(name, state)| json!({ "capability": name, "state": state }))
+        .collect();
+    if !list.is_empty() {
+        qmp.execute("migrate-set-capabilities", &json!({ "capabilities": list }))?;
+    }
+    Ok(())
+}
+
+fn set_parameters<'a>(
+    qmp: &mut Qmp,
+    settings: impl Iterator<Item = (&'a String, &'a Value)>,
+) -> Result<(), Failure> {
+    let map: Map<String, Value> = settings
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect();
+    if !map.is_empty() {
+        qmp.execute("migrate-set-parameters", &Value::Object(map))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_but_what_is_harmless_is_switched_off() {
+        let on = |name: &str| json!({ "capability": name, "state": true });
+        let off = |name: &str| json!({ "capability": name, "state": false });
+        let capabilities = json!([
+            on("events"),
+            off("multifd"),
+            on("return-path"),
+            on("switchover-ack"),
+            off("mapped-ram"),
+            on("auto-converge"),
+            on("something-new"),
+        ]);
+        let parameters =
+            json!({ "multifd-channels": 2, "max-bandwidth": 0, "mode": "cpr-reboot", "downtime-limit": 300 });
+        let changes = wanted(&capabilities, &parameters, 4, Compression::None);
+        let names = |list: &[Setting]| -> Vec<_> {
+            list.iter()
+                .map(|s| format!("{} {} {}", s.name, s.before, s.ours))
+                .collect()
+        };
+        assert_eq!(
+            names(&changes.capabilities),
+            [
+                "multifd false true",
+                "return-path true false",
+                "switchover-ack true false",
+                "something-new true false"
+            ]
+        );
+        assert_eq!(
+            names(&changes.parameters),
+            ["multifd-channels 2 4", "mode \"cpr-reboot\" \"normal\""]
+        );
+    }
+}
