@@ -9,16 +9,19 @@ use crate::report::{self, Counts};
 use crate::{method, signals};
 use indicatif::HumanBytes;
 use multifd_core::{CancelHandle, MemoryBudget, Progress, RecvChannel, RelayConfig, Relayed, relay};
-use multifd_qemu::{Limits, read_configuration};
+use multifd_qemu::{Limits, follow, read_configuration};
 use multifd_transport_socket::SocketStream;
 use serde::Serialize;
 use std::io::{ErrorKind, Read, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Bytes of the main connection that pass at once.
 const ROOM: usize = 64 << 10;
+/// Pieces of the main connection that may wait to be followed.
+const FOLLOWED: usize = 16;
 /// Most bytes of the main connection that come before the first packet on a channel: the list of RAM blocks is far smaller.
 const MAX_HELD: usize = 1 << 20;
 
@@ -27,6 +30,9 @@ struct Shown {
     ok: bool,
     seconds: f64,
     rounds: u64,
+    /// From the source's word that its guest has stopped to the destination's end: no shorter than the guest's pause.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pause_seconds: Option<f64>,
     main_bytes: u64,
     incoming_compression: String,
     outgoing_compression: &'static str,
@@ -78,6 +84,7 @@ pub(crate) fn run(args: &Relay) -> Result<(), Failure> {
             ended: false,
         }),
         first_error: Mutex::new(None),
+        stopped: Mutex::new(None),
         source_done: AtomicBool::new(false),
         bytes: AtomicU64::new(already),
     });
@@ -122,10 +129,12 @@ pub(crate) fn run(args: &Relay) -> Result<(), Failure> {
         Err(_) => {}
     }
     let passed = passed?;
+    let pause = lock(&mains.stopped).map(|stopped| stopped.elapsed());
     let shown = Shown {
         ok: true,
         seconds: begun.elapsed().as_secs_f64(),
         rounds: passed.rounds,
+        pause_seconds: pause.map(|pause| pause.as_secs_f64()),
         main_bytes: mains.bytes.load(Ordering::Relaxed),
         incoming_compression: report::methods(&passed.methods),
         outgoing_compression: encoder.name(),
@@ -158,6 +167,12 @@ fn line(shown: &Shown) -> String {
         shown.outgoing_compression,
         shown.ratio,
     );
+    if let Some(pause) = shown.pause_seconds {
+        line.push_str(&format!(
+            "\nthe guest stood still for at most {:.0} ms, as seen from here",
+            pause * 1000.0
+        ));
+    }
     if let Some(auto) = &shown.auto {
         line.push('\n');
         line.push_str(auto.line());
@@ -179,6 +194,31 @@ impl Read for Tee<'_> {
     fn read(&mut self, room: &mut [u8]) -> std::io::Result<usize> {
         let n = self.inner.read(room)?;
         self.seen.extend(room.get(..n).unwrap_or_default());
+        Ok(n)
+    }
+}
+
+/// What has passed on the main connection, to be read once more.
+struct Copies {
+    now: Vec<u8>,
+    at: usize,
+    more: Receiver<Vec<u8>>,
+}
+
+impl Copies {
+    fn new(now: Vec<u8>, more: Receiver<Vec<u8>>) -> Self {
+        Self { now, at: 0, more }
+    }
+}
+
+impl Read for Copies {
+    fn read(&mut self, room: &mut [u8]) -> std::io::Result<usize> {
+        if self.at == self.now.len() {
+            let Ok(next) = self.more.recv() else { return Ok(0) };
+            (self.now, self.at) = (next, 0);
+        }
+        let n = self.now.get(self.at..).unwrap_or_default().read(room)?;
+        self.at += n;
         Ok(n)
     }
 }
@@ -238,6 +278,8 @@ struct Mains {
     finish: Duration,
     way: Mutex<Way>,
     first_error: Mutex<Option<Failure>>,
+    /// When the source has said that its guest has stopped.
+    stopped: Mutex<Option<Instant>>,
     source_done: AtomicBool,
     bytes: AtomicU64,
 }
@@ -261,9 +303,12 @@ impl Mains {
             self.cancel.also_unblock(destination.unblocker()),
         ];
         let from_source = source.second();
+        let (copies, copied) = sync_channel(FOLLOWED);
+        let seen = lock(&self.way).held.clone().unwrap_or_default();
         let (from_destination, to_source) = (destination.second(), source.second());
         let relayed = std::thread::scope(|scope| {
-            scope.spawn(|| self.keep(self.forward(from_source)));
+            scope.spawn(|| self.follow(Copies::new(seen, copied)));
+            scope.spawn(|| self.keep(self.forward(from_source, copies)));
             scope.spawn(|| self.keep(self.back(from_destination, to_source)));
             let relayed = channels();
             if relayed.is_err() {
@@ -294,14 +339,25 @@ impl Mains {
         }
     }
 
+    /// Looks for the moment at which the guest has stopped. What is not understood is for the destination to judge.
+    fn follow(&self, copies: Copies) {
+        let _ = follow(copies, &Limits::default(), |followed| {
+            let mut stopped = lock(&self.stopped);
+            *stopped = stopped.or(followed.stopped);
+        });
+    }
+
     /// From the source to the destination, to its end.
-    fn forward(&self, mut source: SocketStream) -> Result<(), Failure> {
+    fn forward(&self, mut source: SocketStream, copies: SyncSender<Vec<u8>>) -> Result<(), Failure> {
+        // Whoever follows does so as long as it understands what comes.
+        let mut copies = Some(copies);
         source.set_progress(Arc::clone(&self.progress));
         let mut room = vec![0; ROOM];
         let doing = "reading from the source's main connection";
         while let Some(bytes) = self.read(&mut source, &mut room, doing)? {
             self.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
             lock(&self.way).pass(bytes)?;
+            copies = copies.filter(|copies| copies.send(bytes.to_vec()).is_ok());
             self.progress.touch();
         }
         self.source_done.store(true, Ordering::Release);

@@ -149,7 +149,16 @@ pub(crate) fn give(
         .map_err(doing("ending the migration"))?;
     main.end_writing().map_err(doing("ending the migration"))?;
     let not_taken = doing("all is sent, but the destination does not seem to have taken it");
-    wait_closed(&mut main, way.finish).map_err(|source| {
+    let waiting = || {
+        if !show.quiet {
+            report::note(&format!(
+                "all is sent; the destination has not finished yet. A QEMU that was told of more channels than {} waits for the \
+                 others",
+                way.channels
+            ));
+        }
+    };
+    wait_closed(&mut main, way.finish, waiting).map_err(|source| {
         let known = way.dialect.sync.is_some() || snapshot.configuration.syncs_each_section().is_some();
         match source {
             ChannelError::Stalled { deadline } if !known => Failure::Other(format!(
@@ -164,11 +173,18 @@ pub(crate) fn give(
 }
 
 /// Waits for the destination to close the main connection; a destination that writes a file may take its time.
-fn wait_closed(main: &mut SocketStream, timeout: Duration) -> Result<(), ChannelError> {
+fn wait_closed(
+    main: &mut SocketStream,
+    timeout: Duration,
+    waiting: impl FnOnce(),
+) -> Result<(), ChannelError> {
     let deadline = Instant::now() + timeout;
+    let mut waiting = Some(waiting);
     loop {
         match main.wait_closed() {
-            Err(ChannelError::Stalled { .. }) if Instant::now() < deadline => {}
+            Err(ChannelError::Stalled { .. }) if Instant::now() < deadline => {
+                waiting.take().into_iter().for_each(|waiting| waiting());
+            }
             Err(ChannelError::Stalled { .. }) => return Err(ChannelError::Stalled { deadline: timeout }),
             other => return other,
         }

@@ -295,7 +295,7 @@ pub enum Error {
     /// The sender's packet numbers say that there were more packets.
     #[error(
         "{found} RAM packets came over {channels} channels, and their numbers say there were {expected}: packets were lost, or \
-         a channel is missing (say how many there are)"
+         a channel is missing; say how many there are"
     )]
     MissingPackets {
         /// Packets that came.

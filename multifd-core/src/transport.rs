@@ -143,6 +143,14 @@ pub trait ChannelSource {
     /// [`ChannelError`] if a connection can not be taken or is none of ours.
     fn next_channel(&mut self, wait: bool) -> Result<Option<Box<dyn RecvChannel>>, ChannelError>;
 
+    /// A channel that should be there already: a source has opened all of them. One that is on its way is waited for a moment.
+    ///
+    /// # Errors
+    /// As [`ChannelSource::next_channel`].
+    fn due_channel(&mut self) -> Result<Option<Box<dyn RecvChannel>>, ChannelError> {
+        self.next_channel(true)
+    }
+
     /// A channel that came when no more were expected, if there is one by now. Nobody is waited for.
     ///
     /// # Errors

@@ -83,7 +83,7 @@ pub enum Error {
     },
     /// A file does not begin as a migration does.
     #[error(
-        "it is not a mapped-ram file: at byte {offset}, where a migration would begin, the magic number is {found:#010x}, \
+        "it is not a mapped-ram file: at byte {offset}, where a migration would begin, the magic number is {found:#x}, \
          expected 0x5145564d (\"QEVM\")"
     )]
     NotAMigration {

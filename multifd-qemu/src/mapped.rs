@@ -188,6 +188,12 @@ fn read_blocks<F: Read + Seek>(
                 limit: header.bitmap_offset,
             }));
         }
+        let size = u32::try_from(page_size).unwrap_or(u32::MAX);
+        let block = BlockInfo {
+            name: name.clone(),
+            used_length,
+        };
+        ram::check_length(&block, used_length, size, offset - 8)?;
         let layout = MappedRamLayout::from_header(header, used_length).map_err(invalid)?;
         if blocks.iter().any(|block| block.name == name) {
             return Err(Error::Malformed {

@@ -96,7 +96,15 @@ pub(crate) fn read_block<R: Read>(
     }
     let offset = input.offset();
     let used_length = input.u64("a RAM block's length")?;
-    if used_length == 0 || used_length > left || !used_length.is_multiple_of(page_size.into()) {
+    let block = BlockInfo { name, used_length };
+    check_length(&block, left, page_size, offset)?;
+    Ok(block)
+}
+
+/// Checks the length of a block, which stands at `offset`.
+pub(crate) fn check_length(block: &BlockInfo, left: u64, page_size: u32, offset: u64) -> Result<(), Error> {
+    let BlockInfo { name, used_length } = block;
+    if *used_length == 0 || *used_length > left || !used_length.is_multiple_of(page_size.into()) {
         return Err(Error::Malformed {
             offset,
             what: "a RAM block's length",
@@ -106,7 +114,7 @@ pub(crate) fn read_block<R: Read>(
             ),
         });
     }
-    Ok(BlockInfo { name, used_length })
+    Ok(())
 }
 
 /// Checks the total before any block is read.

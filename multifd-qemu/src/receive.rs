@@ -393,17 +393,26 @@ impl<R: Read> Reception<'_, R> {
             if expected == Some(have) {
                 break;
             }
-            let wait = expected.is_some();
-            match self.source.next_channel(wait).map_err(|e| failed(have, e))? {
+            let next = match expected {
+                Some(_) => self.source.due_channel(),
+                None => self.source.next_channel(false),
+            };
+            match next.map_err(|e| failed(have, e))? {
                 Some(channel) => receiver.attach(channel)?,
-                None if wait => {
-                    return Err(Error::Engine(EngineError::ChannelCount {
-                        found: have,
-                        expected: expected.unwrap_or(have),
-                    }));
-                }
-                None => break,
+                None => match expected {
+                    Some(expected) => {
+                        return Err(Error::Engine(EngineError::ChannelCount {
+                            found: have,
+                            expected,
+                        }));
+                    }
+                    None => break,
+                },
             }
+        }
+        if expected.is_some() {
+            // The first round would never end if there were more.
+            no_late_channel(self.source, receiver.channels())?;
         }
         if receiver.channels() == 0 {
             // A source that syncs each section says nothing of it, and neither does one that has no channels at all.
@@ -450,20 +459,25 @@ impl<R: Read> Reception<'_, R> {
             // How many channels there are was only a guess; this tells.
             receiver.check_numbers()?;
         }
-        let have = self.receiver.as_ref().map_or(0, Receiver::channels);
-        let late = self.source.late_channel().map_err(|source| {
-            Error::Engine(EngineError::Channel {
-                channel: u8::try_from(have).unwrap_or(u8::MAX),
-                doing: "accepting",
-                source,
-            })
-        })?;
-        if late.is_some() {
-            return Err(Error::Engine(EngineError::ChannelCount {
-                found: have + 1,
-                expected: have,
-            }));
-        }
+        no_late_channel(self.source, self.receiver.as_ref().map_or(0, Receiver::channels))?;
         Ok(tail)
+    }
+}
+
+/// Makes sure that no channel has come beyond those that are known.
+fn no_late_channel(source: &mut dyn ChannelSource, have: usize) -> Result<(), Error> {
+    let late = source.late_channel().map_err(|source| {
+        Error::Engine(EngineError::Channel {
+            channel: u8::try_from(have).unwrap_or(u8::MAX),
+            doing: "accepting",
+            source,
+        })
+    })?;
+    match late {
+        Some(_) => Err(Error::Engine(EngineError::ChannelCount {
+            found: have + 1,
+            expected: have,
+        })),
+        None => Ok(()),
     }
 }

@@ -143,15 +143,12 @@ impl AtomicFile {
     /// Gives the file its name.
     pub(crate) fn appear(&mut self) -> Result<(), FileError> {
         if let Some(partial) = &self.partial {
-            // Somebody may have put something else there since the start.
-            check_target(&self.target, self.replace)?;
+            if self.replace {
+                // Somebody may have put something else there since the start.
+                check_target(&self.target, true)?;
+            }
             let renamed = sys::rename(partial, &self.target, self.replace);
-            renamed.map_err(|e| match e.kind() {
-                io::ErrorKind::AlreadyExists => FileError::Exists {
-                    path: self.target.clone(),
-                },
-                _ => self.failed("renaming into place", e),
-            })?;
+            renamed.map_err(|e| self.failed("renaming into place", e))?;
         }
         self.committed = true;
         Ok(())

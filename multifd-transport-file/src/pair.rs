@@ -27,16 +27,16 @@ impl FileWithCompanion {
     /// # Errors
     /// As [`AtomicFile::create`], for either of the two.
     pub fn create(path: &Path, replace: bool, with_companion: bool) -> Result<Self, FileError> {
+        let file = AtomicFile::create(path, replace)?;
         let mut beside = None;
         if descriptor_number(path).is_none() {
-            check_target(path, replace)?;
             check_target(&companion(path), replace)?;
             beside = with_companion
                 .then(|| AtomicFile::create(&companion(path), replace))
                 .transpose()?;
         }
         Ok(Self {
-            file: AtomicFile::create(path, replace)?,
+            file,
             companion: beside,
             path: path.into(),
             replace,

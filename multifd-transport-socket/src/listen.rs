@@ -12,7 +12,10 @@ use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How long a channel that should be there may still take.
+const SOON: Duration = Duration::from_secs(3);
 
 /// Listening sockets, at one address or several. A Unix socket's path is removed when it is dropped.
 ///
@@ -241,6 +244,12 @@ impl ChannelSource for SocketListener {
             Patience::ForThose(until)
         };
         self.next_by(patience)
+    }
+
+    /// Behind something that passes connections on, channels may come after the main connection's first words.
+    fn due_channel(&mut self) -> Result<Option<Box<dyn RecvChannel>>, ChannelError> {
+        let soon = self.door.options.connect.min(SOON);
+        self.next_by(Patience::ForOne(Some(Instant::now() + soon)))
     }
 
     fn late_channel(&mut self) -> Result<Option<Box<dyn RecvChannel>>, ChannelError> {

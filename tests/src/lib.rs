@@ -5,8 +5,10 @@
 pub mod certificates;
 pub mod golden;
 pub mod guest;
+pub mod linux_guest;
 pub mod mapped;
 pub mod netns;
+pub mod other_qemus;
 pub mod pair;
 pub mod program;
 pub mod proxy;

@@ -2,6 +2,7 @@
 
 use crate::guest::sha256;
 use crate::netns;
+use crate::other_qemus::Unpacked;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -143,6 +144,56 @@ impl Qemu {
         Self::start_in(Turn::wait(), machine)
     }
 
+    /// Starts one with just these arguments, beside what every test needs; without a guest's RAM that tests look into.
+    pub fn bare(args: &[&str]) -> Self {
+        Self::bare_in(Turn::wait(), None, args)
+    }
+
+    /// Starts two with just these arguments.
+    pub fn bare_pair(one: &[&str], other: &[&str]) -> (Self, Self) {
+        let (first, second) = Turn::wait_pair();
+        (
+            Self::bare_in(first, None, one),
+            Self::bare_in(second, None, other),
+        )
+    }
+
+    /// Starts another QEMU than the installed one with just these arguments.
+    pub fn unpacked(which: &Unpacked, args: &[&str]) -> Self {
+        Self::bare_in(Turn::wait(), Some(which), args)
+    }
+
+    /// Starts another one, and the installed one.
+    pub fn unpacked_pair(which: &Unpacked, one: &[&str], other: &[&str]) -> (Self, Self) {
+        let (first, second) = Turn::wait_pair();
+        (
+            Self::bare_in(first, Some(which), one),
+            Self::bare_in(second, None, other),
+        )
+    }
+
+    fn bare_in(turn: Turn, which: Option<&Unpacked>, args: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = match which {
+            None => Command::new(program().expect("a QEMU")),
+            Some(which) => {
+                let mut command = Command::new(&which.program);
+                command
+                    .args(which.arguments())
+                    .env("QEMU_MODULE_DIR", which.modules());
+                command
+            }
+        };
+        command.args(["-nodefaults", "-display", "none"]);
+        if !args.contains(&"-accel") {
+            command.args(["-accel", "tcg"]);
+        }
+        let serial = folder.path().join("serial");
+        command.args(["-serial", &format!("file:{}", serial.display())]);
+        command.args(args);
+        Self::run(command, folder, turn)
+    }
+
     /// Starts two that are needed at the same time.
     pub fn start_pair(one: &Machine, other: &Machine) -> (Self, Self) {
         let (first, second) = Turn::wait_pair();
@@ -152,7 +203,7 @@ impl Qemu {
     fn start_in(turn: Turn, machine: &Machine) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
-        let (ram, serial, stderr) = (path("ram"), path("serial"), path("stderr"));
+        let (ram, serial) = (path("ram"), path("serial"));
         let len = machine.ram_mib << 20;
         if machine.boot && machine.filled {
             // The firmware and the boot sector use what is below.
@@ -164,8 +215,6 @@ impl Qemu {
         } else {
             std::fs::write(&ram, seeded(len, machine.seed)).unwrap();
         }
-        // QEMU connects to us: there is nothing to wait for but the connection.
-        let listener = UnixListener::bind(path("qmp")).unwrap();
         let mut command = netns::command(machine.netns.as_deref(), program().expect("a QEMU").as_ref());
         command
             .args([
@@ -186,15 +235,7 @@ impl Qemu {
                 machine.ram_mib,
                 ram.display()
             ))
-            .args(["-serial", &format!("file:{}", serial.display())])
-            .args(["-qmp", &format!("unix:{}", path("qmp").display())])
-            .args([
-                "-qmp",
-                &format!("unix:{},server=on,wait=off", path("monitor").display()),
-            ])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(std::fs::File::create(&stderr).unwrap());
+            .args(["-serial", &format!("file:{}", serial.display())]);
         if machine.boot {
             let boot = Path::new(env!("CARGO_MANIFEST_DIR")).join("guest/boot.bin");
             let drive = format!("if=floppy,format=raw,readonly=on,file={}", boot.display());
@@ -204,17 +245,34 @@ impl Qemu {
         if machine.incoming {
             command.args(["-incoming", "defer"]);
         }
-        let child = command.spawn().unwrap();
-        let (stream, _) = listener.accept().unwrap();
+        Self::run(command, folder, turn)
+    }
+
+    fn run(mut command: Command, folder: tempfile::TempDir, turn: Turn) -> Self {
+        let path = |name: &str| folder.path().join(name);
+        let stderr = path("stderr");
+        // QEMU connects to us: there is nothing to wait for but the connection.
+        let listener = UnixListener::bind(path("qmp")).unwrap();
+        command
+            .args(["-qmp", &format!("unix:{}", path("qmp").display())])
+            .args([
+                "-qmp",
+                &format!("unix:{},server=on,wait=off", path("monitor").display()),
+            ])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(&stderr).unwrap());
+        let mut child = command.spawn().unwrap();
+        let stream = accept(&listener, &mut child, &stderr);
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut qemu = Self {
             child,
             qmp: BufReader::new(stream),
             events: Vec::new(),
-            ram,
-            serial,
+            ram: path("ram"),
+            serial: path("serial"),
             stderr,
-            monitor: folder.path().join("monitor"),
+            monitor: path("monitor"),
             _folder: folder,
             _turn: turn,
         };
@@ -260,6 +318,38 @@ impl Qemu {
     pub fn execute(&mut self, command: &str, arguments: &Value) -> Value {
         self.try_execute(command, arguments)
             .unwrap_or_else(|error| panic!("{command}: {error}"))
+    }
+
+    /// The guest's run state.
+    pub fn state(&mut self) -> String {
+        let status = self.execute("query-status", &json!({}));
+        status["status"].as_str().unwrap().to_owned()
+    }
+
+    /// Waits until the guest is in a run state.
+    pub fn wait_state(&mut self, wanted: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let state = self.state();
+            if state == wanted {
+                return;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "the guest is {state}, not {wanted}: {}",
+                self.said()
+            );
+        }
+    }
+
+    /// QEMU's process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether QEMU has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
     }
 
     /// Switches a migration capability on.
@@ -398,6 +488,25 @@ impl Qemu {
             // A question to QEMU, to give it time.
             self.execute("query-status", &json!({}));
         }
+    }
+}
+
+/// QEMU's connection to us; one that ends instead says why.
+fn accept(listener: &UnixListener, child: &mut Child, stderr: &Path) -> UnixStream {
+    listener.set_nonblocking(true).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Ok((stream, _)) = listener.accept() {
+            stream.set_nonblocking(false).unwrap();
+            return stream;
+        }
+        let ended = child.try_wait().unwrap();
+        assert!(
+            ended.is_none() && Instant::now() < deadline,
+            "QEMU does not come up ({ended:?}): {}",
+            std::fs::read_to_string(stderr).unwrap_or_default()
+        );
+        std::thread::yield_now();
     }
 }
 

@@ -73,15 +73,23 @@ fn a_full_disk_is_an_error_and_leaves_no_file() {
         eprintln!("SKIPPED: only root may mount a small disk");
         return;
     }
-    let (status, said) = replay_into(&script, folder.path());
-    assert_eq!(status, Some(1), "{said}");
-    let last = said.lines().last().unwrap();
-    assert!(
-        last.starts_with("multifd: ") && last.contains("No space left on device"),
-        "{said}"
-    );
+    // Told by the announced size, before anything is copied; by the disk, if that is not wanted.
+    for (more, expected) in [
+        ("", "free, and it has 16.51 MiB"),
+        (" --no-space-check", "writing"),
+    ] {
+        let script = script.replace("vm.mapped\"", &format!("vm.mapped\"{more}"));
+        let (status, said) = replay_into(&script, folder.path());
+        assert_eq!(status, Some(1), "{said}");
+        let last = said.lines().last().unwrap();
+        assert!(
+            last.starts_with("multifd: ") && last.contains("No space left on device"),
+            "{said}"
+        );
+        assert!(last.contains("/vm.mapped: ") && last.contains(expected), "{said}");
+    }
     // With room set aside first, that fails before anything is written.
-    let script = script.replace("vm.mapped\"", "vm.mapped\" --preallocate");
+    let script = script.replace("vm.mapped\"", "vm.mapped\" --preallocate --no-space-check");
     let (status, said) = replay_into(&script, folder.path());
     assert_eq!(status, Some(1), "{said}");
     assert!(
@@ -226,14 +234,23 @@ fn death_in_any_call_leaves_no_file_that_looks_whole() {
         "pwrite64:signal=KILL:when=2",
         "write:signal=KILL:when=3",
         "fsync:signal=KILL:when=1",
-        "renameat2:signal=KILL:when=1",
         "fsync:signal=KILL:when=2",
-        "rename:signal=KILL:when=1",
+        "renameat2:signal=KILL:when=1",
+        "renameat2:signal=KILL:when=2",
+        "fsync:signal=KILL:when=3",
     ] {
         let folder = folder();
         let (status, said) = injected(injection, folder.path());
         assert_ne!(status, Some(0), "{injection}: {said}");
         found += u32::from(whole_or_absent(folder.path(), injection));
+        // What the dead process has left, the next one removes.
+        let (status, said) = replay_into(&RECV.replace("vm.mapped", "next.mapped"), folder.path());
+        assert_eq!(status, Some(0), "{injection}: {said}");
+        let left: Vec<_> = names(folder.path())
+            .into_iter()
+            .filter(|name| name.ends_with(".partial"))
+            .collect();
+        assert_eq!(left, [""; 0], "{injection}");
     }
     assert!(found >= 1, "the last of them come after the file has its name");
 }

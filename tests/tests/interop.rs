@@ -47,7 +47,9 @@ fn every_combination(compression: &str) {
                 assert_eq!(said["uuid"], UUID, "{case}");
                 assert_eq!(said["sync"], "round", "{case}");
                 let zero = said["total"]["zero_pages"].as_u64().unwrap();
-                assert_eq!(zero > 0, zero_pages == "multifd", "{case}");
+                assert_eq!(zero > 0, zero_pages != "none", "{case}");
+                let main = said["main"]["zero_pages"].as_u64().unwrap();
+                assert_eq!(main > 0, zero_pages == "legacy", "{case}");
             }
         }
     }
@@ -146,12 +148,14 @@ fn what_is_not_supported_says_what_to_switch_off() {
     if program().is_none() {
         return;
     }
-    for (capability, expected) in [
-        ("return-path", "switch the return-path capability off"),
-        ("xbzrle", "switch the multifd capability on"),
+    for (multifd, capability, expected) in [
+        (true, "return-path", "switch the return-path capability off"),
+        (false, "return-path", "switch the return-path capability off"),
+        (false, "postcopy-ram", "switch the postcopy-ram capability off"),
+        (false, "dirty-bitmaps", "switch the dirty-bitmaps capability off"),
     ] {
         let mut qemu = Qemu::start(&Machine::default());
-        if capability == "return-path" {
+        if multifd {
             qemu.multifd(2, "none", "multifd");
         }
         qemu.capability(capability);

@@ -247,7 +247,9 @@ pub fn cases() -> Vec<Case> {
         None,
         &|s| {
             let (from, to) = (data, data + 1344 + payload);
-            let again = s.channels[0][from..to].to_vec();
+            let mut again = s.channels[0][from..to].to_vec();
+            // A number that no packet has had.
+            again[24..32].copy_from_slice(&1000u64.to_be_bytes());
             s.channels[0].extend(again);
         },
     );
@@ -277,17 +279,36 @@ pub fn cases() -> Vec<Case> {
             s.main[flush..flush + 8].copy_from_slice(&word.to_be_bytes());
         });
     }
-    for (command, expected) in [
-        (1u8, "switch the return-path capability off"),
-        (3, "switch the postcopy-ram capability off"),
-        (7, "switch the postcopy-ram capability off"),
-        (8, "switch the x-colo capability off"),
-        (99, "an unknown command (99)"),
+    for (name, bytes, expected) in [
+        (
+            "1",
+            [8, 0, 1, 0, 0].as_slice(),
+            "switch the return-path capability off",
+        ),
+        (
+            "1 and 2",
+            &[8, 0, 1, 0, 0, 8, 0, 2, 0, 4, 0, 0, 0, 1],
+            "switch the return-path capability off",
+        ),
+        ("3", &[8, 0, 3, 0, 16], "switch the postcopy-ram capability off"),
+        (
+            "1, 2 and 3",
+            &[8, 0, 1, 0, 0, 8, 0, 2, 0, 4, 0, 0, 0, 1, 8, 0, 3, 0, 16],
+            "switch the postcopy-ram capability off",
+        ),
+        (
+            "3 without a body",
+            &[8, 0, 1, 0, 0, 8, 0, 3, 0, 0],
+            "switch the dirty-bitmaps capability off",
+        ),
+        ("7", &[8, 0, 7, 0, 0], "switch the postcopy-ram capability off"),
+        ("8", &[8, 0, 8, 0, 0], "switch the x-colo capability off"),
+        ("99", &[8, 0, 99, 0, 0], "an unknown command (99)"),
     ] {
-        add(format!("command {command}"), expected, None, &|s| {
+        add(format!("command {name}"), expected, None, &|s| {
             // After the setup section: its end and its footer.
             let after = flush + 8 + 8 + 5;
-            s.main.splice(after..after, [8, 0, command, 0, 0]);
+            s.main.splice(after..after, bytes.iter().copied());
         });
     }
     // The setup list: "pc.ram" and its length stand right after the total.
