@@ -39,8 +39,8 @@ pub(crate) fn run(args: &Extract) -> Result<(), Failure> {
     if let Some(path) = args.out.as_ref().or(args.elf.as_ref()) {
         let mut inputs = vec![args.image.file.as_path()];
         inputs.extend(args.layout.as_deref());
-        snapshot_file::never_an_input(path, &inputs)?;
         check_target(path, args.force)?;
+        snapshot_file::never_an_input(path, &inputs)?;
     }
     let opened = snapshot_file::open(&args.image.file, args.image.offset)?;
     let (result, text) = match (&args.block, &args.out, &args.elf) {

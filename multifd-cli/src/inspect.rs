@@ -64,8 +64,8 @@ struct Device {
 pub(crate) fn run(args: &Inspect) -> Result<(), Failure> {
     let path = &args.image.file;
     if let Some(svg) = &args.svg {
-        snapshot_file::never_an_input(svg, &[path])?;
         check_target(svg, args.force)?;
+        snapshot_file::never_an_input(svg, &[path])?;
     }
     let Opened { file, mapped } = snapshot_file::open(path, args.image.offset)?;
     let size = file.metadata().map_err(|source| Failure::Open {

@@ -20,6 +20,9 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
+/// How long our connections stay open for a QEMU that has been told to cancel.
+const CALLING_OFF: Duration = Duration::from_secs(2);
+
 pub(crate) fn run(args: &Snapshot) -> Result<(), Failure> {
     let cancel = signals::cancel_on_signal()?;
     let target = Target::create(&args.out, args.writing)?;
@@ -140,11 +143,11 @@ fn watch(
     cancel: [&CancelHandle; 2],
     (rounds, guest): (&Rounds, &mut Guest),
 ) -> Result<(), Failure> {
-    qmp.execute("migrate", &json!({ "uri": address }))?;
+    start(qmp, address, Duration::from_secs(args.deadlines.timeout))?;
     let begun = Instant::now();
     loop {
         if let Some(error) = cancel.iter().find_map(|handle| handle.error()) {
-            qmp.call_off()?;
+            qmp.call_off_within(CALLING_OFF)?;
             return Err(error.into());
         }
         let migration = qmp.migration()?;
@@ -166,6 +169,20 @@ fn watch(
             _ => {}
         }
         qmp.pause()?;
+    }
+}
+
+/// Starts the migration. QEMU says of one that has just failed that it is over before it has cleaned up after it: then it refuses
+/// another one for a moment.
+fn start(qmp: &mut Qmp, address: &str, timeout: Duration) -> Result<(), Failure> {
+    let end = Instant::now() + timeout;
+    loop {
+        match qmp.execute("migrate", &json!({ "uri": address })) {
+            Err(Failure::Qmp { why, .. }) if why.contains("yank instance") && Instant::now() < end => {
+                qmp.pause()?;
+            }
+            other => return other.map(drop),
+        }
     }
 }
 

@@ -213,6 +213,7 @@ impl Receiver {
             packets: 0,
             unpackers: Vec::new(),
             pages_since_sync: false,
+            last_sync: None,
             prefault: self.prefault.user(),
         };
         let cancel = self.cancel.clone();

@@ -27,6 +27,8 @@ pub(crate) struct RecvWorker {
     /// Decoders, by method: made when they are first needed.
     pub(crate) unpackers: Vec<(multifd_packet::Method, Box<dyn Unpack>)>,
     pub(crate) pages_since_sync: bool,
+    /// The number of the packet before, if that was a SYNC.
+    pub(crate) last_sync: Option<u64>,
     pub(crate) prefault: PrefaultUser,
 }
 
@@ -148,8 +150,15 @@ impl RecvWorker {
         let required = self.shared.require_checksums;
         let payload_crc =
             checksum::verify(sealed, fields.payload_len > 0, required).map_err(|e| self.packet(e))?;
-        self.number(fields.packet_num)?;
         let (normal, zero) = (packet.normal().len() as u64, packet.zero().len() as u64);
+        let (sync, empty) = (fields.flags.is_sync(), normal + zero == 0);
+        if sync || !empty || self.last_sync != Some(fields.packet_num) {
+            self.number(fields.packet_num)?;
+        }
+        if sync && !empty {
+            self.shared.numbers.one_is_nobodys();
+        }
+        self.last_sync = sync.then_some(fields.packet_num);
         if normal + zero > 0 {
             if !self.take_pages(&packet, payload_crc)? {
                 return Ok(true);

@@ -61,12 +61,6 @@ impl Configuration {
         bits.and_then(|bits| 1u32.checked_shl(bits)).unwrap_or(fixed)
     }
 
-    /// Bytes of a guest page, if the source says it.
-    pub(crate) fn says_page_size(&self) -> Option<u32> {
-        let said = |sub: &Subsection| matches!(sub, Subsection::TargetPageBits(_));
-        self.subsections.iter().any(said).then(|| self.page_size())
-    }
-
     /// The VM's UUID, if it was sent.
     pub fn uuid(&self) -> Option<[u8; 16]> {
         self.subsections.iter().find_map(|sub| match sub {

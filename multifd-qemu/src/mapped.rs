@@ -158,8 +158,7 @@ fn read_blocks<F: Read + Seek>(
     let mut left = total;
     while left > 0 {
         ram::check_count(blocks.len(), input.offset(), limits)?;
-        // The header after it says how large a page is.
-        let BlockInfo { name, used_length } = ram::read_block(input, left, 1)?;
+        let BlockInfo { name, used_length } = ram::read_block(input, left, configuration.page_size())?;
         left -= used_length;
         let offset = input.offset();
         let invalid = |source| Error::Mapped {
@@ -169,11 +168,7 @@ fn read_blocks<F: Read + Seek>(
         };
         let header: [u8; MAPPED_RAM_HEADER_LEN] = input.bytes("a mapped-ram header")?;
         let header = MappedRamHeader::parse(&header).map_err(invalid)?;
-        let page_size = match (blocks.first(), configuration.says_page_size()) {
-            (Some(first), _) => first.layout.header().page_size,
-            (None, Some(page_size)) => page_size.into(),
-            (None, None) => header.page_size,
-        };
+        let page_size = u64::from(configuration.page_size());
         if header.page_size != page_size {
             return Err(invalid(PacketError::Mismatch {
                 field: Field::PageSize,
@@ -188,12 +183,6 @@ fn read_blocks<F: Read + Seek>(
                 limit: header.bitmap_offset,
             }));
         }
-        let size = u32::try_from(page_size).unwrap_or(u32::MAX);
-        let block = BlockInfo {
-            name: name.clone(),
-            used_length,
-        };
-        ram::check_length(&block, used_length, size, offset - 8)?;
         let layout = MappedRamLayout::from_header(header, used_length).map_err(invalid)?;
         if blocks.iter().any(|block| block.name == name) {
             return Err(Error::Malformed {

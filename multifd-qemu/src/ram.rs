@@ -96,15 +96,7 @@ pub(crate) fn read_block<R: Read>(
     }
     let offset = input.offset();
     let used_length = input.u64("a RAM block's length")?;
-    let block = BlockInfo { name, used_length };
-    check_length(&block, left, page_size, offset)?;
-    Ok(block)
-}
-
-/// Checks the length of a block, which stands at `offset`.
-pub(crate) fn check_length(block: &BlockInfo, left: u64, page_size: u32, offset: u64) -> Result<(), Error> {
-    let BlockInfo { name, used_length } = block;
-    if *used_length == 0 || *used_length > left || !used_length.is_multiple_of(page_size.into()) {
+    if used_length == 0 || used_length > left || !used_length.is_multiple_of(page_size.into()) {
         return Err(Error::Malformed {
             offset,
             what: "a RAM block's length",
@@ -114,7 +106,7 @@ pub(crate) fn check_length(block: &BlockInfo, left: u64, page_size: u32, offset:
             ),
         });
     }
-    Ok(())
+    Ok(BlockInfo { name, used_length })
 }
 
 /// Checks the total before any block is read.

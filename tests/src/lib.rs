@@ -3,6 +3,7 @@
 #![allow(clippy::missing_panics_doc)]
 
 pub mod certificates;
+pub mod core_files;
 pub mod golden;
 pub mod guest;
 pub mod linux_guest;

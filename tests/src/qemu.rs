@@ -379,6 +379,7 @@ impl Qemu {
 
     /// Starts migrating.
     pub fn migrate(&mut self, uri: &str) {
+        self.events.clear();
         self.execute("migrate", &json!({ "uri": uri }));
     }
 

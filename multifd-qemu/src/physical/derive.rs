@@ -1,7 +1,7 @@
 //! A PC's memory, as its device state shows it: CMOS memory says how much lies below and above 4 GiB, the memory controller
 //! what can be read below 1 MiB.
 
-use super::{LayoutError, PhysicalRange};
+use super::{LayoutError, PhysicalRange, plugged};
 use crate::{DeviceState, Tail};
 
 const MIB: u64 = 1 << 20;
@@ -83,6 +83,7 @@ pub(super) fn pc(
     if above > 0 {
         add(FOUR_GIB, above, ram, below);
     }
+    ranges.extend(plugged::all(blocks, tail)?);
     Ok(ranges)
 }
 

@@ -10,6 +10,8 @@ const SECTIONS: [&str; 2] = ["virtio-mem-device-early", "virtio-mem-device"];
 struct Plugged {
     /// The device's path: the RAM block's name begins with it.
     path: String,
+    /// Guest physical address of its first byte.
+    address: u64,
     /// Bytes that one bit stands for.
     block_size: u64,
     bitmap: Vec<u64>,
@@ -17,6 +19,43 @@ struct Plugged {
 
 /// Cuts what is not plugged out of the ranges.
 pub(super) fn only(ranges: Vec<PhysicalRange>, tail: &Tail) -> Result<Vec<PhysicalRange>, LayoutError> {
+    let devices = devices(tail)?;
+    let mut kept = Vec::new();
+    for range in ranges {
+        match devices
+            .iter()
+            .find(|device| range.block.starts_with(&device.path))
+        {
+            Some(device) => device.cut(&range, &mut kept),
+            None => kept.push(range),
+        }
+    }
+    Ok(kept)
+}
+
+/// What is plugged of all devices, where their own state says that it lies.
+pub(super) fn all(blocks: &[(&str, u64)], tail: &Tail) -> Result<Vec<PhysicalRange>, LayoutError> {
+    let mut kept = Vec::new();
+    for device in devices(tail)? {
+        let mut owned = blocks.iter().filter(|(name, _)| name.starts_with(&device.path));
+        let (Some((block, len)), None) = (owned.next(), owned.next()) else {
+            return Err(LayoutError::Unknown(format!(
+                "which RAM block is that of the virtio-mem device at {:?}",
+                device.path
+            )));
+        };
+        let whole = PhysicalRange {
+            address: device.address,
+            len: *len,
+            block: (*block).into(),
+            offset: 0,
+        };
+        device.cut(&whole, &mut kept);
+    }
+    Ok(kept)
+}
+
+fn devices(tail: &Tail) -> Result<Vec<Plugged>, LayoutError> {
     let mut devices: Vec<Plugged> = Vec::new();
     for name in SECTIONS {
         let Some(states) = tail.states(name) else {
@@ -34,25 +73,17 @@ pub(super) fn only(ranges: Vec<PhysicalRange>, tail: &Tail) -> Result<Vec<Physic
             }
         }
     }
-    let mut kept = Vec::new();
-    for range in ranges {
-        match devices
-            .iter()
-            .find(|device| range.block.starts_with(&device.path))
-        {
-            Some(device) => device.cut(&range, &mut kept),
-            None => kept.push(range),
-        }
-    }
-    Ok(kept)
+    Ok(devices)
 }
 
 impl Plugged {
     fn of(state: &DeviceState, path: &str) -> Option<Self> {
         let (words, _) = state.field("bitmap")?.as_chunks::<8>();
+        let address = state.number("addr")?;
         let block_size = state.number("block_size").filter(|size| size.is_power_of_two())?;
         (!path.is_empty()).then(|| Self {
             path: path.into(),
+            address,
             block_size,
             bitmap: words.iter().map(|word| u64::from_be_bytes(*word)).collect(),
         })

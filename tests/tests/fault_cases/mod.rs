@@ -248,8 +248,8 @@ pub fn cases() -> Vec<Case> {
         &|s| {
             let (from, to) = (data, data + 1344 + payload);
             let mut again = s.channels[0][from..to].to_vec();
-            // A number that no packet has had.
-            again[24..32].copy_from_slice(&1000u64.to_be_bytes());
+            // The next number: the recording has 43 packets.
+            again[24..32].copy_from_slice(&43u64.to_be_bytes());
             s.channels[0].extend(again);
         },
     );

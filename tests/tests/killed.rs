@@ -1,0 +1,353 @@
+//! `snapshot` and `restore` that do not live to their end, or whose other half does not: QEMU is as it was, or is again after the
+//! next run; and what the user is told of a monitor that does not answer.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use multifd_tests::program::{path, run};
+use multifd_tests::qemu::{Qemu, program};
+use serde_json::{Value, json};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn settings(qemu: &mut Qemu) -> [Value; 2] {
+    ["query-migrate-capabilities", "query-migrate-parameters"]
+        .map(|command| qemu.execute(command, &json!({})))
+}
+
+/// A guest whose migration takes long, as QEMU sends no more than 4 MiB a second of the zero pages it is told to send whole.
+fn slow() -> Qemu {
+    let mut qemu = Qemu::bare(&["-M", "pc", "-m", "64"]);
+    qemu.execute(
+        "migrate-set-capabilities",
+        &json!({ "capabilities": [
+        { "capability": "return-path", "state": true },
+        { "capability": "switchover-ack", "state": true },
+    ] }),
+    );
+    qemu.execute(
+        "migrate-set-parameters",
+        &json!({ "multifd-channels": 7, "downtime-limit": 299 }),
+    );
+    qemu
+}
+
+/// Starts a snapshot that does not end: its channels are compressed by a QEMU that is held up.
+fn begin(qemu: &mut Qemu, out: &Path, wrapper: &[&str]) -> Child {
+    let args = [
+        "snapshot",
+        "--qmp",
+        text(&qemu.monitor),
+        "--out",
+        text(out),
+        "--timeout",
+        "60",
+    ];
+    let all: Vec<&str> = wrapper
+        .iter()
+        .copied()
+        .chain([text(path())])
+        .chain(args)
+        .collect();
+    Command::new(all[0])
+        .args(&all[1..])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+fn signal(child: &Child, name: &str) {
+    let sent = Command::new("kill")
+        .args([&format!("-{name}"), &child.id().to_string()])
+        .status();
+    assert!(sent.unwrap().success());
+}
+
+fn wait_changed(qemu: &mut Qemu, before: &[Value; 2], child: &mut Child) -> bool {
+    while child.try_wait().unwrap().is_none() {
+        if settings(qemu) != *before {
+            return true;
+        }
+    }
+    false
+}
+
+/// Has something done to a snapshot that is under way, until it has been met at work; the guest and its settings must be as before.
+fn meet(what: &str, mut act: impl FnMut(&mut Qemu, Child, &Path)) {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("vm.mapped");
+    let mut qemu = slow();
+    let before = settings(&mut qemu);
+    for _ in 0..50 {
+        let mut child = begin(&mut qemu, &out, &[]);
+        if !wait_changed(&mut qemu, &before, &mut child) {
+            child.wait().unwrap();
+            let _ = std::fs::remove_file(&out);
+            let _ = std::fs::remove_file(folder.path().join("vm.mapped.crc"));
+            continue;
+        }
+        act(&mut qemu, child, folder.path());
+        assert_eq!(settings(&mut qemu), before, "{what}");
+        assert_eq!(qemu.state(), "running", "{what}");
+        return;
+    }
+    panic!("{what}: it is over too soon, every time");
+}
+
+fn left(folder: &Path) -> Vec<String> {
+    let names = std::fs::read_dir(folder).unwrap();
+    names
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect()
+}
+
+#[test]
+fn two_signals_are_no_more_than_one() {
+    if program().is_none() {
+        return;
+    }
+    for name in ["INT", "TERM"] {
+        meet(name, |_, child, folder| {
+            signal(&child, name);
+            // It may be gone by now; if not, this one must not keep it from putting everything back.
+            let _ = Command::new("kill")
+                .args([&format!("-{name}"), &child.id().to_string()])
+                .status();
+            let output = child.wait_with_output().unwrap();
+            let expected = if name == "INT" { 130 } else { 143 };
+            if output.status.code() != Some(0) {
+                assert_eq!(output.status.code(), Some(expected), "{}", said(&output));
+                assert!(
+                    said(&output).contains("multifd: interrupted"),
+                    "{}",
+                    said(&output)
+                );
+                assert!(left(folder).is_empty());
+            }
+        });
+    }
+}
+
+#[test]
+fn kill_9_is_made_good_by_the_next_run() {
+    if program().is_none() {
+        return;
+    }
+    meet("kill -9", |qemu, mut child, folder| {
+        signal(&child, "KILL");
+        child.wait().unwrap();
+        // The next run, whatever it is for: here one that is refused for its own reasons, but for a good file.
+        let other = folder.join("other.mapped");
+        let output = run(&["snapshot", "--qmp", text(&qemu.monitor), "--out", text(&other)]);
+        assert!(output.status.success(), "{}", said(&output));
+        assert!(said(&output).contains("is put back"), "{}", said(&output));
+        let mut names = left(folder);
+        names.sort();
+        names.retain(|name| !name.starts_with("vm.mapped"));
+        assert_eq!(
+            names,
+            ["other.mapped", "other.mapped.crc"],
+            "the dead one's temporary files are gone"
+        );
+        let again = run(&[
+            "snapshot",
+            "-q",
+            "--force",
+            "--qmp",
+            text(&qemu.monitor),
+            "--out",
+            text(&other),
+        ]);
+        assert!(
+            !said(&again).contains("put back"),
+            "once is enough: {}",
+            said(&again)
+        );
+    });
+}
+
+#[test]
+fn the_guest_of_a_killed_snapshot_runs_on() {
+    if program().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("vm.mapped");
+    let mut qemu = slow();
+    let before = settings(&mut qemu);
+    // Killed in the very call that lets the guest run: the last write to the monitor that names `cont`.
+    let script = "exec strace -f -qq -o /dev/null -e trace=fsync -e inject=fsync:signal=KILL:when=1 \"$@\"";
+    let mut child = begin(&mut qemu, &out, &["sh", "-c", script, "sh"]);
+    child.wait().unwrap();
+    // By then it had put everything back itself, before it wrote the file.
+    assert_eq!(
+        (settings(&mut qemu), qemu.state().as_str()),
+        (before.clone(), "running")
+    );
+    // A guest that stands still with a journal beside it is let run.
+    for _ in 0..50 {
+        let mut child = begin(&mut qemu, &out, &[]);
+        if wait_changed(&mut qemu, &before, &mut child) {
+            signal(&child, "KILL");
+            child.wait().unwrap();
+            qemu.execute("stop", &json!({}));
+            let other = folder.path().join("other.mapped");
+            let output = run(&[
+                "snapshot",
+                "--force",
+                "--qmp",
+                text(&qemu.monitor),
+                "--out",
+                text(&other),
+            ]);
+            assert!(output.status.success(), "{}", said(&output));
+            assert_eq!((settings(&mut qemu), qemu.state().as_str()), (before, "running"));
+            return;
+        }
+        child.wait().unwrap();
+        let _ = std::fs::remove_file(&out);
+        let _ = std::fs::remove_file(folder.path().join("vm.mapped.crc"));
+    }
+    panic!("it is over too soon, every time");
+}
+
+#[test]
+fn a_receiving_half_that_fails_early_ends_all_of_it() {
+    if program().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("vm.mapped");
+    let mut qemu = Qemu::bare(&["-M", "pc", "-m", "3G"]);
+    let before = settings(&mut qemu);
+    let limited = ["sh", "-c", "ulimit -v 1500000; exec \"$@\"", "sh"];
+    let mut child = begin(&mut qemu, &out, &limited);
+    let deadline = Instant::now() + Duration::from_secs(100);
+    while child.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < deadline, "the two halves wait for each other");
+        qemu.execute("query-status", &json!({}));
+    }
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        said(&output).contains("no memory for RAM block \"pc.ram\""),
+        "{}",
+        said(&output)
+    );
+    assert!(left(folder.path()).is_empty());
+    assert_eq!((settings(&mut qemu), qemu.state().as_str()), (before, "running"));
+}
+
+#[test]
+fn a_monitor_that_another_uses_is_named_as_such() {
+    if program().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let qemu = Qemu::bare(&["-M", "pc", "-m", "16"]);
+    let _another = UnixStream::connect(&qemu.monitor).unwrap();
+    let out = folder.path().join("vm.mapped");
+    let output = run(&[
+        "snapshot",
+        "--timeout",
+        "1",
+        "--qmp",
+        text(&qemu.monitor),
+        "--out",
+        text(&out),
+    ]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        said(&output).contains("serves one client at a time"),
+        "{}",
+        said(&output)
+    );
+}
+
+#[test]
+fn a_machine_that_does_not_fit_is_told_before_anything_is_sent() {
+    if program().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("vm.mapped");
+    let source = Qemu::bare(&["-M", "pc", "-m", "16", "-device", "VGA"]);
+    let taken = run(&[
+        "snapshot",
+        "-q",
+        "--qmp",
+        text(&source.monitor),
+        "--out",
+        text(&file),
+    ]);
+    assert!(taken.status.success(), "{}", said(&taken));
+    drop(source);
+    for (args, expected) in [
+        (["-M", "pc", "-m", "32", "-device", "VGA"].as_slice(), "-m 16M"),
+        (
+            &["-M", "q35", "-m", "16", "-device", "VGA"],
+            "the machine type is \"pc-q35-",
+        ),
+        (
+            &["-M", "pc", "-m", "16"],
+            "it has no RAM block \"0000:00:02.0/vga.vram\"",
+        ),
+        (
+            &[
+                "-M",
+                "pc",
+                "-m",
+                "16",
+                "-device",
+                "VGA",
+                "-device",
+                "secondary-vga",
+            ],
+            "and the snapshot has none",
+        ),
+    ] {
+        let mut target = Qemu::bare(&[args, &["-incoming", "defer"]].concat());
+        let before = settings(&mut target);
+        let output = run(&["restore", "--qmp", text(&target.monitor), text(&file)]);
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        assert!(said(&output).contains(expected), "{args:?}: {}", said(&output));
+        assert_eq!(
+            (settings(&mut target), target.state().as_str()),
+            (before, "inmigrate"),
+            "{args:?}"
+        );
+    }
+    // What cannot be compared, QEMU itself refuses: its devices.
+    let args = [
+        "-M",
+        "pc",
+        "-m",
+        "16",
+        "-device",
+        "VGA",
+        "-device",
+        "ib700",
+        "-incoming",
+        "defer",
+    ];
+    let mut target = Qemu::bare(&args);
+    let output = run(&["restore", "--qmp", text(&target.monitor), text(&file)]);
+    if output.status.code() != Some(0) {
+        assert!(
+            said(&output).contains("QEMU refused the snapshot"),
+            "{}",
+            said(&output)
+        );
+        while !target.has_ended() {}
+    }
+}
