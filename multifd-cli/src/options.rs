@@ -80,6 +80,7 @@ pub(crate) struct Image {
 
 /// How a snapshot's file is written.
 #[derive(Debug, Clone, Copy, Args)]
+#[allow(clippy::struct_excessive_bools)] // Switches of the command line.
 pub(crate) struct Writing {
     /// Whether page data goes past the page cache
     #[arg(long, value_name = "WHEN", default_value = "off")]

@@ -27,7 +27,8 @@ pub(crate) fn state() -> io::Result<PathBuf> {
 /// Makes sure that a folder is one, ours, and closed to others.
 fn check(path: &Path, own: u32) -> io::Result<()> {
     let data = path.symlink_metadata()?;
-    if data.is_dir() && data.uid() == own && data.permissions().mode() & 0o77 == 0 {
+    let others = data.permissions().mode() & 0o77;
+    if data.is_dir() && data.uid() == own && others == 0 {
         return Ok(());
     }
     Err(io::Error::new(

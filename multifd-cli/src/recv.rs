@@ -45,12 +45,11 @@ pub(crate) fn run(args: &Recv) -> Result<(), Failure> {
         let Some(arrival) = arrival else {
             return Ok(None);
         };
-        let layout = Err("it was received, not taken at a monitor".into());
-        let kept = target.write(&arrival.received.snapshot, layout, &cancel, args.show.quiet)?;
+        let kept = target.write(&arrival.received.snapshot, None, &cancel, args.show.quiet)?;
         Ok(Some(kept))
     })?;
     let kept = kept.ok_or_else(|| Failure::Other("nothing was kept".into()))?;
-    finish(&args.out, args.show, &arrival, kept, None)
+    finish(&args.out, args.show, &arrival, &kept, None)
 }
 
 /// A migration that has arrived.
@@ -145,7 +144,7 @@ pub(crate) fn finish(
     out: &Path,
     show: Show,
     arrival: &Arrival,
-    kept: Kept,
+    kept: &Kept,
     guest: Option<Guest>,
 ) -> Result<(), Failure> {
     let received = &arrival.received;

@@ -12,6 +12,7 @@ use multifd_core::{CancelHandle, MemoryBudget, Progress, RecvChannel, RelayConfi
 use multifd_qemu::{Limits, follow, read_configuration};
 use multifd_transport_socket::SocketStream;
 use serde::Serialize;
+use std::fmt::Write as _;
 use std::io::{ErrorKind, Read, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -168,10 +169,12 @@ fn line(shown: &Shown) -> String {
         shown.ratio,
     );
     if let Some(pause) = shown.pause_seconds {
-        line.push_str(&format!(
+        // Writing to a String does not fail.
+        let _ = write!(
+            line,
             "\nthe guest stood still for at most {:.0} ms, as seen from here",
             pause * 1000.0
-        ));
+        );
     }
     if let Some(auto) = &shown.auto {
         line.push('\n');
@@ -303,11 +306,11 @@ impl Mains {
             self.cancel.also_unblock(destination.unblocker()),
         ];
         let from_source = source.second();
-        let (copies, copied) = sync_channel(FOLLOWED);
+        let (copies, pieces) = sync_channel(FOLLOWED);
         let seen = lock(&self.way).held.clone().unwrap_or_default();
         let (from_destination, to_source) = (destination.second(), source.second());
         let relayed = std::thread::scope(|scope| {
-            scope.spawn(|| self.follow(Copies::new(seen, copied)));
+            scope.spawn(|| self.follow(Copies::new(seen, pieces)));
             scope.spawn(|| self.keep(self.forward(from_source, copies)));
             scope.spawn(|| self.keep(self.back(from_destination, to_source)));
             let relayed = channels();

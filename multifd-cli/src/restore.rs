@@ -78,7 +78,7 @@ fn give(
     args: &Restore,
     qmp: &mut Qmp,
     snapshot: &Snapshot,
-    send: impl FnOnce(&SocketTransport) -> Result<Sent, Failure>,
+    transfer: impl FnOnce(&SocketTransport) -> Result<Sent, Failure>,
 ) -> Result<Sent, Failure> {
     let place = MeetingPlace::new(args.control.via.as_ref())?;
     if args.control.stop {
@@ -88,7 +88,7 @@ fn give(
     qmp.execute("migrate-incoming", &json!({ "uri": place.address.to_string() }))?;
     let address = listening_on(qmp, &place.address)?;
     let transport = SocketTransport::new(address, args.deadlines.socket());
-    let sent = send(&transport);
+    let sent = transfer(&transport);
     let timeout = Duration::from_secs(args.deadlines.timeout);
     match wait_loaded(qmp, timeout, sent.is_ok()) {
         // QEMU's own words say more than a connection that broke off.

@@ -11,7 +11,7 @@ use crate::private_socket::MeetingPlace;
 use crate::progress::Rounds;
 use crate::report::Guest;
 use crate::snapshot_file::Target;
-use crate::{method, recv, signals};
+use crate::{method, recv, report, signals};
 use multifd_core::{CancelHandle, MemoryBudget, Progress};
 use multifd_qemu::{Limits, ReceiveOptions};
 use multifd_transport_socket::SocketListener;
@@ -48,15 +48,22 @@ pub(crate) fn run(args: &Snapshot) -> Result<(), Failure> {
     let settled = settle(&mut qmp, changed, run_on, &mut guest);
     let arrival = match (outcome, settled) {
         (Ok(arrival), Ok(())) => arrival,
-        (Err(Failure::QemuGone { .. }), Err(error)) | (Ok(_), Err(error)) => return Err(error),
-        (Err(error), _) => return Err(error),
+        (Err(Failure::QemuGone { .. }) | Ok(_), Err(error)) | (Err(error), _) => return Err(error),
     };
     let layout = flat_view.map_or_else(
         || Err("QEMU's monitor does not show it".into()),
         |text| machine::layout(&text, &arrival.received.snapshot),
     );
-    let kept = target.write(&arrival.received.snapshot, layout, &cancel, args.show.quiet)?;
-    recv::finish(&args.out, args.show, &arrival, kept, Some(guest))
+    if let Err(why) = &layout
+        && !args.show.quiet
+    {
+        report::note(&format!(
+            "where memory lies is not kept (for extract --elf): {why}"
+        ));
+    }
+    let snapshot = &arrival.received.snapshot;
+    let kept = target.write(snapshot, layout.ok().as_ref(), &cancel, args.show.quiet)?;
+    recv::finish(&args.out, args.show, &arrival, &kept, Some(guest))
 }
 
 /// Checks that this QEMU can be migrated, and its guest left as it was asked for. Nothing has been changed.

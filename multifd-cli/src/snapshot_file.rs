@@ -7,7 +7,7 @@ use crate::report;
 use indicatif::HumanBytes;
 use multifd_core::{CancelHandle, Plain, RamBlock, RamMap, Sender, SenderConfig, SyncScope};
 use multifd_qemu::{
-    BlockInfo, Limits, MappedBlock, MappedFile, MappedWriter, PhysicalMap, PhysicalRange, Snapshot,
+    CheckBlocks, Limits, MappedBlock, MappedFile, MappedWriter, PhysicalMap, PhysicalRange, Snapshot,
     find_migration,
 };
 use multifd_transport_file::{
@@ -119,7 +119,7 @@ impl Target {
     }
 
     /// The same, when the size is announced.
-    pub(crate) fn space_check(&self) -> Box<dyn FnOnce(&[BlockInfo]) -> Result<(), String> + Send> {
+    pub(crate) fn space_check(&self) -> CheckBlocks {
         let (path, file) = (self.path.clone(), self.file.file().try_clone());
         let skip = self.writing.no_space_check;
         Box::new(move |blocks| match file {
@@ -128,11 +128,11 @@ impl Target {
         })
     }
 
-    /// Writes a snapshot and gives the file its name. `layout` says where memory lies, or why that is not known.
+    /// Writes a snapshot and gives the file its name. `layout` says where memory lies, if that is known.
     pub(crate) fn write(
         self,
         snapshot: &Snapshot,
-        layout: Result<PhysicalMap, String>,
+        layout: Option<&PhysicalMap>,
         cancel: &CancelHandle,
         quiet: bool,
     ) -> Result<Kept, Failure> {
@@ -144,7 +144,7 @@ impl Target {
     fn write_all(
         self,
         snapshot: &Snapshot,
-        layout: Result<PhysicalMap, String>,
+        layout: Option<&PhysicalMap>,
         cancel: &CancelHandle,
         quiet: bool,
     ) -> Result<Kept, Failure> {
@@ -190,7 +190,7 @@ impl Target {
         if file.has_companion() {
             let rest = [snapshot.tail.early(), snapshot.tail.bytes()];
             let digest = digest.insert(Digest::of(&snapshot.ram, snapshot.uuid, &rest)?);
-            if let Ok(map) = &layout {
+            if let Some(map) = layout {
                 digest.layout = guest_ranges(map, &digest.blocks);
                 has_layout = true;
             }

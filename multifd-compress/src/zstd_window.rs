@@ -91,7 +91,13 @@ mod tests {
         for log in [10, 17, 20, 25, 27] {
             assert_eq!(window(&frame(log, 1, None)), Window::Bytes(1 << log), "{log}");
         }
-        // QEMU's levels: 1 takes 512 KiB, 20 takes 32 MiB.
+        // QEMU's levels: 1 takes 512 KiB, those up to 19 take 8 MiB or less, 20 takes 32 MiB.
+        for level in 1..20 {
+            let Window::Bytes(bytes) = window(&frame(0, level, None)) else {
+                panic!("level {level}");
+            };
+            assert!(bytes <= 8 << 20, "{level}");
+        }
         assert_eq!(window(&frame(0, 1, None)), Window::Bytes(512 << 10));
         assert_eq!(window(&frame(0, 20, None)), Window::Bytes(32 << 20));
         // A frame that says how much is in it needs no more.

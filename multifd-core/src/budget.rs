@@ -106,7 +106,7 @@ impl Drop for HeldMemory {
 /// A [`MemoryBudget`] does not have as much left as was asked for.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error(
-    "{what} needs {wanted} bytes, and {used} of the {limit} bytes for what a peer makes us hold are in use"
+    "{what}: {wanted} bytes more are needed, and {used} of the {limit} bytes for what a peer makes us hold are in use"
 )]
 #[non_exhaustive]
 pub struct OverBudget {

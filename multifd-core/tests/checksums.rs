@@ -97,3 +97,23 @@ proptest! {
         prop_assert!(received(&damaged, true).is_err(), "byte {} of {}, bit {}", at, wire.len(), bit);
     }
 }
+
+#[test]
+fn a_packet_that_is_lost_or_replaced_by_another_is_noticed_though_every_checksum_is_right() {
+    let (_, wire) = recorded(Checksums::AtRest);
+    // The first packet has 128 pages; what follows it ends in a SYNC.
+    let first = INIT_PACKET_LEN..INIT_PACKET_LEN + 1344 + 128 * 4096;
+    let lost = [&wire[..first.start], &wire[first.end..]].concat();
+    let error = received(&lost, true).unwrap_err();
+    assert!(
+        matches!(error, multifd_core::Error::MissingPackets { .. }),
+        "{error}"
+    );
+    let twice = [&wire[..first.end], &wire[first.clone()], &wire[first.end..]].concat();
+    let error = received(&twice, true).unwrap_err();
+    assert!(
+        matches!(error, multifd_core::Error::RepeatedPacket { number: 0, .. }),
+        "{error}"
+    );
+    assert!(received(&wire, true).is_ok());
+}

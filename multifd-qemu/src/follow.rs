@@ -92,7 +92,7 @@ mod tests {
         bytes.extend(crate::Tail::empty(4096).bytes());
         let mut stopped = Vec::new();
         let followed = follow(bytes.as_slice(), &Limits::default(), |now| {
-            stopped.push(now.stopped.is_some())
+            stopped.push(now.stopped.is_some());
         });
         assert_eq!(followed.unwrap().flushes, 4);
         assert_eq!(stopped, [false, false, false, true]);

@@ -163,7 +163,9 @@ impl Digest {
     /// Checksum of everything but memory, in pieces one after another.
     pub fn of_rest(pieces: &[&[u8]]) -> u32 {
         let mut hasher = crc32fast::Hasher::new();
-        pieces.iter().for_each(|piece| hasher.update(piece));
+        for piece in pieces {
+            hasher.update(piece);
+        }
         hasher.finalize()
     }
 

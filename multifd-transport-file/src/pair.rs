@@ -66,7 +66,9 @@ impl FileWithCompanion {
                 .then(|| Moved::aside(&beside))
                 .transpose()?;
             self.file.appear()?;
-            moved.flatten().map(Moved::discard);
+            if let Some(moved) = moved.flatten() {
+                moved.discard();
+            }
             return self.file.sync_folder();
         };
         if let Some(digest) = digest {
@@ -87,7 +89,9 @@ impl FileWithCompanion {
         if self.replace {
             // Whoever reads between the two steps finds a file without checksums, never with wrong ones.
             self.file.appear()?;
-            moved.map(Moved::discard);
+            if let Some(moved) = moved {
+                moved.discard();
+            }
             companion.appear()?;
         } else {
             companion.appear()?;

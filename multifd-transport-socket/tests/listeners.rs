@@ -521,7 +521,7 @@ fn bind(path: &std::path::Path) -> Result<SocketListener, String> {
     });
     receiver
         .recv_timeout(Duration::from_secs(30))
-        .expect("binding waits for somebody")
+        .unwrap_or_else(|_| panic!("binding waits for somebody"))
 }
 
 #[test]

@@ -116,7 +116,7 @@ impl Core {
             while at < load.address + load.len {
                 // Pieces do not cross the multiples of 16 KiB at which the other may begin a new one.
                 let left = load.address + load.len - at;
-                let step = if self.whole(other, at, left.min(PIECE)) {
+                let step = if other.has_whole(at, left.min(PIECE)) {
                     PIECE
                 } else {
                     0x4000
@@ -136,8 +136,9 @@ impl Core {
         }
     }
 
-    fn whole(&self, other: &Self, at: u64, len: u64) -> bool {
-        let mut loads = other.loads.iter();
+    /// Whether all of a range lies in one piece.
+    fn has_whole(&self, at: u64, len: u64) -> bool {
+        let mut loads = self.loads.iter();
         loads.any(|load| load.address <= at && at + len <= load.address + load.len)
     }
 }

@@ -11,10 +11,9 @@ use std::path::Path;
 /// What has to be on with a capability.
 fn with(name: &str) -> &'static [&'static str] {
     match name {
-        "switchover-ack" => &["return-path"],
+        "switchover-ack" | "x-colo" => &["return-path"],
         "postcopy-preempt" | "postcopy-blocktime" => &["postcopy-ram"],
         "zero-copy-send" => &["multifd"],
-        "x-colo" => &["return-path"],
         _ => &[],
     }
 }

@@ -157,7 +157,7 @@ fn interrupted_program_leaves_no_file() {
             "{}",
             String::from_utf8_lossy(&output.stderr)
         );
-        assert_eq!(json(&output)["error"], "the transfer was cancelled");
+        assert_eq!(json(&output)["error"], "interrupted");
         assert_eq!(entries(folder.path().to_str().unwrap()), 0, "a file is left");
     }
 }

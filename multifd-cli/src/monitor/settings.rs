@@ -105,15 +105,15 @@ impl Changed {
         };
         let guard = signals::Guard::new();
         let journal = Journal::write(qmp, &changes)?;
-        let changed = Self {
+        let this = Self {
             changes,
             journal,
             _guard: guard,
         };
-        match changed.apply(qmp) {
-            Ok(()) => Ok(changed),
+        match this.apply(qmp) {
+            Ok(()) => Ok(this),
             Err(error) => {
-                changed.put_back(qmp)?;
+                this.put_back(qmp)?;
                 Err(error)
             }
         }
