@@ -175,3 +175,27 @@ fn line(what: &str, bar: &ProgressBar, moved: u64) {
         HumanDuration(bar.eta())
     ));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use multifd_core::ChannelStats;
+
+    #[test]
+    fn the_round_is_qemus_or_that_of_the_channels() {
+        let syncs = |syncs| ChannelStats {
+            syncs,
+            ..ChannelStats::default()
+        };
+        let stats = Stats {
+            channels: vec![syncs(2), syncs(3)],
+            ..Stats::default()
+        };
+        assert_eq!(Rounds::counted_by_channels().now(&stats), Some(3));
+        assert_eq!(Rounds::default().now(&stats), None);
+        let told = Rounds::counted_by_qemu();
+        assert_eq!(told.now(&stats), None, "it has not said anything yet");
+        told.clone().set(7);
+        assert_eq!(told.now(&stats), Some(7));
+    }
+}

@@ -90,8 +90,10 @@ pub(crate) fn run(args: &Relay) -> Result<(), Failure> {
         bytes: AtomicU64::new(already),
     });
     let watch = Arc::new(Mutex::new(None));
+    let budget = MemoryBudget::new(args.max_memory);
     let config = RelayConfig {
-        methods: method::decoders(None, &MemoryBudget::new(args.max_memory)),
+        methods: method::decoders(None, &budget),
+        memory_budget: budget,
         page_size: configuration.page_size(),
         incoming: args.from_channels,
         outgoing: args.channels,

@@ -33,6 +33,9 @@ pub(crate) fn never_an_input(output: &Path, inputs: &[&Path]) -> Result<(), Fail
     Ok(())
 }
 
+/// Largest companion read: enough for 60 TiB of RAM.
+const MAX_COMPANION: u64 = 256 << 20;
+
 /// How many threads read or write a file: as many as there are processors, up to a point.
 pub(crate) fn file_threads() -> u8 {
     let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
@@ -242,8 +245,8 @@ pub(crate) fn open(path: &Path, offset: Option<u64>) -> Result<Opened, Failure> 
 /// Reads a snapshot's companion; `None` if it has none.
 pub(crate) fn companion_of(path: &Path, mapped: &MappedFile) -> Result<Option<Digest>, FileError> {
     let blocks = mapped.blocks.iter();
-    let limit = Digest::largest(blocks.map(|block| (block.name.len(), block.layout.used_length())));
-    Digest::read(path, limit)
+    let largest = Digest::largest(blocks.map(|block| (block.name.len(), block.layout.used_length())));
+    Digest::read(path, largest.min(MAX_COMPANION))
 }
 
 /// Reads a whole snapshot into memory.

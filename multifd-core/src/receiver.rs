@@ -6,8 +6,8 @@ use crate::relay::Gate;
 use crate::rounds::{Rounds, Stopped};
 use crate::schedule::interrupt_nobody;
 use crate::{
-    BlockError, CancelHandle, DeviceStateSink, Error, Method, Prefault, Progress, RamMap, RecvChannel, Stats,
-    StatsHandle, Unblock, UnblockGuard, checksum,
+    BlockError, CancelHandle, DeviceStateSink, Error, MemoryBudget, Method, Prefault, Progress, RamMap,
+    RecvChannel, Stats, StatsHandle, Unblock, UnblockGuard, checksum,
 };
 use multifd_packet::Geometry;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -29,6 +29,8 @@ pub struct ReceiverConfig {
     pub max_device_state: u32,
     /// Who takes device state; without one it is refused.
     pub device_state: Option<Arc<dyn DeviceStateSink>>,
+    /// What device state is counted in while it is taken, over all channels.
+    pub memory_budget: MemoryBudget,
     /// Whether every packet must carry a checksum of itself and of its payload; those that do are checked in any case. Device state,
     /// which has no room for one, is refused then. Needs the feature `checksum`.
     pub require_checksums: bool,
@@ -46,6 +48,7 @@ impl Default for ReceiverConfig {
             max_channels: 255,
             max_device_state: 16 << 20,
             device_state: None,
+            memory_budget: MemoryBudget::default(),
             require_checksums: false,
             progress: Arc::new(Progress::new(Duration::from_secs(30))),
             cancel: CancelHandle::default(),
@@ -79,6 +82,7 @@ pub(crate) struct Shared {
     pub(crate) uuid: OnceLock<[u8; 16]>,
     pub(crate) max_device_state: u32,
     pub(crate) device_state: Option<Arc<dyn DeviceStateSink>>,
+    pub(crate) memory_budget: MemoryBudget,
     pub(crate) progress: Arc<Progress>,
     pub(crate) rounds: Arc<Rounds>,
     pub(crate) stats: StatsHandle,
@@ -156,6 +160,7 @@ impl Receiver {
             uuid,
             max_device_state: config.max_device_state,
             device_state: config.device_state,
+            memory_budget: config.memory_budget,
             progress: config.progress,
             rounds,
             stats: StatsHandle::new(256),

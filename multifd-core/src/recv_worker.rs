@@ -312,6 +312,11 @@ impl RecvWorker {
             .device_state
             .as_ref()
             .ok_or_else(|| refuse("nobody here takes it".into()))?;
+        let _held = self
+            .shared
+            .memory_budget
+            .take("device state", fields.payload_len.into())
+            .map_err(|over| refuse(over.to_string()))?;
         let mut data = vec![0; fields.payload_len as usize];
         self.channel.recv(&mut data).map_err(|source| Error::Channel {
             channel: self.id,

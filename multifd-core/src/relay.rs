@@ -5,8 +5,8 @@ use crate::shutdown::lock;
 use crate::work_queue::{Depth, Work, WorkQueue};
 use crate::{
     BlockError, BufferQueue, Buffers, CancelHandle, ChannelError, ChannelSource, DeviceStateSink, Error,
-    IncomingPages, Method, Progress, RamBlock, RamMap, Receiver, ReceiverConfig, Sender, SenderConfig, Stats,
-    StatsHandle, SyncScope, Transport, Unblock, WriteFlags, ZeroPages,
+    IncomingPages, MemoryBudget, Method, Progress, RamBlock, RamMap, Receiver, ReceiverConfig, Sender,
+    SenderConfig, Stats, StatsHandle, SyncScope, Transport, Unblock, WriteFlags, ZeroPages,
 };
 use multifd_packet::{Geometry, RamPacket};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -26,6 +26,8 @@ pub struct RelayConfig {
     pub uuid: Option<[u8; 16]>,
     /// Most bytes one device-state packet may carry.
     pub max_device_state: u32,
+    /// What device state is counted in while it passes, over all channels.
+    pub memory_budget: MemoryBudget,
     /// What the outgoing packets carry checksums on; [`Checksums::AtRest`](crate::Checksums::AtRest) holds here, as nobody
     /// else changes what passes through.
     pub checksums: crate::Checksums,
@@ -49,6 +51,7 @@ impl Default for RelayConfig {
             outgoing: None,
             uuid: None,
             max_device_state: receiver.max_device_state,
+            memory_budget: receiver.memory_budget,
             checksums: crate::Checksums::Off,
             require_checksums: false,
             progress: receiver.progress,
@@ -109,6 +112,7 @@ pub fn relay(
             max_channels: config.incoming.map_or(255, usize::from),
             max_device_state: config.max_device_state,
             device_state: Some(Arc::clone(&gate) as Arc<dyn DeviceStateSink>),
+            memory_budget: config.memory_budget.clone(),
             require_checksums: config.require_checksums,
             progress: Arc::clone(&config.progress),
             cancel: config.cancel.clone(),

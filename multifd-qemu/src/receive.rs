@@ -16,6 +16,9 @@ use std::time::Duration;
 /// Makes the memory of a RAM block, given its page size in bytes.
 pub type MakeMemory = Box<dyn FnMut(&BlockInfo, u32) -> Result<RamBlock, BlockError> + Send>;
 
+/// Bytes a RAM block takes beside its name, here and in the engine.
+const BLOCK: usize = 1024;
+
 /// Says why a VM with these RAM blocks is not wanted, if it is not.
 pub type CheckBlocks = Box<dyn FnOnce(&[BlockInfo]) -> Result<(), String> + Send>;
 
@@ -128,6 +131,7 @@ pub fn receive(
         page: Vec::new(),
         stats: None,
         over_main: false,
+        names: None,
     };
     // The engine still lives when its first error is looked for: it cancels itself when it is dropped.
     reception.run().map_err(|error| match cancel.error() {
@@ -183,6 +187,8 @@ struct Reception<'a, R> {
     stats: Option<StatsHandle>,
     /// The source has no channels.
     over_main: bool,
+    /// What the list of RAM blocks takes.
+    names: Option<HeldMemory>,
 }
 
 impl<R: Read> Reception<'_, R> {
@@ -340,6 +346,17 @@ impl<R: Read> Reception<'_, R> {
         if let Some(check) = self.options.check.take() {
             check(&blocks).map_err(Error::Declined)?;
         }
+        let names = blocks.iter().map(|info| (info.name.len() + BLOCK) as u64).sum();
+        let over = |source| Error::Memory {
+            offset: self.input.offset(),
+            source,
+        };
+        let names = self
+            .options
+            .memory_budget
+            .take("the RAM blocks' names", names)
+            .map_err(over)?;
+        self.names = Some(names);
         for info in &blocks {
             let block = match &mut self.options.memory {
                 Some(memory) => memory(info, page_size)?,
@@ -362,6 +379,7 @@ impl<R: Read> Reception<'_, R> {
             cancel: self.options.cancel.clone(),
             require_checksums: self.options.require_checksums,
             device_state: self.options.device_state.clone(),
+            memory_budget: self.options.memory_budget.clone(),
             ..ReceiverConfig::default()
         };
         let receiver = self.receiver.insert(Receiver::new(self.ram.clone(), config)?);

@@ -144,6 +144,7 @@ fn a_method_that_was_not_asked_for_is_refused() {
 }
 
 #[test]
+#[allow(clippy::too_many_lines)] // A table.
 fn arguments_that_make_no_sense_are_refused_before_anything_happens() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
@@ -196,6 +197,36 @@ fn arguments_that_make_no_sense_are_refused_before_anything_happens() {
             ],
             1,
             "between 0 and 9",
+        ),
+        (
+            vec!["send", "--raw", file, "--to", nowhere, "--level", "3"],
+            1,
+            "--level 3 is for zlib and zstd, and the compression is none",
+        ),
+        (
+            vec![
+                "send",
+                "--raw",
+                file,
+                "--to",
+                nowhere,
+                "--compression",
+                "auto",
+                "--level",
+                "3",
+            ],
+            1,
+            "chooses levels by itself",
+        ),
+        (
+            vec!["snapshot", "--qmp", "q", "--out", "x", "--compression", "auto"],
+            2,
+            "[possible values: none, zlib, zstd, qpl, uadk, qatzip]",
+        ),
+        (
+            vec!["extract", file, "--elf", "x", "--out", "y"],
+            2,
+            "cannot be used with",
         ),
         (
             vec!["extract", file, "--block", "pc.ram", "--out", file],

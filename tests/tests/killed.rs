@@ -351,3 +351,95 @@ fn a_machine_that_does_not_fit_is_told_before_anything_is_sent() {
         while !target.has_ended() {}
     }
 }
+
+#[test]
+fn a_guest_in_the_last_moment_of_another_migration_is_left_alone() {
+    if program().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (theirs, ours) = (folder.path().join("theirs"), folder.path().join("ours"));
+    let mut qemu = Qemu::bare(&["-M", "pc", "-m", "16"]);
+    qemu.capability("pause-before-switchover");
+    let recv = multifd_tests::program::Recv::start("tcp:127.0.0.1:0", &theirs, &[]);
+    qemu.migrate(&recv.address);
+    qemu.wait_migration(&["pre-switchover"]);
+    assert_eq!(qemu.state(), "finish-migrate");
+    let before = settings(&mut qemu);
+    let output = run(&["snapshot", "--qmp", text(&qemu.monitor), "--out", text(&ours)]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        said(&output).contains("busy with a migration (finish-migrate, pre-switchover)"),
+        "{}",
+        said(&output)
+    );
+    assert_eq!(
+        (settings(&mut qemu), qemu.state().as_str()),
+        (before, "finish-migrate")
+    );
+    qemu.execute("migrate-continue", &json!({ "state": "pre-switchover" }));
+    qemu.wait_migration(&["completed"]);
+    recv.succeed();
+}
+
+#[test]
+fn what_a_destination_may_not_have_liked_is_said() {
+    if program().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("vm.mapped");
+    let uuid = "11112222-3333-4444-5555-666677778888";
+    let mut source = Qemu::bare(&["-m", "16", "-uuid", uuid]);
+    source.mapped_ram(2, false);
+    source.migrate(&format!("file:{}", file.display()));
+    source.wait_completed();
+    drop(source);
+    for (uuid, channels, expected) in [
+        (Some(uuid), "2", "--uuid says it"),
+        (None, "4", "another number of channels than 4 (--channels)"),
+    ] {
+        let more: &[&str] = if let Some(uuid) = uuid {
+            &["-uuid", uuid]
+        } else {
+            &[]
+        };
+        let mut target = Qemu::bare(&[&["-m", "16", "-incoming", "defer"], more].concat());
+        target.multifd(2, "none", "multifd");
+        let address = target.listen("tcp:127.0.0.1:0");
+        let output = run(&[
+            "send",
+            "-q",
+            text(&file),
+            "--to",
+            &address,
+            "--channels",
+            channels,
+        ]);
+        assert_eq!(output.status.code(), Some(1), "{expected}");
+        assert!(said(&output).contains(expected), "{}", said(&output));
+    }
+    // One that was told of more waits for them; that is said when nothing has moved for a while.
+    let mut target = Qemu::bare(&["-m", "16", "-incoming", "defer"]);
+    target.multifd(3, "none", "multifd");
+    let address = target.listen("tcp:127.0.0.1:0");
+    let args = [
+        "send",
+        text(&file),
+        "--to",
+        &address,
+        "--channels",
+        "2",
+        "--timeout",
+        "1",
+        "--finish-timeout",
+        "3",
+    ];
+    let output = run(&args);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        said(&output).contains("told of more channels"),
+        "{}",
+        said(&output)
+    );
+}
