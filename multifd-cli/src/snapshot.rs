@@ -134,12 +134,32 @@ fn transfer(
         let outcome = outcome.map_err(|_| Failure::Other("the receiving thread panicked".into()))?;
         match (watched, outcome) {
             (Ok(()), Ok((arrival, ()))) => Ok(arrival),
-            // Ours first: QEMU was only told of it.
-            (Err(Failure::Engine(_)), Err(error)) if cancel.error().is_none() => Err(error),
+            // What was wrong here is why QEMU's side failed, too.
+            (_, Err(error)) if cancel.error().is_none() && is_a_cause(&error) => Err(error),
             // QEMU's own words say more than a connection that broke off.
             (Err(error), _) | (Ok(()), Err(error)) => Err(error),
         }
     })
+}
+
+/// Whether the receiving half failed by itself, and not because the connections broke off.
+fn is_a_cause(error: &Failure) -> bool {
+    use multifd_core::Error as Engine;
+    use multifd_qemu::Error;
+    let follows = match error {
+        Failure::Connection { .. }
+        | Failure::Migration(Error::Io { .. } | Error::Truncated { .. } | Error::Stalled { .. }) => true,
+        Failure::Engine(engine) | Failure::Migration(Error::Engine(engine)) => matches!(
+            engine,
+            Engine::Channel { .. }
+                | Engine::Cancelled
+                | Engine::EndedEarly { .. }
+                | Engine::EndedInRound { .. }
+                | Engine::ChannelCount { .. }
+        ),
+        _ => false,
+    };
+    !follows
 }
 
 /// Starts the migration and waits for its end. A guest that dirties memory faster than it is copied is stopped.
