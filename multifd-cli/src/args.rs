@@ -4,7 +4,7 @@ use crate::encoding::{Encoding, Level, parse_level};
 use crate::network::{Entrance, Exit, Tuning};
 use crate::options::{
     ClientTls, Compression, Control, Deadlines, Dialect, Direct, Image, MAX_MEMORY, RelayTls, ServerTls,
-    Show, Uuid, Writing, YEAR, ZeroCopy, parse_page_size, parse_uuid,
+    Show, Uuid, Writing, YEAR, ZeroCopy, parse_uuid,
 };
 use crate::size::parse_size;
 use clap::{Args, Parser, Subcommand};
@@ -77,9 +77,6 @@ pub(crate) struct Recv {
     /// Most memory held for what the source sends beside guest RAM, over all channels: device sections, zstd windows above 1 MiB
     #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = MAX_MEMORY)]
     pub(crate) max_memory: u64,
-    /// Bytes of a guest's page [default: as the source says, or as its machine type has it; mostly 4096]
-    #[arg(long, value_name = "BYTES", value_parser = parse_page_size)]
-    pub(crate) page_size: Option<u32>,
     /// Take a stream without QEMU's description at its end (a machine with suppress-vmdesc=on); under TLS it must end as TLS does then
     #[arg(long)]
     pub(crate) allow_no_vmdesc: bool,

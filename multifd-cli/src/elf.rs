@@ -63,11 +63,7 @@ fn of_companion(digest: &Digest) -> Result<PhysicalMap, LayoutError> {
 /// The best layout there is, and by what it is known.
 fn find(mapped: &MappedFile, digest: Option<&Digest>) -> Result<(PhysicalMap, Known), LayoutError> {
     let machine = &mapped.configuration.machine;
-    if !is_x86(machine) {
-        return Err(LayoutError::Unknown(format!(
-            "cores are written of x86 machines (pc, q35, microvm, isapc), and this is {machine:?}"
-        )));
-    }
+    check_machine(machine).map_err(LayoutError::Unknown)?;
     let found = match digest.filter(|digest| !digest.layout.is_empty()) {
         Some(digest) => (of_companion(digest)?, Known::Companion),
         None => (
@@ -77,6 +73,15 @@ fn find(mapped: &MappedFile, digest: Option<&Digest>) -> Result<(PhysicalMap, Kn
     };
     found.0.check(&blocks(mapped))?;
     Ok(found)
+}
+
+fn check_machine(machine: &str) -> Result<(), String> {
+    if is_x86(machine) {
+        return Ok(());
+    }
+    Err(format!(
+        "cores are written of x86 machines (pc, q35, microvm, isapc), and this is {machine:?}"
+    ))
 }
 
 /// Distributions' PCs have names of their own, but begin alike.
@@ -95,6 +100,7 @@ pub(crate) fn layout(
     digest: Option<&Digest>,
     given: Option<&Path>,
 ) -> Result<(PhysicalMap, Known), Failure> {
+    check_machine(&opened.mapped.configuration.machine).map_err(Failure::Other)?;
     let Some(given) = given else {
         return find(&opened.mapped, digest).map_err(|error| {
             Failure::Other(format!(

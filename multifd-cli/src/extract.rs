@@ -8,7 +8,7 @@ use crate::snapshot_file::Opened;
 use crate::{elf, report, signals, snapshot_file};
 use multifd_core::CancelHandle;
 use multifd_qemu::{CoreFile, Processor};
-use multifd_transport_file::{AtomicFile, BlockReader, FileError, check_target, extract};
+use multifd_transport_file::{AtomicFile, BlockReader, FileError, PlacedBlock, check_target, extract};
 use serde::Serialize;
 use std::fs::File;
 use std::ops::Range;
@@ -51,9 +51,23 @@ pub(crate) fn run(args: &Extract) -> Result<(), Failure> {
     report::print(args.show.json, &result, &text)
 }
 
+/// The RAM blocks of a file, each with its bitmap of stored pages, which is read once.
+struct Readers<'a>(Vec<BlockReader<'a>>);
+
+impl<'a> Readers<'a> {
+    fn new(file: &'a File, placed: &'a [PlacedBlock]) -> Result<Self, Failure> {
+        let readers = placed.iter().map(|block| BlockReader::new(file, block));
+        Ok(Self(readers.collect::<Result<_, _>>()?))
+    }
+
+    fn find(&self, name: &str) -> Option<&BlockReader<'a>> {
+        self.0.iter().find(|reader| reader.block().name == name)
+    }
+}
+
 /// Copies pieces of blocks, and says how far it is.
 struct Copying<'a> {
-    opened: &'a Opened,
+    readers: &'a Readers<'a>,
     out: &'a File,
     cancel: &'a CancelHandle,
     done: Arc<AtomicU64>,
@@ -62,12 +76,18 @@ struct Copying<'a> {
 }
 
 impl<'a> Copying<'a> {
-    fn new(opened: &'a Opened, out: &'a File, cancel: &'a CancelHandle, total: u64, show: Show) -> Self {
+    fn new(
+        readers: &'a Readers<'a>,
+        out: &'a File,
+        cancel: &'a CancelHandle,
+        total: u64,
+        show: Show,
+    ) -> Self {
         let done = Arc::new(AtomicU64::new(0));
         let seen = Arc::clone(&done);
         let position = move || (seen.load(Ordering::Relaxed), None);
         Self {
-            opened,
+            readers,
             out,
             cancel,
             done,
@@ -77,11 +97,9 @@ impl<'a> Copying<'a> {
     }
 
     fn block(&mut self, name: &str, range: Range<u64>, to: u64) -> Result<(), Failure> {
-        let Some(block) = self.opened.mapped.blocks.iter().find(|block| block.name == name) else {
+        let Some(reader) = self.readers.find(name) else {
             return Ok(());
         };
-        let placed = snapshot_file::placed(block);
-        let reader = BlockReader::new(&self.opened.file, &placed)?;
         let mut at = range.start;
         while at < range.end {
             if let Some(cancelled) = self.cancel.error() {
@@ -94,7 +112,7 @@ impl<'a> Copying<'a> {
                 .next()
                 .map_or(range.end, |run| run.start);
             if next < end {
-                self.written += extract(&reader, at..end, self.out, to + (at - range.start))?;
+                self.written += extract(reader, at..end, self.out, to + (at - range.start))?;
                 at = end;
             } else {
                 at = next;
@@ -103,6 +121,15 @@ impl<'a> Copying<'a> {
         }
         Ok(())
     }
+}
+
+/// The one block, or all of them.
+fn placed(opened: &Opened, only: Option<&str>) -> Vec<PlacedBlock> {
+    let blocks = opened.mapped.blocks.iter();
+    blocks
+        .filter(|block| only.is_none_or(|name| block.name == name))
+        .map(snapshot_file::placed)
+        .collect()
 }
 
 fn one_block(
@@ -129,7 +156,9 @@ fn one_block(
     let out = AtomicFile::create(path, args.force)?;
     let len = block.layout.used_length();
     extend(out.file(), len, path)?;
-    let mut copying = Copying::new(opened, out.file(), cancel, len, args.show);
+    let placed = placed(opened, Some(name));
+    let readers = Readers::new(&opened.file, &placed)?;
+    let mut copying = Copying::new(&readers, out.file(), cancel, len, args.show);
     let copied = copying.block(name, 0..len, 0);
     let written_bytes = copying.written;
     drop(copying);
@@ -155,7 +184,7 @@ fn core(
     opened: &Opened,
     cancel: &CancelHandle,
 ) -> Result<(Extracted, String), Failure> {
-    let digest = snapshot_file::companion_of(&args.image.file, &opened.mapped)?;
+    let digest = snapshot_file::own_companion(&args.image.file, &opened.mapped);
     let (map, known) = elf::layout(opened, digest.as_ref(), args.layout.as_deref())?;
     let processors = Processor::all(&opened.mapped.tail);
     let core = CoreFile::x86(&map, &processors);
@@ -168,7 +197,9 @@ fn core(
             doing: "writing",
             source,
         })?;
-    let mut copying = Copying::new(opened, out.file(), cancel, core.len(), args.show);
+    let placed = placed(opened, None);
+    let readers = Readers::new(&opened.file, &placed)?;
+    let mut copying = Copying::new(&readers, out.file(), cancel, core.len(), args.show);
     let copied = core.segments.iter().try_for_each(|segment| {
         let range = segment.offset..segment.offset + segment.len;
         copying.block(&segment.block, range, segment.at)

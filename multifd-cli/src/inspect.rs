@@ -3,10 +3,10 @@
 use crate::args::Inspect;
 use crate::failure::Failure;
 use crate::memory_map::{MemoryMap, svg};
+use crate::monitor::run_state;
 use crate::snapshot_file::Opened;
 use crate::{elf, report, snapshot_file};
 use indicatif::HumanBytes;
-use multifd_qemu::Tail;
 use multifd_transport_file::{AtomicFile, BlockReader, check_target};
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -72,10 +72,7 @@ pub(crate) fn run(args: &Inspect) -> Result<(), Failure> {
         path: path.clone(),
         source,
     })?;
-    let digest = snapshot_file::companion_of(path, &mapped).unwrap_or_else(|error| {
-        report::note(&format!("{}: {error}", path.display()));
-        None
-    });
+    let digest = snapshot_file::own_companion(path, &mapped);
     let mut maps = Vec::new();
     let mut blocks = Vec::new();
     for block in &mapped.blocks {
@@ -121,7 +118,7 @@ pub(crate) fn run(args: &Inspect) -> Result<(), Failure> {
             .map(|list| list.into_iter().map(device).collect()),
         has_digest: digest.is_some(),
         core: elf::known(&mapped, digest.as_ref()),
-        run_state: run_state(&mapped.tail),
+        run_state: run_state::saved(&mapped.tail),
     };
     if let Some(path) = &args.svg {
         let drawing = svg(&format!("{} ({})", result.file, result.machine), &maps);
@@ -135,14 +132,6 @@ pub(crate) fn run(args: &Inspect) -> Result<(), Failure> {
         out.commit()?;
     }
     report::print(args.show.json, &result, text(&result, &maps).trim_end())
-}
-
-/// The state a guest was in when it was saved.
-fn run_state(tail: &Tail) -> Option<String> {
-    let states = tail.states("globalstate")?;
-    let name = states.first()?.field("runstate")?;
-    let name = name.split(|&byte| byte == 0).next()?;
-    (!name.is_empty()).then(|| String::from_utf8_lossy(name).into_owned())
 }
 
 fn text(result: &Inspected, maps: &[MemoryMap]) -> String {

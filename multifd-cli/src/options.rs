@@ -320,14 +320,6 @@ impl TypedValueParser for OneMethod {
 /// Memory that peers may make this process hold, beside guest RAM.
 pub(crate) const MAX_MEMORY: &str = "256M";
 
-/// Bytes of a guest's page.
-pub(crate) fn parse_page_size(text: &str) -> Result<u32, String> {
-    match parse_size(text).ok().and_then(|bytes| u32::try_from(bytes).ok()) {
-        Some(bytes) if bytes.is_power_of_two() && (512..=512 << 10).contains(&bytes) => Ok(bytes),
-        _ => Err("write a power of two from 512 to 512K".into()),
-    }
-}
-
 /// A UUID as its 16 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Uuid(pub(crate) [u8; 16]);

@@ -6,22 +6,38 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Where what has to survive this process is kept until the machine is started again: `/run/multifd` for root, else
-/// `multifd` in `$XDG_RUNTIME_DIR`, else `multifd-UID` in the folder for temporary files.
-pub(crate) fn state() -> io::Result<PathBuf> {
-    let own = std::fs::metadata("/proc/self")?.uid();
+/// Where what has to survive this process is kept until the machine is started again: the first of these that can be had. All of
+/// them are looked into: which one another run has used depends on its environment.
+fn places() -> Vec<PathBuf> {
+    let own = own_user().unwrap_or(0);
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|folder| !folder.is_empty());
-    let path = match runtime {
-        _ if own == 0 => PathBuf::from("/run/multifd"),
-        Some(runtime) => PathBuf::from(runtime).join("multifd"),
-        None => std::env::temp_dir().join(format!("multifd-{own}")),
-    };
-    match DirBuilder::new().mode(0o700).create(&path) {
-        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
-        _ => {}
+    let mut places = vec![PathBuf::from(format!("/run/user/{own}/multifd"))];
+    if own == 0 {
+        places.insert(0, "/run/multifd".into());
     }
-    check(&path, own)?;
-    Ok(path)
+    places.extend(runtime.map(|runtime| PathBuf::from(runtime).join("multifd")));
+    places.push(format!("/tmp/multifd-{own}").into());
+    places
+}
+
+fn own_user() -> io::Result<u32> {
+    Ok(std::fs::metadata("/proc/self")?.uid())
+}
+
+/// A folder for what has to survive this process.
+pub(crate) fn state() -> io::Result<PathBuf> {
+    let own = own_user()?;
+    let mut outcome = Err(io::ErrorKind::NotFound.into());
+    for path in places() {
+        outcome = match DirBuilder::new().mode(0o700).create(&path) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
+            _ => check(&path, own).map(|()| path),
+        };
+        if outcome.is_ok() {
+            break;
+        }
+    }
+    outcome
 }
 
 /// Makes sure that a folder is one, ours, and closed to others.
@@ -63,7 +79,13 @@ pub(crate) fn create_locked(folder: &Path, kind: &str, suffix: &str) -> io::Resu
 }
 
 /// The files of a kind whose writers are dead, locked.
-pub(crate) fn unlocked(folder: &Path, kind: &str) -> Vec<(PathBuf, File)> {
+pub(crate) fn unlocked(kind: &str) -> Vec<(PathBuf, File)> {
+    let own = own_user().unwrap_or(u32::MAX);
+    let places = places().into_iter().filter(|path| check(path, own).is_ok());
+    places.flat_map(|folder| unlocked_in(&folder, kind)).collect()
+}
+
+fn unlocked_in(folder: &Path, kind: &str) -> Vec<(PathBuf, File)> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let name = entry.file_name();
@@ -98,14 +120,14 @@ mod tests {
         let (one, file) = create_locked(folder.path(), "journal", "json").unwrap();
         let (other, _kept) = create_locked(folder.path(), "journal", "json").unwrap();
         assert_ne!(one, other);
-        assert!(unlocked(folder.path(), "journal").is_empty());
+        assert!(unlocked_in(folder.path(), "journal").is_empty());
         drop(file);
-        let paths: Vec<_> = unlocked(folder.path(), "journal")
+        let paths: Vec<_> = unlocked_in(folder.path(), "journal")
             .into_iter()
             .map(|(path, _)| path)
             .collect();
         assert_eq!(paths, [one]);
-        assert!(unlocked(folder.path(), "something").is_empty());
+        assert!(unlocked_in(folder.path(), "something").is_empty());
     }
 
     #[test]

@@ -57,8 +57,13 @@ fn create(temporary: &Path) -> io::Result<(PathBuf, File)> {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
             other => other?,
         }
-        let folder = File::open(&path)?;
-        if lock(&folder)? && folder.metadata()?.nlink() > 0 {
+        let folder = match File::open(&path) {
+            // Another process has swept it before it was locked.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            other => other?,
+        };
+        // A file system without locks cannot say that we live; then nobody sweeps either.
+        if lock(&folder).unwrap_or(true) && folder.metadata()?.nlink() > 0 {
             return Ok((path, folder));
         }
     }

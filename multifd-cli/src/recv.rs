@@ -24,7 +24,6 @@ pub(crate) fn run(args: &Recv) -> Result<(), Failure> {
         methods: method::decoders(args.compression, &budget),
         channels: args.channels,
         uuid: args.uuid.map(|uuid| uuid.0),
-        page_size: args.page_size,
         require_checksums: args.require_checksum,
         need_vmdesc: !args.allow_no_vmdesc,
         limits: Limits {

@@ -74,6 +74,7 @@ pub(crate) fn run(args: &Relay) -> Result<(), Failure> {
         // Whoever reads the stream at its end knows whether it is whole.
         main.end_without_tls(true);
     }
+    let budget = MemoryBudget::new(args.max_memory);
     let begun = Instant::now();
     let mains = Arc::new(Mains {
         cancel: cancel.clone(),
@@ -85,12 +86,12 @@ pub(crate) fn run(args: &Relay) -> Result<(), Failure> {
             ended: false,
         }),
         first_error: Mutex::new(None),
+        budget: budget.clone(),
         stopped: Mutex::new(None),
         source_done: AtomicBool::new(false),
         bytes: AtomicU64::new(already),
     });
     let watch = Arc::new(Mutex::new(None));
-    let budget = MemoryBudget::new(args.max_memory);
     let config = RelayConfig {
         methods: method::decoders(None, &budget),
         memory_budget: budget,
@@ -283,6 +284,8 @@ struct Mains {
     finish: Duration,
     way: Mutex<Way>,
     first_error: Mutex<Option<Failure>>,
+    /// What is held for following the main connection counts there.
+    budget: MemoryBudget,
     /// When the source has said that its guest has stopped.
     stopped: Mutex<Option<Instant>>,
     source_done: AtomicBool,
@@ -346,7 +349,7 @@ impl Mains {
 
     /// Looks for the moment at which the guest has stopped. What is not understood is for the destination to judge.
     fn follow(&self, copies: Copies) {
-        let _ = follow(copies, &Limits::default(), |followed| {
+        let _ = follow(copies, &Limits::default(), &self.budget, |followed| {
             let mut stopped = lock(&self.stopped);
             *stopped = stopped.or(followed.stopped);
         });

@@ -9,7 +9,7 @@ use crate::monitor::settings::{Changed, recover};
 use crate::private_socket::MeetingPlace;
 use crate::recv::cancelled;
 use crate::send::{self, Way};
-use crate::{signals, snapshot_file};
+use crate::{report, signals, snapshot_file};
 use multifd_core::WriteFlags;
 use multifd_qemu::{Sent, Snapshot};
 use multifd_transport_socket::{Address, SocketTransport};
@@ -81,11 +81,11 @@ fn give(
     transfer: impl FnOnce(&SocketTransport) -> Result<Sent, Failure>,
 ) -> Result<Sent, Failure> {
     let place = MeetingPlace::new(args.control.via.as_ref())?;
+    qmp.execute("migrate-incoming", &json!({ "uri": place.address.to_string() }))?;
     if args.control.stop {
         // So that it does not run as soon as it is loaded.
         qmp.execute("stop", &json!({}))?;
     }
-    qmp.execute("migrate-incoming", &json!({ "uri": place.address.to_string() }))?;
     let address = listening_on(qmp, &place.address)?;
     let transport = SocketTransport::new(address, args.deadlines.socket());
     let sent = transfer(&transport);
@@ -97,7 +97,12 @@ fn give(
             snapshot.configuration.machine
         ))),
         Err(error) => Err(error),
-        Ok(()) => sent,
+        Ok(()) => {
+            if sent.is_err() {
+                report::note("this QEMU takes no other migration: start it anew to try again");
+            }
+            sent
+        }
     }
 }
 

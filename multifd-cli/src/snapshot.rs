@@ -2,6 +2,7 @@
 
 use crate::args::Snapshot;
 use crate::failure::{Failure, doing};
+use crate::monitor::journal::Step;
 use crate::monitor::machine;
 use crate::monitor::qmp::Qmp;
 use crate::monitor::run_state::{self, Rule};
@@ -40,15 +41,19 @@ pub(crate) fn run(args: &Snapshot) -> Result<(), Failure> {
         found: status,
         ..Guest::default()
     };
-    let outcome = transfer(args, &mut qmp, &cancel, &mut guest);
+    let outcome = transfer(args, &mut qmp, &cancel, (&changed, &mut guest));
     // The guest stands still: its memory lies where it lay when it was copied.
     let flat_view = outcome.is_ok().then(|| machine::flat_view(&mut qmp)).flatten();
     // Whatever happened, QEMU is put back first; the guest does not wait for the file to be written.
-    let run_on = if outcome.is_ok() { resume } else { was_running };
+    let run_on = match &outcome {
+        Ok(arrival) => may_run_on(&guest, arrival, args) && resume,
+        Err(_) => was_running,
+    };
     let settled = settle(&mut qmp, changed, run_on, &mut guest);
-    let arrival = match (outcome, settled) {
-        (Ok(arrival), Ok(())) => arrival,
-        (Err(Failure::QemuGone { .. }) | Ok(_), Err(error)) | (Err(error), _) => return Err(error),
+    let arrival = match (outcome, &settled) {
+        (Ok(arrival), _) => arrival,
+        (Err(Failure::QemuGone { .. }), Err(_)) => return settled,
+        (Err(error), _) => return Err(error),
     };
     let layout = flat_view.map_or_else(
         || Err("QEMU's monitor does not show it".into()),
@@ -63,7 +68,33 @@ pub(crate) fn run(args: &Snapshot) -> Result<(), Failure> {
     }
     let snapshot = &arrival.received.snapshot;
     let kept = target.write(snapshot, layout.ok().as_ref(), &cancel, args.show.quiet)?;
+    // What has arrived is kept, whatever became of QEMU.
+    settled.map_err(|error| {
+        Failure::Other(format!(
+            "the snapshot is whole, and in {}; but QEMU: {error}",
+            args.out.display()
+        ))
+    })?;
     recv::finish(&args.out, args.show, &arrival, &kept, Some(guest))
+}
+
+/// Whether the guest can be let run: it may have gone to sleep or panicked while its memory was copied.
+fn may_run_on(guest: &Guest, arrival: &recv::Arrival, args: &Snapshot) -> bool {
+    let tail = &arrival.received.snapshot.tail;
+    let Some(state) = run_state::saved(tail).filter(|state| *state != guest.found) else {
+        return true;
+    };
+    if guest.stopped_early_after_seconds.is_some() && state == "paused" {
+        // That was us.
+        return true;
+    }
+    let may = run_state::check(&state, args.control.resume, args.control.stop);
+    if let Err(why) = &may {
+        report::note(&format!(
+            "the guest is not let run: while it was copied, it came to be {state:?} ({why})"
+        ));
+    }
+    may.is_ok_and(|rule| rule == Rule::GoesOn || args.control.resume)
 }
 
 /// Checks that this QEMU can be migrated, and its guest left as it was asked for. Nothing has been changed.
@@ -90,7 +121,7 @@ fn transfer(
     args: &Snapshot,
     qmp: &mut Qmp,
     cancel: &CancelHandle,
-    guest: &mut Guest,
+    (changed, guest): (&Changed, &mut Guest),
 ) -> Result<recv::Arrival, Failure> {
     let place = MeetingPlace::new(args.control.via.as_ref())?;
     let options = args.deadlines.socket();
@@ -124,7 +155,13 @@ fn transfer(
                 Ok(())
             })
         });
-        let watched = watch(args, qmp, &address, [cancel, broken_off], (rounds, guest));
+        let watched = watch(
+            args,
+            qmp,
+            &address,
+            [cancel, broken_off],
+            (rounds, changed, guest),
+        );
         if watched.is_err() {
             // Nothing more will come.
             broken_off.cancel();
@@ -168,8 +205,9 @@ fn watch(
     qmp: &mut Qmp,
     address: &str,
     cancel: [&CancelHandle; 2],
-    (rounds, guest): (&Rounds, &mut Guest),
+    (rounds, changed, guest): (&Rounds, &Changed, &mut Guest),
 ) -> Result<(), Failure> {
+    changed.about_to(Step::Migrate);
     start(qmp, address, Duration::from_secs(args.deadlines.timeout))?;
     let begun = Instant::now();
     loop {
@@ -190,8 +228,16 @@ fn watch(
                 return Err(Failure::Other(format!("QEMU's migration has failed: {why}")));
             }
             _ if migration.rounds > args.max_rounds && guest.stopped_early_after_seconds.is_none() => {
+                changed.about_to(Step::Stop);
                 qmp.execute("stop", &json!({}))?;
                 guest.stopped_early_after_seconds = Some(begun.elapsed().as_secs_f64());
+            }
+            _ if qmp.guest()?.1 == "suspended" => {
+                qmp.call_off_within(CALLING_OFF)?;
+                let refused = run_state::check("suspended", false, false);
+                return Err(refused
+                    .err()
+                    .unwrap_or_else(|| Failure::Other("the guest is suspended".into())));
             }
             _ => {}
         }

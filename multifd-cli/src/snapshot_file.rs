@@ -249,18 +249,36 @@ pub(crate) fn companion_of(path: &Path, mapped: &MappedFile) -> Result<Option<Di
     Digest::read(path, largest.min(MAX_COMPANION))
 }
 
+/// Reads a snapshot's companion, if it has one that is its own: a file may have been replaced and its companion not.
+pub(crate) fn own_companion(path: &Path, mapped: &MappedFile) -> Option<Digest> {
+    let problem = match companion_of(path, mapped) {
+        Ok(None) => return None,
+        Ok(Some(digest)) => {
+            let rest = Digest::of_rest(&[mapped.tail.early(), mapped.tail.bytes()]);
+            let known = digest.blocks.iter().map(|block| (&block.name, block.used_length));
+            let found = mapped
+                .blocks
+                .iter()
+                .map(|block| (&block.name, block.layout.used_length()));
+            if digest.rest == rest && known.eq(found) {
+                return Some(digest);
+            }
+            "its companion is of another snapshot, and is not used".into()
+        }
+        // It is for checking; one that cannot be used does not stop a file from being read.
+        Err(error) => error.to_string(),
+    };
+    report::note(&format!("{}: {problem}", path.display()));
+    None
+}
+
 /// Reads a whole snapshot into memory.
 pub(crate) fn read(image: &Image, direct: Direct) -> Result<Snapshot, Failure> {
     let path = &image.file;
     let Opened { file, mapped } = open(path, image.offset)?;
     let uuid = match mapped.configuration.uuid() {
         Some(uuid) => uuid,
-        None => companion_of(path, &mapped)
-            .unwrap_or_else(|error| {
-                // It is for checking; one that cannot be used does not stop a file from being read.
-                report::note(&format!("{}: {error}", path.display()));
-                None
-            })
+        None => own_companion(path, &mapped)
             .map(|digest| digest.uuid)
             .unwrap_or_default(),
     };

@@ -19,11 +19,17 @@ pub struct Followed {
 }
 
 /// Follows a main channel to its device sections, or to its end. `seen` is called after every part of the RAM section, with
-/// what is known so far. Nothing is kept but the block list and device sections that come before the RAM, within `limits`.
+/// what is known so far. Nothing is kept but the block list and device sections that come before the RAM, within `limits` and
+/// `budget`.
 ///
 /// # Errors
 /// [`Error`]: what a receiver would say of the channel.
-pub fn follow(main: impl Read, limits: &Limits, mut seen: impl FnMut(Followed)) -> Result<Followed, Error> {
+pub fn follow(
+    main: impl Read,
+    limits: &Limits,
+    budget: &MemoryBudget,
+    mut seen: impl FnMut(Followed),
+) -> Result<Followed, Error> {
     let mut input = Input::new(main, 0, None);
     read_header(&mut input)?;
     let mut kind = input.u8("the first element")?;
@@ -32,7 +38,6 @@ pub fn follow(main: impl Read, limits: &Limits, mut seen: impl FnMut(Followed)) 
         (configuration, kind) = Configuration::read(&mut input, limits)?;
     }
     let page_size = configuration.page_size();
-    let budget = MemoryBudget::new(limits.tail_bytes.saturating_mul(2));
     let mut held = budget
         .take("the device sections", 0)
         .map_err(|source| Error::Memory { offset: 0, source })?;
@@ -91,12 +96,25 @@ mod tests {
         push_footer(&mut bytes, 2);
         bytes.extend(crate::Tail::empty(4096).bytes());
         let mut stopped = Vec::new();
-        let followed = follow(bytes.as_slice(), &Limits::default(), |now| {
-            stopped.push(now.stopped.is_some());
-        });
+        let followed = follow(
+            bytes.as_slice(),
+            &Limits::default(),
+            &MemoryBudget::default(),
+            |now| {
+                stopped.push(now.stopped.is_some());
+            },
+        );
         assert_eq!(followed.unwrap().flushes, 4);
         assert_eq!(stopped, [false, false, false, true]);
         bytes.truncate(40);
-        assert!(follow(bytes.as_slice(), &Limits::default(), |_| ()).is_err());
+        assert!(
+            follow(
+                bytes.as_slice(),
+                &Limits::default(),
+                &MemoryBudget::default(),
+                |_| ()
+            )
+            .is_err()
+        );
     }
 }

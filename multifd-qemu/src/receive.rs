@@ -49,8 +49,6 @@ pub struct ReceiveOptions {
     pub require_checksums: bool,
     /// Who takes device state that comes over multifd channels; without one it is refused.
     pub device_state: Option<Arc<dyn DeviceStateSink>>,
-    /// Bytes of a guest's page; without it, as the source says, or as its machine type has it.
-    pub page_size: Option<u32>,
     /// Called once, when the RAM blocks are known, before anything is received: says why they are not wanted, if they are not.
     pub check: Option<CheckBlocks>,
     /// Called once, when the RAM blocks are known.
@@ -71,7 +69,6 @@ impl Default for ReceiveOptions {
             memory: None,
             require_checksums: false,
             device_state: None,
-            page_size: None,
             check: None,
             on_start: None,
         }
@@ -228,9 +225,10 @@ impl<R: Read> Reception<'_, R> {
             && self
                 .stats
                 .as_ref()
-                .is_none_or(|stats| stats.read().main.guest_bytes == 0)
+                .is_none_or(|stats| stats.read().main.normal_pages == 0)
         {
-            // All of RAM is sent at least once by a source without channels: these must have come late.
+            // A source without channels sends all of RAM here, firmware at least; one with channels names zero pages at most: its
+            // channels must have come late.
             return Err(Error::Refused {
                 offset: self.input.offset(),
                 what: "no multifd connections and no pages either".into(),
@@ -341,7 +339,7 @@ impl<R: Read> Reception<'_, R> {
 
     fn set_up(&mut self, total: u64) -> Result<(), Error> {
         let limits = self.options.limits;
-        let page_size = self.options.page_size.unwrap_or(self.configuration.page_size());
+        let page_size = self.configuration.page_size();
         let blocks = ram::read_blocks(&mut self.input, total, page_size, &limits)?;
         if let Some(check) = self.options.check.take() {
             check(&blocks).map_err(Error::Declined)?;
@@ -435,6 +433,7 @@ impl<R: Read> Reception<'_, R> {
         if receiver.channels() == 0 {
             // A source that syncs each section says nothing of it, and neither does one that has no channels at all.
             if self.sync == Some(SyncStyle::EachSection) {
+                self.check_without_channels()?;
                 self.over_main = true;
                 return Ok(());
             }
@@ -446,6 +445,26 @@ impl<R: Read> Reception<'_, R> {
         }
         receiver.wait_identified()?;
         Ok(())
+    }
+
+    /// Refuses a source without channels where something was asked for that only channels can show.
+    fn check_without_channels(&self) -> Result<(), Error> {
+        let options = &self.options;
+        let plain = |method: &Arc<dyn Method>| method.kind() == multifd_packet::Method::None;
+        let missed = if options.require_checksums {
+            "checksums, which were asked for"
+        } else if options.uuid.is_some() && options.uuid != self.configuration.uuid() {
+            "the UUID that was asked for"
+        } else if !options.methods.is_empty() && !options.methods.iter().any(plain) {
+            "the compression that was asked for"
+        } else {
+            return Ok(());
+        };
+        Err(Error::Refused {
+            offset: self.input.offset(),
+            what: format!("no multifd connections, and so not {missed}"),
+            advice: "switch the multifd capability on, on the source".into(),
+        })
     }
 
     fn join_round(&mut self) -> Result<(), Error> {

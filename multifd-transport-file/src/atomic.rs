@@ -154,10 +154,33 @@ impl AtomicFile {
         Ok(())
     }
 
-    /// Moves what is at `path` to the temporary name, in place of this file, which is empty.
-    pub(crate) fn take_from(&self, path: &Path) -> io::Result<()> {
+    /// Moves what is at `path` to the temporary name, in place of this file, which is empty. It is locked as this was, by the
+    /// descriptor that is returned.
+    pub(crate) fn take_from(&self, path: &Path) -> io::Result<File> {
         let partial = self.partial.as_ref().ok_or(io::ErrorKind::Unsupported)?;
-        std::fs::rename(path, partial)
+        let moved = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(path)?;
+        lock(&moved)?;
+        std::fs::rename(path, partial)?;
+        Ok(moved)
+    }
+
+    /// Whether a path names this file.
+    pub(crate) fn is_at(&self, path: &Path) -> bool {
+        let identity = |data: std::fs::Metadata| (data.dev(), data.ino());
+        let (own, there) = (self.file.metadata(), path.symlink_metadata());
+        own.ok()
+            .map(identity)
+            .is_some_and(|own| there.ok().map(identity) == Some(own))
+    }
+
+    /// Takes the file's name away again, unless another has it.
+    pub(crate) fn disappear(&self, path: &Path) {
+        if self.is_at(path) {
+            let _ = std::fs::remove_file(path);
+        }
     }
 
     /// Moves what [`AtomicFile::take_from`] moved back, unless something else has its name by now.

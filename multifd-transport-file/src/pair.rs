@@ -57,7 +57,8 @@ impl FileWithCompanion {
     /// without a file is nothing.
     ///
     /// # Errors
-    /// [`FileError`]; then neither has appeared, unless only syncing the folder failed.
+    /// [`FileError`]; then neither has appeared, unless only syncing the folder failed, or a file was replaced and its companion
+    /// could not be put beside it: then the file is there and whole, without one.
     pub fn commit(mut self, digest: Option<&Digest>) -> Result<(), FileError> {
         self.file.sync()?;
         let beside = companion(&self.path);
@@ -96,9 +97,13 @@ impl FileWithCompanion {
         } else {
             companion.appear()?;
             if let Err(error) = self.file.appear() {
-                let _ = std::fs::remove_file(&beside);
+                companion.disappear(&beside);
                 return Err(error);
             }
+        }
+        if !self.file.is_at(&self.path) {
+            // Another has replaced the file meanwhile: our companion must not stand beside it.
+            companion.disappear(&beside);
         }
         self.file.sync_folder()
     }
@@ -108,6 +113,8 @@ impl FileWithCompanion {
 struct Moved {
     from: PathBuf,
     holder: AtomicFile,
+    /// What has been moved, locked: nobody takes it for a leftover.
+    _locked: File,
     discarded: bool,
 }
 
@@ -117,9 +124,10 @@ impl Moved {
         check_target(path, true)?;
         let holder = AtomicFile::create(path, true)?;
         match holder.take_from(path) {
-            Ok(()) => Ok(Some(Self {
+            Ok(moved) => Ok(Some(Self {
                 from: path.into(),
                 holder,
+                _locked: moved,
                 discarded: false,
             })),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),

@@ -28,10 +28,7 @@ pub(crate) fn open_descriptor(path: &Path) -> Result<File, FileError> {
 }
 
 fn open(path: &Path, options: &mut OpenOptions) -> Result<File, FileError> {
-    let real = match descriptor_number(path) {
-        Some(number) => PathBuf::from(format!("/proc/self/fd/{number}")),
-        None => path.into(),
-    };
+    let real = real(path);
     let failed = |source| FileError::Path {
         path: path.into(),
         doing: "opening",
@@ -72,10 +69,18 @@ pub(crate) fn file_kind(kind: FileType) -> &'static str {
     }
 }
 
-/// Whether two paths name one file, by whatever names. Paths that name nothing do not.
+/// A path that the system understands.
+fn real(path: &Path) -> PathBuf {
+    match descriptor_number(path) {
+        Some(number) => PathBuf::from(format!("/proc/self/fd/{number}")),
+        None => path.into(),
+    }
+}
+
+/// Whether two paths name one file, by whatever names, or by a descriptor. Paths that name nothing do not.
 pub fn same_file(one: &Path, other: &Path) -> bool {
     let identity = |path: &Path| {
-        let data = path.metadata().ok()?;
+        let data = real(path).metadata().ok()?;
         Some((data.dev(), data.ino()))
     };
     identity(one).is_some_and(|one| Some(one) == identity(other))

@@ -73,10 +73,7 @@ fn is_bound(path: &Path) -> bool {
         return true;
     };
     let real = path.canonicalize().ok();
-    let mut paths = table
-        .lines()
-        .filter_map(|line| line.split_whitespace().nth(7))
-        .map(Path::new);
+    let mut paths = table.lines().filter_map(bound_path).map(Path::new);
     paths.any(|bound| {
         if bound.is_absolute() {
             bound == path || (real.is_some() && bound.canonicalize().ok() == real)
@@ -84,4 +81,28 @@ fn is_bound(path: &Path) -> bool {
             bound.file_name() == path.file_name()
         }
     })
+}
+
+/// The path in a line of the kernel's table: what stands after the seventh field, spaces and all.
+fn bound_path(line: &str) -> Option<&str> {
+    let mut rest = line;
+    for _ in 0..7 {
+        rest = rest.trim_start_matches(' ').split_once(' ')?.1;
+    }
+    Some(rest.trim_start_matches(' '))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_may_have_spaces() {
+        let line = "ffff8: 00000002 00000000 00010000 0001 01 31543 /run/a socket/s";
+        assert_eq!(bound_path(line), Some("/run/a socket/s"));
+        assert_eq!(
+            bound_path("ffff8: 00000002 00000000 00010000 0001 01 31543"),
+            None
+        );
+    }
 }

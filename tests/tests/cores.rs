@@ -309,7 +309,18 @@ fn other_machines_are_refused() {
     let qemu = Qemu::unpacked(&arm, &["-M", "virt", "-cpu", "cortex-a57", "-m", "64", "-S"]);
     succeed(&["snapshot", "--qmp", text(&qemu.monitor), "--out", text(&file)]);
     let core = folder.path().join("core");
-    let output = run(&["extract", text(&file), "--elf", text(&core)]);
+    let layout = folder.path().join("layout");
+    std::fs::write(&layout, " AS \"memory\", root: system\n").unwrap();
+    let given = [
+        "extract",
+        text(&file),
+        "--elf",
+        text(&core),
+        "--layout",
+        text(&layout),
+    ];
+    assert_eq!(run(&given).status.code(), Some(1));
+    let output = run(&given[..4]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1));
     assert!(

@@ -423,3 +423,45 @@ fn what_is_no_snapshot_and_what_is_missing_is_said_so() {
     assert_eq!(json(&output)["ok"], false);
     assert_eq!(run(&["diff", text(&file), text(&file)]).status.code(), Some(0));
 }
+
+#[test]
+fn a_descriptor_of_the_input_is_the_input() {
+    let (folder, file) = snapshot();
+    let before = std::fs::read(&file).unwrap();
+    let script = |args: &str| {
+        let script = format!("exec 3<>\"$2\"; exec \"$1\" {args}");
+        let output = Command::new("sh")
+            .args(["-c", &script, "sh", text(path()), text(&file)])
+            .output();
+        let output = output.unwrap();
+        assert_eq!(output.status.code(), Some(1), "{args}: {}", said(&output));
+        assert!(
+            said(&output).contains("an output must be another file"),
+            "{args}: {}",
+            said(&output)
+        );
+        assert!(std::fs::read(&file).unwrap() == before, "{args}");
+    };
+    script("extract \"$2\" --block pc.ram --out /dev/fdset/3");
+    script("extract /dev/fdset/3 --block pc.ram --out \"$2\" --force");
+    script("inspect \"$2\" --svg /dev/fd/3");
+    drop(folder);
+}
+
+#[test]
+fn a_companion_of_another_snapshot_is_not_believed() {
+    let (folder, file) = snapshot();
+    let raw = folder.path().join("raw");
+    std::fs::write(&raw, seeded(3 << 20, 4)).unwrap();
+    let other = folder.path().join("other");
+    send(&raw, &other, &["--no-digest"]).succeed();
+    std::fs::copy(&other, &file).unwrap();
+    let output = run(&["inspect", "--json", text(&file)]);
+    assert_eq!(json(&output)["has_digest"], false);
+    assert!(
+        said(&output).contains("its companion is of another snapshot"),
+        "{}",
+        said(&output)
+    );
+    assert_eq!(run(&["verify", text(&file)]).status.code(), Some(1));
+}

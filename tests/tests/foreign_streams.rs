@@ -80,6 +80,25 @@ fn a_source_without_channels() {
     succeed(&["restore", "-q", "--qmp", text(&target.monitor), text(&file)]);
     // What lies below 1 MiB is what the machine shows there.
     assert!(memory(&mut target, folder.path(), 1 << 20, RAM - (1 << 20)) == expected[1 << 20..]);
+    // Something was asked for that only channels show.
+    for (more, missed) in [
+        (["--require-checksum"].as_slice(), "not checksums"),
+        (
+            &["--uuid", "11112222-3333-4444-5555-666677778888"],
+            "not the UUID",
+        ),
+        (&["--compression", "zstd"], "not the compression"),
+    ] {
+        source.execute("cont", &object!({}));
+        source.execute("stop", &object!({}));
+        let recv = Recv::start("tcp:127.0.0.1:0", &folder.path().join("refused"), more);
+        source.migrate(&recv.address);
+        let said = String::from_utf8_lossy(&recv.finish().stderr).into_owned();
+        assert!(
+            said.contains("no multifd connections") && said.contains(missed),
+            "{said}"
+        );
+    }
     // Channels that were asked for and do not come are missed.
     let recv = Recv::start(
         "tcp:127.0.0.1:0",

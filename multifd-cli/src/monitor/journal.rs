@@ -1,8 +1,8 @@
 //! What has been changed in a QEMU, written down before it is: if this process is killed, the next one that comes to the same
-//! QEMU puts it back.
+//! monitor puts it back.
 //!
-//! A journal is a file of JSON in a private folder, locked for as long as its writer lives. A QEMU is known by the threads of its
-//! virtual processors.
+//! A journal is a file in a private folder, locked for as long as its writer lives: a line of JSON, then a line for each further
+//! step. A QEMU is known by its monitor's address and the threads of its virtual processors.
 
 use super::qmp::Qmp;
 use super::settings::{Changes, Setting};
@@ -17,11 +17,29 @@ use std::path::{Path, PathBuf};
 /// Longest journal read.
 const MAX_LEN: u64 = 1 << 20;
 
+/// What is done after the settings have been changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Start the migration.
+    Migrate,
+    /// Stop the guest.
+    Stop,
+}
+
+impl Step {
+    fn line(self) -> &'static str {
+        match self {
+            Self::Migrate => "migrate",
+            Self::Stop => "stop",
+        }
+    }
+}
+
 /// A journal that lies on the disk.
 pub(crate) struct Journal {
     path: PathBuf,
     /// Locked.
-    _file: File,
+    file: File,
 }
 
 impl Journal {
@@ -30,8 +48,8 @@ impl Journal {
         let qemu = identity(qmp)?;
         let written = private_folder::state().and_then(|folder| {
             private_folder::create_locked(&folder, "journal", "json").and_then(|(path, mut file)| {
-                file.write_all(encode(&qemu, changes).to_string().as_bytes())?;
-                Ok(Self { path, _file: file })
+                file.write_all(format!("{}\n", encode(&qemu, changes)).as_bytes())?;
+                Ok(Self { path, file })
             })
         });
         Ok(written
@@ -43,23 +61,28 @@ impl Journal {
             .ok())
     }
 
-    /// The journals of dead processes about this QEMU, with what they had changed. Those about QEMUs that have ended are removed.
+    /// Adds a step that is about to be taken.
+    pub(crate) fn add(&self, step: Step) {
+        // Without it, the next run leaves the guest as it finds it.
+        let _ = (&self.file).write_all(format!("{}\n", step.line()).as_bytes());
+    }
+
+    /// The journals of dead processes about this QEMU, with what they had changed. Those about QEMUs of this machine that have
+    /// ended are removed, and those whose writers died before anything was changed.
     pub(crate) fn left_behind(qmp: &mut Qmp) -> Result<Vec<(Self, Changes)>, Failure> {
-        let Ok(folder) = private_folder::state() else {
-            return Ok(Vec::new());
-        };
         let mut found = Vec::new();
         let mut qemu = None;
-        for (path, mut file) in private_folder::unlocked(&folder, "journal") {
+        for (path, mut file) in private_folder::unlocked("journal") {
             let mut text = String::new();
             let read = Read::by_ref(&mut file).take(MAX_LEN).read_to_string(&mut text);
+            let journal = Self { path, file };
             let Some((of, changes)) = read.ok().and_then(|_| decode(&text)) else {
+                journal.remove();
                 continue;
             };
             if qemu.is_none() {
                 qemu = Some(identity(qmp)?);
             }
-            let journal = Self { path, _file: file };
             if qemu.as_ref() == Some(&of) {
                 found.push((journal, changes));
             } else if has_ended(&of) {
@@ -76,12 +99,25 @@ impl Journal {
     }
 }
 
-/// What tells a QEMU from others: its virtual processors' threads, and when they were started, if it runs on this machine.
+/// What tells a QEMU from others: its monitor's address and its virtual processors' threads, with when they were started if they
+/// are seen to be a QEMU's here. A QEMU in a container or on another machine counts its threads for itself.
 fn identity(qmp: &mut Qmp) -> Result<Value, Failure> {
     let cpus = qmp.execute("query-cpus-fast", &json!({}))?;
     let threads = cpus.as_array().into_iter().flatten();
     let threads = threads.filter_map(|cpu| cpu.get("thread-id").and_then(Value::as_u64));
-    Ok(threads.map(|thread| json!([thread, started(thread)])).collect())
+    let threads: Vec<Value> = threads
+        .map(|thread| json!([thread, started(thread).filter(|_| is_qemu(thread))]))
+        .collect();
+    Ok(json!({ "monitor": qmp.address(), "threads": threads }))
+}
+
+/// Whether a thread of this machine is one of a QEMU.
+fn is_qemu(thread: u64) -> bool {
+    let program = std::fs::read_link(Path::new("/proc").join(thread.to_string()).join("exe"));
+    let name = program
+        .ok()
+        .and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
+    name.is_some_and(|name| name.contains("qemu") || name.contains("kvm"))
 }
 
 /// When a thread of this machine was started, in the kernel's ticks.
@@ -94,7 +130,11 @@ fn started(thread: u64) -> Option<u64> {
 
 /// Whether a QEMU that ran on this machine does so no more.
 fn has_ended(qemu: &Value) -> bool {
-    let threads = qemu.as_array().into_iter().flatten();
+    let threads = qemu
+        .get("threads")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten();
     let mut was_here = false;
     for thread in threads {
         let id = thread.get(0).and_then(Value::as_u64);
@@ -125,7 +165,9 @@ fn encode(qemu: &Value, changes: &Changes) -> Value {
 }
 
 fn decode(text: &str) -> Option<(Value, Changes)> {
-    let value: Value = serde_json::from_str(text).ok()?;
+    let (first, steps) = text.split_once('\n')?;
+    let has = |step: Step| steps.lines().any(|line| line == step.line());
+    let value: Value = serde_json::from_str(first).ok()?;
     let list = |name: &str| -> Option<Vec<Setting>> {
         let settings = value.get(name)?.as_array()?.iter();
         settings
@@ -142,6 +184,8 @@ fn decode(text: &str) -> Option<(Value, Changes)> {
         capabilities: list("capabilities")?,
         parameters: list("parameters")?,
         resume: value.get("resume")?.as_bool()?,
+        migrated: has(Step::Migrate),
+        stopped: has(Step::Stop),
     };
     Some((value.get("qemu")?.clone(), changes))
 }
@@ -164,25 +208,36 @@ mod tests {
                 ours: 0.into(),
             }],
             resume: true,
+            ..Changes::default()
         };
-        let qemu = json!([[17, 4711], [18, null]]);
+        let qemu = json!({ "monitor": "unix:/s", "threads": [[17, 4711], [18, null]] });
+        let mut text = format!("{}\n", encode(&qemu, &changes));
+        assert_eq!(decode(&text), Some((qemu.clone(), changes.clone())));
+        text.push_str("migrate\nsto");
+        let migrated = Changes {
+            migrated: true,
+            ..changes
+        };
         assert_eq!(
-            decode(&encode(&qemu, &changes).to_string()),
-            Some((qemu, changes))
+            decode(&text),
+            Some((qemu, migrated)),
+            "a line that was cut off says nothing"
         );
-        assert_eq!(decode("{}"), None);
-        assert_eq!(decode("not JSON"), None);
+        assert_eq!(decode("{}\n"), None);
+        assert_eq!(decode("not JSON\n"), None);
+        assert_eq!(decode(text.split_once('\n').unwrap().0), None);
     }
 
     #[test]
     fn a_thread_is_known_by_when_it_was_started() {
         let own = u64::from(std::process::id());
         let started = started(own).unwrap();
-        assert!(!has_ended(&json!([[own, started]])));
-        assert!(has_ended(&json!([[own, started + 1]])));
-        assert!(has_ended(&json!([[u64::MAX, 1]])));
+        assert!(!has_ended(&json!({ "threads": [[own, started]] })));
+        assert!(!is_qemu(own));
+        assert!(has_ended(&json!({ "threads": [[own, started + 1]] })));
+        assert!(has_ended(&json!({ "threads": [[u64::MAX, 1]] })));
         // Of another machine, or none that is known: nobody can say.
-        assert!(!has_ended(&json!([[own, null]])));
-        assert!(!has_ended(&json!([])));
+        assert!(!has_ended(&json!({ "threads": [[own, null]] })));
+        assert!(!has_ended(&json!({ "threads": [] })));
     }
 }

@@ -31,6 +31,8 @@ pub(crate) struct Qmp {
     address: Address,
     line: Vec<u8>,
     deadline: Duration,
+    /// The number of the last command; answers carry their command's.
+    last: u64,
     pub(crate) stops: Stops,
 }
 
@@ -52,6 +54,7 @@ impl Qmp {
             address: address.clone(),
             line: Vec::new(),
             deadline,
+            last: 0,
             stops: Stops::default(),
         };
         let greeting = qmp.wait_message()?.ok_or_else(|| {
@@ -67,6 +70,11 @@ impl Qmp {
         Ok(qmp)
     }
 
+    /// The monitor's address.
+    pub(crate) fn address(&self) -> String {
+        self.address.to_string()
+    }
+
     fn failed(&self, why: String) -> Failure {
         Failure::Qmp {
             address: self.address.to_string(),
@@ -74,8 +82,8 @@ impl Qmp {
         }
     }
 
-    /// The next message, if one comes soon.
-    fn message(&mut self) -> Result<Option<Value>, Failure> {
+    /// The next message, if one comes soon, and before `end`.
+    fn message(&mut self, end: Instant) -> Result<Option<Value>, Failure> {
         loop {
             let result = self.stream.fill_buf().map(|bytes| {
                 let end = bytes.iter().position(|&byte| byte == b'\n').map(|at| at + 1);
@@ -87,6 +95,9 @@ impl Qmp {
                 Ok((0, _)) => return Err(self.gone()),
                 Ok((taken, whole)) => {
                     self.stream.consume(taken);
+                    if !whole && Instant::now() >= end {
+                        return Ok(None);
+                    }
                     if self.line.len() > MAX_LINE {
                         return Err(self.failed("it sends a line without end".into()));
                     }
@@ -100,6 +111,7 @@ impl Qmp {
                 }
                 Err(e) if e.kind() == ErrorKind::TimedOut => return Ok(None),
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(_) if Instant::now() >= end => return Ok(None),
                 Err(e) if [ErrorKind::ConnectionReset, ErrorKind::BrokenPipe].contains(&e.kind()) => {
                     return Err(self.gone());
                 }
@@ -139,8 +151,12 @@ impl Qmp {
     /// The next message; `None` if none comes within the deadline.
     fn wait_message(&mut self) -> Result<Option<Value>, Failure> {
         let end = Instant::now() + self.deadline;
+        self.message_before(end)
+    }
+
+    fn message_before(&mut self, end: Instant) -> Result<Option<Value>, Failure> {
         loop {
-            if let Some(message) = self.message()? {
+            if let Some(message) = self.message(end)? {
                 return Ok(Some(message));
             }
             if Instant::now() >= end {
@@ -151,7 +167,9 @@ impl Qmp {
 
     /// Executes a command and returns its result.
     pub(crate) fn execute(&mut self, command: &str, arguments: &Value) -> Result<Value, Failure> {
-        let mut line = json!({ "execute": command, "arguments": arguments }).to_string();
+        self.last += 1;
+        let id = self.last;
+        let mut line = json!({ "execute": command, "arguments": arguments, "id": id }).to_string();
         line.push('\n');
         let written = self.stream.get_mut().write_all(line.as_bytes());
         written.map_err(|e| match e.kind() {
@@ -161,10 +179,13 @@ impl Qmp {
         let end = Instant::now() + self.deadline;
         loop {
             // Events alone are no answer.
-            let message = self.wait_message()?.filter(|_| Instant::now() < end);
-            let Some(mut message) = message else {
+            let Some(mut message) = self.message_before(end)? else {
                 return Err(self.failed(format!("{command}: no answer for {:?}", self.deadline)));
             };
+            if message.get("id").is_some_and(|found| *found != id) {
+                // A late answer to a command that was given up.
+                continue;
+            }
             if let Some(error) = message.get("error") {
                 let words = error
                     .get("desc")
@@ -187,7 +208,7 @@ impl Qmp {
 
     /// Waits a moment: until an event comes, or a tick has passed.
     pub(crate) fn pause(&mut self) -> Result<(), Failure> {
-        self.message().map(drop)
+        self.message(Instant::now() + TICK).map(drop)
     }
 
     /// The migration's state in QEMU's words, and why it failed, if it did.

@@ -4,6 +4,7 @@
 //! run, whatever it was before: of other states no trace is left.
 
 use crate::failure::Failure;
+use multifd_qemu::Tail;
 
 /// What a snapshot does to a guest in a state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +41,14 @@ pub(crate) fn rule(state: &str) -> Rule {
         "colo" => Rule::Refused("it is one half of a COLO pair, which a migration would break"),
         _ => Rule::Refused("this program does not know the state, and so not how to give it back"),
     }
+}
+
+/// The state that a guest was in when it was saved, as far as its device sections say.
+pub(crate) fn saved(tail: &Tail) -> Option<String> {
+    let states = tail.states("globalstate")?;
+    let name = states.first()?.field("runstate")?;
+    let name = name.split(|&byte| byte == 0).next()?;
+    (!name.is_empty()).then(|| String::from_utf8_lossy(name).into_owned())
 }
 
 /// Checks that a snapshot can be taken of a guest in this state, and left as it was asked for; nothing has been changed.

@@ -1,12 +1,13 @@
 //! Migration capabilities and parameters: what has to be set for a migration by us, and how to set it back.
 
-use super::journal::Journal;
+use super::journal::{Journal, Step};
 use super::qmp::Qmp;
 use crate::failure::Failure;
 use crate::method;
 use crate::options::Compression;
 use crate::{report, signals};
 use serde_json::{Map, Value, json};
+use std::time::{Duration, Instant};
 
 /// Capabilities that may stay on: they change neither the stream nor the way it takes. All others are switched off, also those
 /// that only a later QEMU knows.
@@ -18,6 +19,9 @@ const HARMLESS: [&str; 5] = [
     "dirty-limit",
 ];
 
+/// How long a migration may go on whose other end has been killed.
+const DYING: Duration = Duration::from_secs(5);
+
 /// A setting: its name, its value before, and ours.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Setting {
@@ -26,12 +30,17 @@ pub(crate) struct Setting {
     pub(crate) ours: Value,
 }
 
-/// What has been changed in a QEMU, and whether its guest is to run on.
+/// What has been changed in a QEMU, and what becomes of its guest.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Changes {
     pub(crate) capabilities: Vec<Setting>,
     pub(crate) parameters: Vec<Setting>,
+    /// The guest ran, and is to run on.
     pub(crate) resume: bool,
+    /// Our migration has been started: the guest may stand still because of that.
+    pub(crate) migrated: bool,
+    /// We have stopped the guest.
+    pub(crate) stopped: bool,
 }
 
 /// A QEMU that has been set up for a migration. It must be put back with [`Changed::put_back`]; what could not be is left to the
@@ -124,60 +133,150 @@ impl Changed {
         set_parameters(qmp, self.changes.parameters.iter().map(|s| (&s.name, &s.ours)))
     }
 
+    /// Writes down what is about to be done, for the next run if this one is killed.
+    pub(crate) fn about_to(&self, step: Step) {
+        if let Some(journal) = &self.journal {
+            journal.add(step);
+        }
+    }
+
     /// Puts everything back as it was.
     pub(crate) fn put_back(mut self, qmp: &mut Qmp) -> Result<(), Failure> {
-        put_back(qmp, &self.changes)?;
-        if let Some(journal) = self.journal.take() {
-            journal.remove();
-        }
+        let found = Found::query(qmp)?;
+        put_back(qmp, &self.changes, &found)?;
+        self.remove_journal();
         Ok(())
     }
 
     /// QEMU has ended: there is nothing to be put back.
     pub(crate) fn forget(mut self) {
+        self.remove_journal();
+    }
+
+    fn remove_journal(&mut self) {
         if let Some(journal) = self.journal.take() {
             journal.remove();
         }
     }
 }
 
-/// Puts back what is still as we have set it; what somebody else has changed since stays.
-fn put_back(qmp: &mut Qmp, changes: &Changes) -> Result<(), Failure> {
-    let parameters = qmp.execute("query-migrate-parameters", &json!({}))?;
-    let ours = |setting: &&Setting| parameters.get(&setting.name) == Some(&setting.ours);
-    let set = changes.parameters.iter().filter(ours);
-    // Parameters first: some capabilities are refused beside some of ours.
-    set_parameters(qmp, set.map(|s| (&s.name, &s.before)))?;
-    let capabilities = qmp.execute("query-migrate-capabilities", &json!({}))?;
-    let states: Map<String, Value> = capabilities
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| {
+/// The settings that a QEMU has.
+struct Found {
+    capabilities: Map<String, Value>,
+    parameters: Map<String, Value>,
+}
+
+impl Found {
+    fn query(qmp: &mut Qmp) -> Result<Self, Failure> {
+        let odd = |what: &str| Failure::Other(format!("QEMU does not say which {what} it has"));
+        let list = qmp.execute("query-migrate-capabilities", &json!({}))?;
+        let entry = |entry: &Value| {
             Some((
                 entry.get("capability")?.as_str()?.to_owned(),
                 entry.get("state")?.clone(),
             ))
-        })
-        .collect();
-    let ours = |setting: &&Setting| states.get(&setting.name) == Some(&setting.ours);
-    let set = changes.capabilities.iter().filter(ours);
-    set_capabilities(qmp, set.map(|s| (&s.name, &s.before)))
+        };
+        let list = list.as_array().ok_or_else(|| odd("capabilities"))?;
+        let parameters = qmp.execute("query-migrate-parameters", &json!({}))?;
+        match parameters {
+            Value::Object(parameters) => Ok(Self {
+                capabilities: list.iter().filter_map(entry).collect(),
+                parameters,
+            }),
+            _ => Err(odd("parameters")),
+        }
+    }
+
+    /// Whether everything is still as we have set it.
+    fn is_all_ours(&self, changes: &Changes) -> bool {
+        let ours = |found: &Map<String, Value>, list: &[Setting]| {
+            list.iter()
+                .all(|setting| found.get(&setting.name) == Some(&setting.ours))
+        };
+        ours(&self.capabilities, &changes.capabilities) && ours(&self.parameters, &changes.parameters)
+    }
 }
 
-/// Puts back what a run that was killed has left changed in this QEMU, and lets its guest run on if it did.
+/// Puts back what is still as we have set it; what somebody else has changed since stays. What QEMU refuses does not keep the rest
+/// from being put back.
+fn put_back(qmp: &mut Qmp, changes: &Changes, found: &Found) -> Result<(), Failure> {
+    let still = |found: &Map<String, Value>, list: &[Setting]| -> Vec<Setting> {
+        let ours = |setting: &&Setting| found.get(&setting.name) == Some(&setting.ours);
+        list.iter().filter(ours).cloned().collect()
+    };
+    // Parameters first: some capabilities are refused beside some of ours.
+    let parameters = still(&found.parameters, &changes.parameters);
+    let one = each(qmp, &parameters, |qmp, list| {
+        set_parameters(qmp, list.iter().map(|s| (&s.name, &s.before)))
+    });
+    let capabilities = still(&found.capabilities, &changes.capabilities);
+    let other = each(qmp, &capabilities, |qmp, list| {
+        set_capabilities(qmp, list.iter().map(|s| (&s.name, &s.before)))
+    });
+    one.and(other)
+}
+
+/// Sets all of a list at once, or, if that is refused, one by one. The first refusal is the one to know.
+fn each(
+    qmp: &mut Qmp,
+    list: &[Setting],
+    mut set: impl FnMut(&mut Qmp, &[Setting]) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    match set(qmp, list) {
+        Err(Failure::Qmp { .. }) if list.len() > 1 => {
+            let outcomes: Vec<_> = list
+                .iter()
+                .map(|one| set(qmp, std::slice::from_ref(one)))
+                .collect();
+            outcomes.into_iter().collect()
+        }
+        other => other,
+    }
+}
+
+/// Puts back what a run that was killed has left changed in this QEMU. Its guest is let run if that run had it stand still, and
+/// nobody has come since: a guest that somebody else has stopped stays stopped.
 pub(crate) fn recover(qmp: &mut Qmp) -> Result<(), Failure> {
     for (journal, changes) in Journal::left_behind(qmp)? {
+        wait_for_the_dead(qmp)?;
         report::note("an earlier multifd was killed at this QEMU: what it had changed is put back");
-        qmp.call_off()?;
-        put_back(qmp, &changes)?;
-        let (running, status) = qmp.guest()?;
-        if changes.resume && !running && ["paused", "postmigrate"].contains(&status.as_str()) {
+        let found = Found::query(qmp)?;
+        let untouched = found.is_all_ours(&changes);
+        if let Err(error @ Failure::Qmp { .. }) = put_back(qmp, &changes, &found) {
+            // It would be refused the next time, too.
+            report::note(&format!("not all of it could be: {error}"));
+        }
+        let (_, status) = qmp.guest()?;
+        let ours = match status.as_str() {
+            "paused" => changes.stopped,
+            "postmigrate" => changes.migrated,
+            _ => false,
+        };
+        if changes.resume && ours && untouched {
             qmp.execute("cont", &json!({}))?;
         }
         journal.remove();
     }
     Ok(())
+}
+
+/// The migration of a run that was killed ends by itself, as its connections have. One that does not is somebody else's.
+fn wait_for_the_dead(qmp: &mut Qmp) -> Result<(), Failure> {
+    let end = Instant::now() + DYING;
+    loop {
+        let migration = qmp.migration()?;
+        if migration.is_over() {
+            return Ok(());
+        }
+        if Instant::now() >= end {
+            return Err(Failure::Other(format!(
+                "QEMU is busy with a migration ({}). An earlier multifd was killed at this QEMU; what it had changed is put back \
+                 when that is over. Nothing was changed",
+                migration.status
+            )));
+        }
+        qmp.pause()?;
+    }
 }
 
 fn set_capabilities<'a>(

@@ -6,6 +6,9 @@ use crate::{DeviceState, Tail};
 
 const MIB: u64 = 1 << 20;
 const FOUR_GIB: u64 = 1 << 32;
+/// Most RAM above 4 GiB that surely begins there. An AMD processor has a hole below 1 TiB, and machines whose addresses would reach
+/// it, with room for hotplug, have that RAM above the hole.
+const MAX_ABOVE: u64 = 256 << 30;
 /// Below it, RAM can be read; then comes video memory.
 const LOW_END: u64 = 0xa_0000;
 /// From here to 1 MiB, RAM can be read where the memory controller says so.
@@ -47,6 +50,11 @@ pub(super) fn pc(
     if below.checked_add(above) != Some(len) || below > FOUR_GIB {
         return Err(LayoutError::Unknown(format!(
             "CMOS memory speaks of {below:#x} bytes below 4 GiB and {above:#x} above, and RAM block {ram:?} has {len:#x}"
+        )));
+    }
+    if above > MAX_ABOVE {
+        return Err(LayoutError::Unknown(format!(
+            "with {above:#x} bytes above 4 GiB, a machine with an AMD processor has them above 1 TiB"
         )));
     }
     let controller = one(controller)?;

@@ -9,6 +9,11 @@ use crate::Tail;
 /// Most ranges a map may have: virtio-mem can leave memory in many pieces.
 pub const MAX_RANGES: usize = 1 << 20;
 
+/// What addresses, lengths and offsets must be multiples of: an x86 page, in bytes.
+const PAGE: u64 = 4096;
+/// Most bytes of memory a map may have: no core could be longer.
+const MAX_BYTES: u64 = 1 << 56;
+
 /// A piece of a RAM block at a guest physical address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PhysicalRange {
@@ -68,6 +73,7 @@ impl PhysicalMap {
         }
         ranges.sort_by_key(|range| range.address);
         let mut joined: Vec<PhysicalRange> = Vec::new();
+        let mut total = 0u64;
         for range in ranges {
             let ends = range
                 .address
@@ -76,6 +82,13 @@ impl PhysicalMap {
             if range.len == 0 || ends.is_none() {
                 return Err(bad(&range, "cannot be"));
             }
+            if [range.address, range.len, range.offset]
+                .iter()
+                .any(|at| !at.is_multiple_of(PAGE))
+            {
+                return Err(bad(&range, "are not whole pages"));
+            }
+            total = total.saturating_add(range.len);
             match joined.last_mut() {
                 Some(last) if last.address + last.len > range.address => {
                     return Err(bad(
@@ -92,6 +105,11 @@ impl PhysicalMap {
                 }
                 _ => joined.push(range),
             }
+        }
+        if total > MAX_BYTES {
+            return Err(LayoutError::Range(format!(
+                "it has {total:#x} bytes, more than the limit of {MAX_BYTES:#x}"
+            )));
         }
         Ok(Self { ranges: joined })
     }
@@ -174,6 +192,10 @@ mod tests {
         for bad in [
             vec![range(0, 0x2000, "a", 0), range(0x1000, 0x1000, "b", 0)],
             vec![range(0, 0, "a", 0)],
+            vec![range(0x800, 0x1000, "a", 0)],
+            vec![range(0, 0x1800, "a", 0)],
+            vec![range(0, 0x1000, "a", 0x10)],
+            vec![range(0, 1 << 57, "a", 0)],
             vec![range(u64::MAX, 2, "a", 0)],
             vec![range(0, 2, "a", u64::MAX)],
         ] {
