@@ -34,12 +34,15 @@ pub struct AtomicFile {
 }
 
 /// Checks that a file may be created at `target`: nothing is there, or with `replace` a regular file, which is to be
-/// replaced.
+/// replaced. The file of a descriptor (`/dev/fdset/N`) was passed to be written to.
 ///
 /// # Errors
 /// [`FileError::Exists`]; [`FileError::NotRegular`] for a device, a fifo, a socket, a folder or a symbolic link, which are
 /// never replaced; [`FileError::Path`] if the system does not tell.
 pub fn check_target(target: &Path, replace: bool) -> Result<(), FileError> {
+    if descriptor_number(target).is_some() {
+        return Ok(());
+    }
     let data = match target.symlink_metadata() {
         Ok(data) => data,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),

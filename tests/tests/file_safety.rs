@@ -267,6 +267,8 @@ fn what_is_no_regular_file_is_not_waited_for() {
     let fifo = folder.path().join("fifo");
     assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
     let out = folder.path().join("out");
+    let pc = folder.path().join("pc.mapped");
+    std::fs::write(&pc, &Golden::load("mapped-2ch").files["snapshot.mapped"]).unwrap();
     for input in [text(&fifo), "/dev/zero", text(folder.path())] {
         for args in [
             ["inspect", input].as_slice(),
@@ -276,7 +278,7 @@ fn what_is_no_regular_file_is_not_waited_for() {
             &["extract", input, "--block", "pc.ram", "--out", text(&out)],
             &["send", input, "--to", "unix:/nonexistent/socket"],
             &["send", "--raw", input, "--to", "unix:/nonexistent/socket"],
-            &["extract", text(&file), "--elf", text(&out), "--layout", input],
+            &["extract", text(&pc), "--elf", text(&out), "--layout", input],
         ] {
             let output = limited(args);
             let expected = if args[0] == "diff" { 2 } else { 1 };
