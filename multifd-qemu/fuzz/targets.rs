@@ -3,7 +3,7 @@
 
 use multifd_core::{Arrival, ChannelError, ChannelSource, RecvChannel, Unblock};
 use multifd_packet::{Flags, Geometry, InitPacket, RamFields, RamPacket};
-use multifd_qemu::{Limits, MappedFile, ReceiveOptions, receive};
+use multifd_qemu::{CoreFile, Limits, MappedFile, PhysicalMap, Processor, ReceiveOptions, Tail, receive};
 use std::io::{self, Read, Seek, SeekFrom};
 
 /// Little enough for thousands of runs a second.
@@ -100,8 +100,44 @@ pub fn main_channel(data: &[u8]) -> bool {
     assert_eq!(received.main_bytes, main.len() as u64);
     let sections = received.snapshot.tail.sections().unwrap_or_default();
     let bodies: u64 = sections.iter().map(|section| section.size).sum();
-    assert!(bodies <= received.snapshot.tail.bytes().len() as u64);
+    let tail = &received.snapshot.tail;
+    assert!(bodies <= (tail.early().len() + tail.bytes().len()) as u64);
     true
+}
+
+/// Reads device sections, after a layout of memory as the monitor prints it, whose length comes first: what is made of them keeps its
+/// promises. Returns whether the sections were taken and the layout understood.
+pub fn device_sections(data: &[u8]) -> bool {
+    let Some((len, rest)) = data.split_first_chunk::<2>() else {
+        return false;
+    };
+    let Some((text, tail)) = rest.split_at_checked(u16::from_be_bytes(*len).into()) else {
+        return false;
+    };
+    let Ok(tail) = Tail::new(tail.to_vec(), 0, true, &limits()) else {
+        return false;
+    };
+    let blocks = [
+        ("pc.ram", 16 << 20),
+        ("pc.bios", 256 << 10),
+        ("0000:00:03.0/mem", 8 << 20),
+    ];
+    let processors = Processor::all(&tail);
+    assert!(processors.len() <= tail.bytes().len());
+    let given = PhysicalMap::from_flat_view(&String::from_utf8_lossy(text), &blocks, &tail);
+    let derived = PhysicalMap::of_pc("pc-i440fx-10.0", &blocks, &tail);
+    for map in [&given, &derived].into_iter().flatten() {
+        map.check(&blocks).expect("every range lies in its block");
+        let mut end = 0;
+        for range in map.ranges() {
+            assert!(range.address >= end && range.len > 0, "ranges follow each other");
+            end = range.address + range.len;
+        }
+        let core = CoreFile::x86(map, &processors);
+        let first = core.segments.first().map_or(u64::MAX, |segment| segment.at);
+        assert!(core.head.len() as u64 <= first);
+    }
+    given.is_ok() && derived.is_ok()
 }
 
 /// A file without the gaps in which pages lie: wherever it is read, the input goes on.

@@ -49,3 +49,8 @@ fn main_channel() {
 fn mapped_file() {
     exercise("mapped_file", targets::mapped_file);
 }
+
+#[test]
+fn device_sections() {
+    exercise("device_sections", targets::device_sections);
+}
