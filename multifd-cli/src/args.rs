@@ -41,9 +41,9 @@ pub(crate) enum Command {
 
 /// Receive a VM: act as the destination of a QEMU migration
 ///
-/// The number of channels and the compression are learned from the stream; a source without channels (the capability multifd
-/// off, or background-snapshot on) is taken, too. The result is a mapped-ram file; it appears under its name only when all of it
-/// has arrived and is on the disk.
+/// The number of channels and the compression are learned from the stream; a source without
+/// channels (the capability multifd off, or background-snapshot on) is taken, too. The result is a
+/// mapped-ram file; it appears under its name only when all of it has arrived and is on the disk.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   multifd recv --listen tcp:0.0.0.0:4444 --out vm.mapped
@@ -74,7 +74,8 @@ pub(crate) struct Recv {
     /// Most guest RAM accepted: bytes, or with K, M, G, T [default: as much as this machine has]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) max_ram: Option<u64>,
-    /// Most memory held for what the source sends beside guest RAM, over all channels: device sections, zstd windows above 1 MiB
+    /// Most memory held for what the source sends beside guest RAM, over all channels: device
+    /// sections, zstd windows above 1 MiB
     #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = MAX_MEMORY)]
     pub(crate) max_memory: u64,
     /// Take a stream without QEMU's description at its end (a machine with suppress-vmdesc=on); under TLS it must end as TLS does then
@@ -103,7 +104,8 @@ pub(crate) struct Send {
     /// The mapped-ram file to send
     #[arg(value_name = "FILE", required_unless_present = "raw", conflicts_with = "raw")]
     pub(crate) file: Option<PathBuf>,
-    /// Where in the file the migration begins, in bytes [default: at its start; in a save image, where libvirt has put it]
+    /// Where in the file the migration begins, in bytes [default: at its start; in a save image,
+    /// where libvirt has put it]
     #[arg(long, value_name = "BYTES", value_parser = parse_size, conflicts_with = "raw")]
     pub(crate) offset: Option<u64>,
     /// A raw RAM image to send instead: memory and nothing else, for another multifd to receive
@@ -172,7 +174,8 @@ pub(crate) struct Relay {
     /// Refuse packets without a checksum of themselves and of their contents; those that have one are checked in any case
     #[arg(long)]
     pub(crate) require_checksum: bool,
-    /// Most memory held for what the source sends beside pages on their way: zstd windows above 1 MiB, over all channels
+    /// Most memory held for what the source sends beside pages on their way: zstd windows above 1
+    /// MiB, over all channels
     #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = MAX_MEMORY)]
     pub(crate) max_memory: u64,
     /// Seconds to wait, when all is sent, for the destination to be done with it
@@ -186,11 +189,12 @@ pub(crate) struct Relay {
 
 /// Take a snapshot of a running QEMU into a mapped-ram file
 ///
-/// A running guest runs on while its memory is copied, stands still for the last of it, and goes on. One that is paused, or was
-/// not started yet, stays stopped: QEMU then calls it postmigrate, and does not migrate it again before it has run on (cont). One
-/// that stands still for another reason (a panic, an I/O error, a shutdown) needs --stop, as QEMU forgets the reason; one that is
-/// suspended to RAM is refused, as QEMU could not let it go on. Capabilities and parameters that had to be changed are changed
-/// back, by the next run if this one is killed.
+/// A running guest runs on while its memory is copied, stands still for the last of it, and goes
+/// on. One that is paused, or was not started yet, stays stopped: QEMU then calls it postmigrate,
+/// and does not migrate it again before it has run on (cont). One that stands still for another
+/// reason (a panic, an I/O error, a shutdown) needs --stop, as QEMU forgets the reason; one that is
+/// suspended to RAM is refused, as QEMU could not let it go on. Capabilities and parameters that
+/// had to be changed are changed back, by the next run if this one is killed.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   multifd snapshot --qmp /run/vm.qmp --out vm.mapped
@@ -201,10 +205,12 @@ pub(crate) struct Snapshot {
     /// The file to write
     #[arg(long, short, value_name = "FILE")]
     pub(crate) out: PathBuf,
-    /// Rounds, as QEMU counts them, after which a guest that dirties its memory too fast is stopped early
+    /// Rounds, as QEMU counts them, after which a guest that dirties its memory too fast is stopped
+    /// early
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub(crate) max_rounds: u64,
-    /// Most memory held for what QEMU sends beside guest RAM, over all channels: device sections, zstd windows above 1 MiB
+    /// Most memory held for what QEMU sends beside guest RAM, over all channels: device sections,
+    /// zstd windows above 1 MiB
     #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = MAX_MEMORY)]
     pub(crate) max_memory: u64,
     #[command(flatten)]
@@ -259,9 +265,10 @@ pub(crate) struct Inspect {
 
 /// Write the exact bytes of one RAM block, or an ELF core of all guest memory
 ///
-/// A core has memory where the guest sees it, as QEMU's dump-guest-memory writes it, and the processors' registers. Where memory
-/// lies is known of snapshots that `multifd snapshot` took; of others, only where a PC's own device state proves it, and RAM and
-/// firmware alone are in the core then. Otherwise --layout says it.
+/// A core has memory where the guest sees it, as QEMU's dump-guest-memory writes it, and the
+/// processors' registers. Where memory lies is known of snapshots that `multifd snapshot` took; of
+/// others, only where a PC's own device state proves it, and RAM and firmware alone are in the core
+/// then. Otherwise --layout says it.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   multifd extract vm.mapped --block pc.ram --out RAM.bin
@@ -323,7 +330,8 @@ pub(crate) struct Diff {
     /// Another of the same machine
     #[arg(value_name = "B")]
     pub(crate) other: PathBuf,
-    /// Where in A the migration begins, in bytes [default: at its start; in a save image, where libvirt has put it]
+    /// Where in A the migration begins, in bytes [default: at its start; in a save image, where
+    /// libvirt has put it]
     #[arg(long, value_name = "BYTES", value_parser = parse_size)]
     pub(crate) offset: Option<u64>,
     /// The same in B

@@ -94,7 +94,8 @@ pub(crate) fn known(mapped: &MappedFile, digest: Option<&Digest>) -> Known {
     find(mapped, digest).map_or_else(|error| Known::Unknown(error.to_string()), |(_, known)| known)
 }
 
-/// The layout of a file: as the text of the monitor's `info mtree -f` says it, or the best there is.
+/// The layout of a file: as the text of the monitor's `info mtree -f` says it, or the best there
+/// is.
 pub(crate) fn layout(
     opened: &Opened,
     digest: Option<&Digest>,

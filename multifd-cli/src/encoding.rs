@@ -16,7 +16,8 @@ pub(crate) struct Encoding {
     /// The compression; auto is for another multifd at the far end, as a QEMU takes one method only
     #[arg(long, value_name = "METHOD", default_value = "none")]
     pub(crate) compression: Compression,
-    /// The compression's level: zlib 0 to 9, zstd 0 to 20, or auto for zstd; the others have none [default: 1]
+    /// The compression's level: zlib 0 to 9, zstd 0 to 20, or auto for zstd; the others have none
+    /// [default: 1]
     #[arg(long, value_name = "L", value_parser = parse_level)]
     pub(crate) level: Option<Level>,
     /// Threads that compress while the channels only send; 0: each channel compresses its own packets, as zlib always does

@@ -75,7 +75,8 @@ impl From<FileError> for Failure {
 }
 
 impl Failure {
-    /// What a person is told: of an interrupt by that word, and of a limit with the option that raises it.
+    /// What a person is told: of an interrupt by that word, and of a limit with the option that
+    /// raises it.
     pub(crate) fn told(&self, interrupted: bool) -> String {
         let engine = match self {
             Self::Engine(error) | Self::Migration(multifd_qemu::Error::Engine(error)) => Some(error),

@@ -18,7 +18,8 @@ pub(crate) fn name(compression: Compression) -> &'static str {
     }
 }
 
-/// What may be received: the one asked for, or all there are. What decoders keep is counted in `budget`.
+/// What may be received: the one asked for, or all there are. What decoders keep is counted in
+/// `budget`.
 pub(crate) fn decoders(only: Option<Compression>, budget: &MemoryBudget) -> Vec<Arc<dyn Method>> {
     let all: [Arc<dyn Method>; 6] = [
         Arc::new(Plain),

@@ -73,7 +73,8 @@ pub(crate) struct Image {
     /// The mapped-ram file, or a save image of libvirt's (virsh save --image-format sparse)
     #[arg(value_name = "FILE")]
     pub(crate) file: PathBuf,
-    /// Where in the file the migration begins, in bytes [default: at its start; in a save image, where libvirt has put it]
+    /// Where in the file the migration begins, in bytes [default: at its start; in a save image,
+    /// where libvirt has put it]
     #[arg(long, value_name = "BYTES", value_parser = parse_size)]
     pub(crate) offset: Option<u64>,
 }
@@ -231,7 +232,8 @@ pub(crate) struct Control {
     /// Start the guest afterwards
     #[arg(long, conflicts_with = "stop")]
     pub(crate) resume: bool,
-    /// Leave the guest stopped afterwards (in the state postmigrate; QEMU migrates it again only after it has run on)
+    /// Leave the guest stopped afterwards (in the state postmigrate; QEMU migrates it again only
+    /// after it has run on)
     #[arg(long)]
     pub(crate) stop: bool,
 }

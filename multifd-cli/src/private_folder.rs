@@ -6,8 +6,9 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Where what has to survive this process is kept until the machine is started again: the first of these that can be had. All of
-/// them are looked into: which one another run has used depends on its environment.
+/// Where what has to survive this process is kept until the machine is started again: the first of
+/// these that can be had. All of them are looked into: which one another run has used depends on
+/// its environment.
 fn places() -> Vec<PathBuf> {
     let own = own_user().unwrap_or(0);
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|folder| !folder.is_empty());

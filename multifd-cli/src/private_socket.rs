@@ -9,8 +9,9 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// An address that was asked for, or a Unix socket in a folder nobody else may enter, which goes with it. After a `kill -9` the
-/// next run removes the folder: a lock on it (`flock`) says that its process lives.
+/// An address that was asked for, or a Unix socket in a folder nobody else may enter, which goes
+/// with it. After a `kill -9` the next run removes the folder: a lock on it (`flock`) says that its
+/// process lives.
 pub(crate) struct MeetingPlace {
     pub(crate) address: Address,
     folder: Option<(PathBuf, File)>,

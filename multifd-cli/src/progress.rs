@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// Which round a transfer is in, for whoever looks.
+/// Which round a transfer is in.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Rounds {
     /// As QEMU counts them: from 1 on, once its memory is looked over the first time.

@@ -58,9 +58,9 @@ pub(crate) struct Arrival {
     pub(crate) took: Duration,
 }
 
-/// Receives one migration, and has `end` put it where it is to stay; if it fails, `end` is called with `None` while the
-/// connections are still open. The source gets an orderly end of its main connection only if all has worked: it may take it for
-/// our word that all is well.
+/// Receives one migration, and has `end` put it where it is to stay; if it fails, `end` is called
+/// with `None` while the connections are still open. The source gets an orderly end of its main
+/// connection only if all has worked: it may take it for our word that all is well.
 pub(crate) fn take<T>(
     listener: &mut SocketListener,
     mut options: ReceiveOptions,

@@ -31,7 +31,8 @@ struct Shown {
     ok: bool,
     seconds: f64,
     rounds: u64,
-    /// From the source's word that its guest has stopped to the destination's end: no shorter than the guest's pause.
+    /// From the source's word that its guest has stopped to the destination's end: no shorter than
+    /// the guest's pause.
     #[serde(skip_serializing_if = "Option::is_none")]
     pause_seconds: Option<f64>,
     main_bytes: u64,
@@ -347,7 +348,8 @@ impl Mains {
         }
     }
 
-    /// Looks for the moment at which the guest has stopped. What is not understood is for the destination to judge.
+    /// Looks for the moment at which the guest has stopped. What is not understood is for the
+    /// destination to judge.
     fn follow(&self, copies: Copies) {
         let _ = follow(copies, &Limits::default(), &self.budget, |followed| {
             let mut stopped = lock(&self.stopped);
@@ -357,7 +359,7 @@ impl Mains {
 
     /// From the source to the destination, to its end.
     fn forward(&self, mut source: SocketStream, copies: SyncSender<Vec<u8>>) -> Result<(), Failure> {
-        // Whoever follows does so as long as it understands what comes.
+        // The follower stops at the first thing that it does not understand.
         let mut copies = Some(copies);
         source.set_progress(Arc::clone(&self.progress));
         let mut room = vec![0; ROOM];

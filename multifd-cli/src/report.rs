@@ -20,7 +20,8 @@ pub(crate) fn print(json: bool, result: &impl Serialize, text: &str) -> Result<(
     say(&escape_invisible(&line))
 }
 
-/// Whether a character would do something to a terminal, or change the order in which others are shown.
+/// Whether a character would do something to a terminal, or change the order in which others are
+/// shown.
 fn is_wild(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -112,7 +113,8 @@ pub(crate) struct Guest {
     pub(crate) found: String,
     /// The state it was left in.
     pub(crate) left: String,
-    /// How long it stood still, from QEMU's event STOP to its event RESUME; not there if it was not let run again.
+    /// How long it stood still, from QEMU's event STOP to its event RESUME; not there if it was not
+    /// let run again.
     pub(crate) pause_seconds: Option<f64>,
     /// How long it stood still by QEMU's own measure, which ends when all has been sent.
     pub(crate) downtime_seconds: Option<f64>,
@@ -152,7 +154,8 @@ pub(crate) struct Transfer {
     pub(crate) compression: String,
     pub(crate) sync: &'static str,
     pub(crate) rounds: Option<u64>,
-    /// From the main connection on, without what comes after: writing a file, waiting for the destination's end.
+    /// From the main connection on, without what comes after: writing a file, waiting for the
+    /// destination's end.
     pub(crate) seconds: f64,
     /// How long it took to write, sync and name the file.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -1,4 +1,5 @@
-//! Ctrl-C and its kin end the transfer; a second one ends the program, unless a QEMU is to be put back first.
+//! Ctrl-C and its kin end the transfer; a second one ends the program, unless a QEMU is to be put
+//! back first.
 
 use crate::failure::Failure;
 use crate::report;
@@ -13,7 +14,8 @@ static CAUGHT: AtomicI32 = AtomicI32::new(0);
 /// QEMUs whose settings are not as they were found.
 static CHANGED: AtomicUsize = AtomicUsize::new(0);
 
-/// Signals that come so soon after the first are the same one: `timeout` sends it to the process and to its group.
+/// Signals that come so soon after the first are the same one: `timeout` sends it to the process
+/// and to its group.
 const SAME: Duration = Duration::from_secs(1);
 
 /// While one lives, a signal ends no more than the transfer: something has to be put back.

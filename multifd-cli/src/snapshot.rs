@@ -44,7 +44,8 @@ pub(crate) fn run(args: &Snapshot) -> Result<(), Failure> {
     let outcome = transfer(args, &mut qmp, &cancel, (&changed, &mut guest));
     // The guest stands still: its memory lies where it lay when it was copied.
     let flat_view = outcome.is_ok().then(|| machine::flat_view(&mut qmp)).flatten();
-    // Whatever happened, QEMU is put back first; the guest does not wait for the file to be written.
+    // Whatever happened, QEMU is put back first; the guest does not wait for the file to be
+    // written.
     let run_on = match &outcome {
         Ok(arrival) => may_run_on(&guest, arrival, args) && resume,
         Err(_) => was_running,
@@ -78,7 +79,8 @@ pub(crate) fn run(args: &Snapshot) -> Result<(), Failure> {
     recv::finish(&args.out, args.show, &arrival, &kept, Some(guest))
 }
 
-/// Whether the guest can be let run: it may have gone to sleep or panicked while its memory was copied.
+/// Whether the guest can be let run: it may have gone to sleep or panicked while its memory was
+/// copied.
 fn may_run_on(guest: &Guest, arrival: &recv::Arrival, args: &Snapshot) -> bool {
     let tail = &arrival.received.snapshot.tail;
     let Some(state) = run_state::saved(tail).filter(|state| *state != guest.found) else {
@@ -97,7 +99,8 @@ fn may_run_on(guest: &Guest, arrival: &recv::Arrival, args: &Snapshot) -> bool {
     may.is_ok_and(|rule| rule == Rule::GoesOn || args.control.resume)
 }
 
-/// Checks that this QEMU can be migrated, and its guest left as it was asked for. Nothing has been changed.
+/// Checks that this QEMU can be migrated, and its guest left as it was asked for. Nothing has been
+/// changed.
 fn check(qmp: &mut Qmp, args: &Snapshot, status: &str) -> Result<Rule, Failure> {
     let migration = qmp.migration()?;
     if !migration.is_over() {
@@ -148,7 +151,8 @@ fn transfer(
         let arrival = scope.spawn(move || {
             recv::take(listener, receiving, show, rounds, |arrival| {
                 if arrival.is_none() {
-                    // Our connections stay open until QEMU has been told: it may die of one that breaks off.
+                    // Our connections stay open until QEMU has been told: it may die of one that
+                    // breaks off.
                     broken_off.cancel();
                     let _ = called_off.recv_timeout(patience);
                 }
@@ -245,8 +249,8 @@ fn watch(
     }
 }
 
-/// Starts the migration. QEMU says of one that has just failed that it is over before it has cleaned up after it: then it refuses
-/// another one for a moment.
+/// Starts the migration. QEMU says of one that has just failed that it is over before it has
+/// cleaned up after it: then it refuses another one for a moment.
 fn start(qmp: &mut Qmp, address: &str, timeout: Duration) -> Result<(), Failure> {
     let end = Instant::now() + timeout;
     loop {
@@ -267,9 +271,9 @@ fn settle(qmp: &mut Qmp, changed: Changed, run_on: bool, guest: &mut Guest) -> R
         }
         return Err(error);
     }
-    // The guest first: it stands still meanwhile.
+    // The guest first: it stands still meanwhile. One that sleeps, or has panicked, is left so.
     let mut resumed = Ok(());
-    if run_on && !qmp.guest()?.0 {
+    if run_on && ["paused", "postmigrate"].contains(&qmp.guest()?.1.as_str()) {
         resumed = qmp.execute("cont", &json!({})).map(drop);
     }
     let put_back = changed.put_back(qmp);

@@ -18,7 +18,8 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Refuses an output that is one of the inputs, by whatever name: it would be emptied before it is read.
+/// Refuses an output that is one of the inputs, by whatever name: it would be emptied before it is
+/// read.
 pub(crate) fn never_an_input(output: &Path, inputs: &[&Path]) -> Result<(), Failure> {
     let beside: Vec<PathBuf> = inputs.iter().map(|input| companion(input)).collect();
     let all = inputs.iter().copied().chain(beside.iter().map(PathBuf::as_path));
@@ -131,7 +132,8 @@ impl Target {
         })
     }
 
-    /// Writes a snapshot and gives the file its name. `layout` says where memory lies, if that is known.
+    /// Writes a snapshot and gives the file its name. `layout` says where memory lies, if that is
+    /// known.
     pub(crate) fn write(
         self,
         snapshot: &Snapshot,
@@ -249,7 +251,8 @@ pub(crate) fn companion_of(path: &Path, mapped: &MappedFile) -> Result<Option<Di
     Digest::read(path, largest.min(MAX_COMPANION))
 }
 
-/// Reads a snapshot's companion, if it has one that is its own: a file may have been replaced and its companion not.
+/// Reads a snapshot's companion, if it has one that is its own: a file may have been replaced and
+/// its companion not.
 pub(crate) fn own_companion(path: &Path, mapped: &MappedFile) -> Option<Digest> {
     let problem = match companion_of(path, mapped) {
         Ok(None) => return None,

@@ -22,8 +22,9 @@ const FASTEST: [CParameter; 2] = [CParameter::WindowLog(18), CParameter::HashLog
 /// The method zstd. Each packet is a complete frame of its own, which a real QEMU 10.0.2 takes as well as its own kind: so any
 /// thread can prepare any packet.
 ///
-/// A decoder keeps the largest window that a frame of its channel asked for, up to 32 MiB, for the channel's life. All
-/// decoders of one `Zstd`, and of its clones, share a [`MemoryBudget`] for windows above 1 MiB.
+/// A decoder keeps the largest window that a frame of its channel asked for, up to 32 MiB, for the
+/// channel's life. All decoders of one `Zstd`, and of its clones, share a [`MemoryBudget`] for
+/// windows above 1 MiB.
 #[derive(Debug, Clone)]
 pub struct Zstd {
     level: u8,
@@ -179,7 +180,8 @@ struct FrameDecoder {
 }
 
 impl FrameDecoder {
-    /// Takes a frame's window from the budget before zstd allocates it; `false` if the frame's header is cut off.
+    /// Takes a frame's window from the budget before zstd allocates it; `false` if the frame's
+    /// header is cut off.
     fn reserve(&mut self, frame: &[u8]) -> Result<bool, Refused> {
         let bytes = match window(frame) {
             Window::Bytes(bytes) => bytes,

@@ -11,7 +11,7 @@ pub(crate) enum Window {
     Bytes(u64),
     /// The header goes on after the end of the input.
     CutOff,
-    /// It is no frame of zstd's.
+    /// The input is not a zstd frame.
     NoFrame,
 }
 

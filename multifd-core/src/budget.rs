@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How many bytes may be held for what a peer or a file asks for, over everything that shares this budget: windows of
-/// decoders, device state, lists. Guest RAM is not counted; it has a limit of its own.
+/// How many bytes may be held for what a peer or a file asks for, over everything that shares this
+/// budget: windows of decoders, device state, lists. Guest RAM is not counted; it has a limit of
+/// its own.
 ///
 /// ```
 /// use multifd_core::MemoryBudget;

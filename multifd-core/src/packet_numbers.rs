@@ -1,14 +1,15 @@
 //! Which packets have come, by the numbers that a sender counts over all its channels.
 //!
-//! QEMU before 9.0 gives a packet with pages that is still waiting when a round ends the number of that end, and sends it as
-//! the SYNC: its own number is never sent. An empty packet with the same number may follow on the channel. Seen from a 7.2.
+//! QEMU before 9.0 gives a packet with pages that is still waiting when a round ends the number of
+//! that end, and sends it as the SYNC: its own number is never sent. An empty packet with the same
+//! number may follow on the channel. Seen from a 7.2.
 
 use crate::shutdown::lock;
 use std::collections::VecDeque;
 use std::sync::Mutex;
 
-/// How many numbers beyond the first missing one a packet may have: 32 TiB of guest memory in packets of 512 KiB.
-/// Remembering them takes 8 MiB at most.
+/// How many numbers beyond the first missing one a packet may have: 32 TiB of guest memory in
+/// packets of 512 KiB. Remembering them takes 8 MiB at most.
 const MAX_AHEAD: u64 = 1 << 26;
 
 /// The numbers seen so far. They must turn out to be exactly 0..n, each once, in any order.
@@ -37,7 +38,8 @@ pub(crate) enum Wrong {
 }
 
 impl PacketNumbers {
-    /// Takes note of a packet. Allocates only while the span between the slowest and the fastest channel grows.
+    /// Takes note of a packet. Allocates only while the span between the slowest and the fastest
+    /// channel grows.
     pub(crate) fn insert(&self, number: u64) -> Result<(), Wrong> {
         let mut seen = lock(&self.0);
         let (word, bit) = (number / 64, 1u64 << (number % 64));
@@ -73,7 +75,8 @@ impl PacketNumbers {
         lock(&self.0).found += 1;
     }
 
-    /// How many packets have come, and how many there were by their numbers: more if any is missing.
+    /// How many packets have come, and how many there were by their numbers: more if any is
+    /// missing.
     pub(crate) fn counts(&self) -> (u64, u64) {
         let seen = lock(&self.0);
         (seen.found, seen.end)

@@ -319,8 +319,9 @@ impl Receiver {
         self.cancel.clone()
     }
 
-    /// Whether RAM packets are missing: a sender numbers them over all its channels, from 0 and without gaps. A packet
-    /// that was lost shows so, and a channel that nobody knew of. [`Receiver::finish`] checks this, too.
+    /// Whether RAM packets are missing: a sender numbers them over all its channels, from 0 and
+    /// without gaps. A packet that was lost shows so, and a channel that nobody knew of.
+    /// [`Receiver::finish`] checks this, too.
     ///
     /// # Errors
     /// [`Error::MissingPackets`].
@@ -336,8 +337,9 @@ impl Receiver {
         Ok(())
     }
 
-    /// Waits until every channel has ended, and joins the threads. `Ok` means complete: every channel ended where a
-    /// message could have begun, nothing came after the last joined round, and no RAM packet is missing.
+    /// Waits until every channel has ended, and joins the threads. `Ok` means complete: every
+    /// channel ended where a message could have begun, nothing came after the last joined round,
+    /// and no RAM packet is missing.
     ///
     /// # Errors
     /// The transfer's first error.

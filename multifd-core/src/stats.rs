@@ -42,7 +42,8 @@ pub struct Stats {
     pub elapsed: Duration,
     /// Each channel's counts, by channel number.
     pub channels: Vec<ChannelStats>,
-    /// Pages that went over another connection, such as QEMU's main channel. Its bytes are not counted here.
+    /// Pages that went over another connection, such as QEMU's main channel. Its bytes are not
+    /// counted here.
     pub main: ChannelStats,
 }
 

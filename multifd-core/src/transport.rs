@@ -143,7 +143,8 @@ pub trait ChannelSource {
     /// [`ChannelError`] if a connection can not be taken or is none of ours.
     fn next_channel(&mut self, wait: bool) -> Result<Option<Box<dyn RecvChannel>>, ChannelError>;
 
-    /// A channel that should be there already: a source has opened all of them. One that is on its way is waited for a moment.
+    /// A channel that should be there already: a source has opened all of them. One that is on its
+    /// way is waited for a moment.
     ///
     /// # Errors
     /// As [`ChannelSource::next_channel`].

@@ -360,7 +360,8 @@ fn packets_are_numbered_without_gap_or_copy_over_all_channels() {
     let data = Flags::data(Method::None);
     let page = |peer: Peer, at: u64| peer.ram(data, "pc.ram", &[at * 4096], &[]);
     let two = |one: &Peer, other: &Peer| refused(&[&one.0, &other.0], ReceiverConfig::default());
-    // Numbers 0, 1, 3 | 2, 4, 5: whole. Then packet 1 is lost, or replaced by a copy of packet 0, or comes twice.
+    // Numbers 0, 1, 3 | 2, 4, 5: whole. Then packet 1 is lost, or replaced by a copy of packet 0,
+    // or comes twice.
     let whole = || page(page(Peer::new(0, 0), 0), 1).numbered(3).sync();
     let other = page(Peer::new(1, 0).numbered(2), 2).numbered(4).sync();
     let error = two(&page(Peer::new(0, 0), 0).numbered(3).sync(), &other);
@@ -392,8 +393,9 @@ fn packets_are_numbered_without_gap_or_copy_over_all_channels() {
         matches!(error, Error::PacketNumber { channel: 1, number, .. } if number == u64::MAX - 1),
         "{error}"
     );
-    // As QEMU before 9.0 does: pages that wait when a round ends are sent with its SYNC's number, 3 here, and an empty packet
-    // with that number may follow; 1 is nobody's. A copy of the SYNC itself is none of these.
+    // As QEMU before 9.0 does: pages that wait when a round ends are sent with its SYNC's number, 3
+    // here, and an empty packet with that number may follow; 1 is nobody's. A copy of the SYNC
+    // itself is none of these.
     let waiting = |again: Flags| {
         let sync = Peer::new(0, 0).ram(data, "pc.ram", &[0], &[]).numbered(3);
         let pages = sync.ram(Flags::sync(), "pc.ram", &[4096], &[]);

@@ -105,8 +105,9 @@ pub fn main_channel(data: &[u8]) -> bool {
     true
 }
 
-/// Reads device sections, after a layout of memory as the monitor prints it, whose length comes first: what is made of them keeps its
-/// promises. Returns whether the sections were taken and the layout understood.
+/// Reads device sections, after a layout of memory as the monitor prints it, whose length comes
+/// first: what is made of them keeps its promises. Returns whether the sections were taken and the
+/// layout understood.
 pub fn device_sections(data: &[u8]) -> bool {
     let Some((len, rest)) = data.split_first_chunk::<2>() else {
         return false;

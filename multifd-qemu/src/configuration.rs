@@ -46,8 +46,8 @@ impl Configuration {
         }
     }
 
-    /// Bytes of a guest page: as the source says; where it does not, 8192 for the machines of SPARC and Alpha, whose page size
-    /// is fixed, and 4096 for all others.
+    /// Bytes of a guest page: as the source says; where it does not, 8192 for the machines of SPARC
+    /// and Alpha, whose page size is fixed, and 4096 for all others.
     pub fn page_size(&self) -> u32 {
         let bits = self.subsections.iter().find_map(|sub| match sub {
             Subsection::TargetPageBits(bits) => Some(*bits),

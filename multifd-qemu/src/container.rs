@@ -7,8 +7,8 @@ use std::io::{self, Read, Seek, SeekFrom};
 /// What libvirt's save images begin with, and those whose writing was cut off.
 const SAVE_IMAGE: &[u8; 16] = b"LibvirtQemudSave";
 const PARTIAL_IMAGE: &[u8; 16] = b"LibvirtQemudPart";
-/// Bytes of a save image's header, after which a description of the domain comes. The length of that stands at 20,
-/// little-endian as on the host that wrote it.
+/// Bytes of a save image's header, after which a description of the domain comes. The length of
+/// that stands at 20, little-endian as on the host that wrote it.
 const HEADER: u64 = 92;
 /// The migration begins at a multiple of this, in an image of the format "sparse".
 const ALIGN: u64 = 4096;
@@ -17,19 +17,19 @@ const REACH: u64 = 16 << 20;
 /// Longest description taken.
 const MAX_DESCRIPTION: u64 = 64 << 20;
 
-/// Where the migration in a file begins, in bytes: at its start, or in a save image of libvirt's, after what libvirt puts
-/// before it.
+/// Where the migration in a file begins, in bytes: at its start, or in a save image of libvirt's,
+/// after what libvirt puts before it.
 ///
 /// # Errors
-/// [`Error::NotAMigration`] if it is neither; [`Error::Refused`] for save images of other formats than "sparse", or
-/// that were cut off; [`Error::Io`].
+/// [`Error::NotAMigration`] if it is neither; [`Error::Refused`] for save images of other formats
+/// than "sparse", or that were cut off; [`Error::Io`].
 pub fn find_migration(mut file: impl Read + Seek) -> Result<u64, Error> {
     let head = read(&mut file, 0)?;
     let name = head
         .first_chunk::<16>()
         .filter(|name| [SAVE_IMAGE, PARTIAL_IMAGE].contains(name));
     let Some(name) = name else {
-        // Whoever reads the migration says if it is none.
+        // Reading the migration tells whether it is one.
         return Ok(0);
     };
     let refused = |what: &str, advice: &str| Error::Refused {

@@ -1,5 +1,5 @@
-//! The elements of a main channel in their order, for a stream and for a file: the RAM section's parts, and what may stand
-//! between them.
+//! The elements of a main channel in their order, for a stream and for a file: the RAM section's
+//! parts, and what may stand between them.
 
 use crate::input::Input;
 use crate::sections::{
@@ -61,7 +61,8 @@ impl Elements {
         self.ended
     }
 
-    /// Reads up to the next part of the RAM section, or to the device sections. Memory for what is kept is taken from `held`.
+    /// Reads up to the next part of the RAM section, or to the device sections. Memory for what is
+    /// kept is taken from `held`.
     pub(crate) fn next<R: Read>(
         &mut self,
         input: &mut Input<R>,
@@ -113,7 +114,8 @@ impl Elements {
         self.ended = kind == END;
     }
 
-    /// A source that opens the return path waits for answers. Nothing but the commands before this told why.
+    /// A source that opens the return path waits for answers. Nothing but the commands before this
+    /// told why.
     fn refuse_questions(&self) -> Result<(), Error> {
         let Some((offset, command)) = self.asks else {
             return Ok(());
@@ -125,9 +127,10 @@ impl Elements {
         })
     }
 
-    /// Reads device sections that come before the RAM's pages, such as virtio-mem's: they have no length on the wire. They end
-    /// in a footer that another part of the RAM section follows, or the command that says the guest is stopped; the first
-    /// bytes of either are read then, and its type is returned.
+    /// Reads device sections that come before the RAM's pages, such as virtio-mem's: they have no
+    /// length on the wire. They end in a footer that another part of the RAM section follows, or
+    /// the command that says the guest is stopped; the first bytes of either are read then, and its
+    /// type is returned.
     fn read_early<R: Read>(
         &mut self,
         ram_section: u32,

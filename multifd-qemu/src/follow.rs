@@ -12,15 +12,17 @@ use std::time::Instant;
 /// What a main channel has said, as far as it was followed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Followed {
-    /// Rounds that it had the channels join (`MULTIFD_FLUSH`); none of a machine type up to 8.0, which does not say it.
+    /// Rounds that it had the channels join (`MULTIFD_FLUSH`); none of a machine type up to 8.0,
+    /// which does not say it.
     pub flushes: u64,
-    /// When the guest had stopped: the switchover command came, or the last part of the RAM section.
+    /// When the guest had stopped: the switchover command came, or the last part of the RAM
+    /// section.
     pub stopped: Option<Instant>,
 }
 
-/// Follows a main channel to its device sections, or to its end. `seen` is called after every part of the RAM section, with
-/// what is known so far. Nothing is kept but the block list and device sections that come before the RAM, within `limits` and
-/// `budget`.
+/// Follows a main channel to its device sections, or to its end. `seen` is called after every part
+/// of the RAM section, with what is known so far. Nothing is kept but the block list and device
+/// sections that come before the RAM, within `limits` and `budget`.
 ///
 /// # Errors
 /// [`Error`]: what a receiver would say of the channel.

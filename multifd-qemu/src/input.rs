@@ -164,8 +164,8 @@ impl<R: Read> Input<R> {
         })
     }
 
-    /// Everything to the end of the channel, after a byte that was read already; at most `limit` bytes. Memory for it is taken
-    /// from `held`, beside what that holds already.
+    /// Everything to the end of the channel, after a byte that was read already; at most `limit`
+    /// bytes. Memory for it is taken from `held`, beside what that holds already.
     pub(crate) fn rest(
         &mut self,
         first: u8,
@@ -188,7 +188,8 @@ impl<R: Read> Input<R> {
                 });
             }
             if len > all.capacity() {
-                // Twice as much each time, so that little is copied; the old is gone before the new is used.
+                // Twice as much each time, so that little is copied; the old is gone before the new
+                // is used.
                 let capacity = len
                     .max(all.capacity() * 2)
                     .min(usize::try_from(limit).unwrap_or(len).max(len));

@@ -257,7 +257,8 @@ impl<F: Write + Seek> MappedWriter<F> {
         Ok((writer, placed))
     }
 
-    /// Writes the device sections, those that come before the RAM's end and those after it, and returns the file.
+    /// Writes the device sections, those that come before the RAM's end and those after it, and
+    /// returns the file.
     ///
     /// # Errors
     /// [`Error::File`].

@@ -162,8 +162,8 @@ pub(crate) fn check_count(count: usize, offset: u64, limits: &Limits) -> Result<
     Ok(())
 }
 
-/// Reads a page record's block and contents, and puts the page in place; returns the page's size in bytes. `last` is the block
-/// of the record before, `room` a buffer to be used again.
+/// Reads a page record's block and contents, and puts the page in place; returns the page's size in
+/// bytes. `last` is the block of the record before, `room` a buffer to be used again.
 pub(crate) fn read_page<R: Read>(
     input: &mut Input<R>,
     ram: &RamMap,

@@ -49,7 +49,8 @@ pub struct ReceiveOptions {
     pub require_checksums: bool,
     /// Who takes device state that comes over multifd channels; without one it is refused.
     pub device_state: Option<Arc<dyn DeviceStateSink>>,
-    /// Called once, when the RAM blocks are known, before anything is received: says why they are not wanted, if they are not.
+    /// Called once, when the RAM blocks are known, before anything is received: says why they are
+    /// not wanted, if they are not.
     pub check: Option<CheckBlocks>,
     /// Called once, when the RAM blocks are known.
     pub on_start: Option<Box<dyn FnOnce(Started) + Send>>,
@@ -208,7 +209,8 @@ impl<R: Read> Reception<'_, R> {
         let first = loop {
             match elements.next(&mut self.input, &self.options.limits, &mut held)? {
                 Element::Ram => self.section(elements.ram_section())?,
-                // Only where QEMU saves a background snapshot has the RAM no end, and then there are no channels.
+                // Only where QEMU saves a background snapshot has the RAM no end, and then there
+                // are no channels.
                 Element::Devices(kind) if elements.ram_has_ended() || self.is_without_channels() => {
                     break kind;
                 }
@@ -227,8 +229,8 @@ impl<R: Read> Reception<'_, R> {
                 .as_ref()
                 .is_none_or(|stats| stats.read().main.normal_pages == 0)
         {
-            // A source without channels sends all of RAM here, firmware at least; one with channels names zero pages at most: its
-            // channels must have come late.
+            // A source without channels sends all of RAM here, firmware at least; one with channels
+            // names zero pages at most: its channels must have come late.
             return Err(Error::Refused {
                 offset: self.input.offset(),
                 what: "no multifd connections and no pages either".into(),
@@ -431,7 +433,8 @@ impl<R: Read> Reception<'_, R> {
             no_late_channel(self.source, receiver.channels())?;
         }
         if receiver.channels() == 0 {
-            // A source that syncs each section says nothing of it, and neither does one that has no channels at all.
+            // A source that syncs each section says nothing of it, and neither does one that has no
+            // channels at all.
             if self.sync == Some(SyncStyle::EachSection) {
                 self.check_without_channels()?;
                 self.over_main = true;

@@ -23,7 +23,8 @@ pub(crate) const RAM_NAME: &str = "ram";
 const RAM_VERSION: u32 = 4;
 /// The command by which a source says that the guest is stopped; it has no body.
 pub(crate) const SWITCHOVER_START: u16 = 11;
-/// The command by which a source prepares for postcopy: of RAM if it has a body, of dirty bitmaps alone if not.
+/// The command by which a source prepares for postcopy: of RAM if it has a body, of dirty bitmaps
+/// alone if not.
 const POSTCOPY_ADVISE: u16 = 3;
 
 /// Reads the channel's first eight bytes.
@@ -69,8 +70,9 @@ pub(crate) fn read_footer<R: Read>(input: &mut Input<R>, id: u32) -> Result<(), 
     input.expect_u32("a section footer's id", id)
 }
 
-/// Reads a command, and returns it if what it means for us is not said by it alone: the start of the switchover, and what
-/// asks for an answer. `asks` is a command of the latter kind that came right before.
+/// Reads a command, and returns it if what it means for us is not said by it alone: the start of
+/// the switchover, and what asks for an answer. `asks` is a command of the latter kind that came
+/// right before.
 pub(crate) fn read_command<R: Read>(input: &mut Input<R>, asks: Option<(u64, u16)>) -> Result<u16, Error> {
     let offset = input.offset();
     let command = input.u16("a command")?;

@@ -5,8 +5,9 @@ use crate::{Error, Limits};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-/// A VM's device sections, byte for byte: those that come before the RAM's pages, and everything after the RAM section, which
-/// is device sections, the end mark, and mostly QEMU's description of all of them (vmdesc).
+/// A VM's device sections, byte for byte: those that come before the RAM's pages, and everything
+/// after the RAM section, which is device sections, the end mark, and mostly QEMU's description of
+/// all of them (vmdesc).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tail {
     early: Vec<u8>,
@@ -58,8 +59,8 @@ impl Tail {
         }
     }
 
-    /// These device sections, and before them `early`, which stand before the RAM's pages: whole sections with their footers,
-    /// such as virtio-mem's.
+    /// These device sections, and before them `early`, which stand before the RAM's pages: whole
+    /// sections with their footers, such as virtio-mem's.
     #[must_use]
     pub fn with_early(mut self, early: Vec<u8>) -> Self {
         self.early = early;

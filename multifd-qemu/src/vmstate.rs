@@ -1,5 +1,5 @@
-//! Device sections cut apart: their bodies have no length on the wire, but QEMU's description adds up to it, and names every
-//! field.
+//! Device sections cut apart: their bodies have no length on the wire, but QEMU's description adds
+//! up to it, and names every field.
 
 use crate::Tail;
 use crate::sections::{EOF, FOOTER, FULL};
@@ -36,7 +36,8 @@ struct NamedField {
 }
 
 impl DeviceState {
-    /// The bytes of the first field of this name, of all elements if it is an array. Integers are big-endian.
+    /// The bytes of the first field of this name, of all elements if it is an array. Integers are
+    /// big-endian.
     pub fn field(&self, name: &str) -> Option<&[u8]> {
         let field = self.fields.iter().find(|field| field.name == name)?;
         self.body.get(field.bytes.clone())
@@ -51,13 +52,14 @@ impl DeviceState {
 }
 
 impl Tail {
-    /// The device sections in their order, if the description at the end is there and fits them byte for byte.
+    /// The device sections in their order, if the description at the end is there and fits them
+    /// byte for byte.
     pub fn sections(&self) -> Option<Vec<DeviceSection>> {
         Some(self.devices()?.into_iter().map(|(section, ..)| section).collect())
     }
 
-    /// The device sections whose name is, or ends in a slash and, `name`, with their fields. `None` as for
-    /// [`Tail::sections`].
+    /// The device sections whose name is, or ends in a slash and, `name`, with their fields. `None`
+    /// as for [`Tail::sections`].
     pub fn states(&self, name: &str) -> Option<Vec<DeviceState>> {
         let is =
             |found: &str| found == name || found.strip_suffix(name).is_some_and(|rest| rest.ends_with('/'));
@@ -179,8 +181,9 @@ impl Device {
         Some(size)
     }
 
-    /// Where each field lies, those of structures after the structure itself. What a hostile description says of the inside of
-    /// a structure may lie anywhere: reading it gives nothing then.
+    /// Where each field lies, those of structures after the structure itself. What a hostile
+    /// description says of the inside of a structure may lie anywhere: reading it gives nothing
+    /// then.
     fn fields(&self, start: usize, found: &mut Vec<NamedField>) {
         let mut at = walk(&self.fields, start, found);
         for subsection in &self.subsections {

@@ -15,8 +15,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 const MAX_STEM: usize = 200;
 
 /// A file being written beside its target under a temporary name (`.NAME.PID.N.partial`), which
-/// [`commit`](AtomicFile::commit) renames into place. Dropped before that, it removes itself; after a `kill -9`, the next
-/// [`AtomicFile`] in the same folder removes it. A lock on the file (`flock`) says that its writer lives.
+/// [`commit`](AtomicFile::commit) renames into place. Dropped before that, it removes itself; after
+/// a `kill -9`, the next [`AtomicFile`] in the same folder removes it. A lock on the file (`flock`)
+/// says that its writer lives.
 ///
 /// A target written as `/dev/fdset/N` is the file of descriptor `N`, which somebody else has named: it is emptied at the
 /// start, and again if it is not committed.
@@ -33,12 +34,13 @@ pub struct AtomicFile {
     committed: bool,
 }
 
-/// Checks that a file may be created at `target`: nothing is there, or with `replace` a regular file, which is to be
-/// replaced. The file of a descriptor (`/dev/fdset/N`) was passed to be written to.
+/// Checks that a file may be created at `target`: nothing is there, or with `replace` a regular
+/// file, which is to be replaced. The file of a descriptor (`/dev/fdset/N`) was passed to be
+/// written to.
 ///
 /// # Errors
-/// [`FileError::Exists`]; [`FileError::NotRegular`] for a device, a fifo, a socket, a folder or a symbolic link, which are
-/// never replaced; [`FileError::Path`] if the system does not tell.
+/// [`FileError::Exists`]; [`FileError::NotRegular`] for a device, a fifo, a socket, a folder or a
+/// symbolic link, which are never replaced; [`FileError::Path`] if the system does not tell.
 pub fn check_target(target: &Path, replace: bool) -> Result<(), FileError> {
     if descriptor_number(target).is_some() {
         return Ok(());
@@ -69,11 +71,13 @@ pub fn check_target(target: &Path, replace: bool) -> Result<(), FileError> {
 }
 
 impl AtomicFile {
-    /// Creates the temporary file in the target's folder. Mode 0600: guest memory is nobody else's business. With `replace`, a
-    /// regular file that has the target's name then is replaced; without, it stays, and [`commit`](AtomicFile::commit) fails.
+    /// Creates the temporary file in the target's folder. Mode 0600: guest memory is nobody else's
+    /// business. With `replace`, a regular file that has the target's name then is replaced;
+    /// without, it stays, and [`commit`](AtomicFile::commit) fails.
     ///
     /// # Errors
-    /// As [`check_target`]; [`FileError::Path`], as when the folder does not exist, or may not be read or written to.
+    /// As [`check_target`]; [`FileError::Path`], as when the folder does not exist, or may not be
+    /// read or written to.
     pub fn create(target: &Path, replace: bool) -> Result<Self, FileError> {
         let failed = |source| FileError::Path {
             path: target.into(),
@@ -157,8 +161,8 @@ impl AtomicFile {
         Ok(())
     }
 
-    /// Moves what is at `path` to the temporary name, in place of this file, which is empty. It is locked as this was, by the
-    /// descriptor that is returned.
+    /// Moves what is at `path` to the temporary name, in place of this file, which is empty. It is
+    /// locked as this was, by the descriptor that is returned.
     pub(crate) fn take_from(&self, path: &Path) -> io::Result<File> {
         let partial = self.partial.as_ref().ok_or(io::ErrorKind::Unsupported)?;
         let moved = OpenOptions::new()

@@ -23,12 +23,13 @@ const MAX_BLOCKS: u32 = 65536;
 
 /// Checksums (CRC-32, as in gzip) of a snapshot: one for each MiB of each RAM block, and one for everything else.
 ///
-/// The companion of `FILE` is `FILE.crc`: big-endian, `magic "MFSM" | version u32 | chunk size u32 | uuid[16] |
-/// CRC of the rest u32 | block count u32`, then for each block `u16 length | name | used length u64 | CRC u32 for each
-/// chunk`; in version 2, the memory layout, `range count u32`, then for each range `guest physical address u64 | length u64
+/// The companion of `FILE` is `FILE.crc`: big-endian, `magic "MFSM" | version u32 | chunk size u32
+/// | uuid[16] | CRC of the rest u32 | block count u32`, then for each block `u16 length | name |
+/// used length u64 | CRC u32 for each chunk`; in version 2, the memory layout, `range count u32`,
+/// then for each range `guest physical address u64 | length u64
 /// | index of the block u32 | offset in the block u64`; and last the CRC-32 of all that stands before it. It is of version 1
-/// if there is no layout. A checksum covers memory, not the file: pages that are not stored count as zeros. The rest is what
-/// the caller says it is: for a snapshot, the device sections.
+/// if there is no layout. A checksum covers memory, not the file: pages that are not stored count
+/// as zeros. The rest is what the caller says it is: for a snapshot, the device sections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Digest {
     /// The VM's UUID, which a mapped-ram file does not keep; or zeros.
@@ -169,7 +170,8 @@ impl Digest {
         hasher.finalize()
     }
 
-    /// Checksums of a VM in memory; `rest` is everything but its memory, in pieces one after another.
+    /// Checksums of a VM in memory; `rest` is everything but its memory, in pieces one after
+    /// another.
     ///
     /// # Errors
     /// None in practice.
@@ -282,8 +284,8 @@ impl Digest {
         })
     }
 
-    /// Bytes of the largest companion that RAM blocks can have, given the length of each one's name and its used length, both
-    /// in bytes.
+    /// Bytes of the largest companion that RAM blocks can have, given the length of each one's name
+    /// and its used length, both in bytes.
     pub fn largest(blocks: impl Iterator<Item = (usize, u64)>) -> u64 {
         let block = |(name, len): (usize, u64)| 2 + name as u64 + 8 + 4 * len.div_ceil(CHUNK);
         let blocks: u64 = blocks.map(block).fold(0, u64::saturating_add);
@@ -292,8 +294,8 @@ impl Digest {
             .saturating_add(4 + u64::from(MAX_RANGES) * RANGE)
     }
 
-    /// Reads the companion of `file`, which must be a regular file of at most `limit` bytes (see [`Digest::largest`]);
-    /// `None` if it has none.
+    /// Reads the companion of `file`, which must be a regular file of at most `limit` bytes (see
+    /// [`Digest::largest`]); `None` if it has none.
     ///
     /// # Errors
     /// [`FileError::Path`], [`FileError::NotRegular`], [`FileError::Companion`].

@@ -7,7 +7,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// Marks a temporary file as one whose writer lives; `false` if another process has. A file system without locks says yes.
+/// Marks a temporary file as one whose writer lives; `false` if another process has. A file system
+/// without locks says yes.
 pub(crate) fn lock(file: &File) -> io::Result<bool> {
     match sys::lock(file) {
         Ok(()) => Ok(true),
@@ -37,8 +38,8 @@ fn is_partial(name: &[u8]) -> bool {
     is_number(parts.next()) && is_number(parts.next()) && parts.next().is_some_and(|stem| stem.len() > 1)
 }
 
-/// Removes temporary files of dead processes from a folder. Only regular files of ours that nobody has locked go; whatever
-/// cannot be looked at stays.
+/// Removes temporary files of dead processes from a folder. Only regular files of ours that nobody
+/// has locked go; whatever cannot be looked at stays.
 pub(crate) fn sweep(folder: &Path) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         if !is_partial(entry.file_name().as_bytes()) {

@@ -7,11 +7,12 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// A file that is being written, and its [`companion`] if it is to have one. [`commit`](FileWithCompanion::commit) gives
-/// both their names; until then, or if that fails, what had the names before stays.
+/// A file that is being written, and its [`companion`] if it is to have one.
+/// [`commit`](FileWithCompanion::commit) gives both their names; until then, or if that fails, what
+/// had the names before stays.
 ///
-/// A file never appears beside the companion of another: a companion that stood there goes first, and comes back if the
-/// file cannot be put in place.
+/// A file never appears beside the companion of another: a companion that stood there goes first,
+/// and comes back if the file cannot be put in place.
 #[derive(Debug)]
 pub struct FileWithCompanion {
     file: AtomicFile,
@@ -21,8 +22,8 @@ pub struct FileWithCompanion {
 }
 
 impl FileWithCompanion {
-    /// Begins to write `path`. Without `replace`, neither it nor its companion may exist; with it, regular files are
-    /// replaced. A file of a descriptor (`/dev/fdset/N`) has no companion.
+    /// Begins to write `path`. Without `replace`, neither it nor its companion may exist; with it,
+    /// regular files are replaced. A file of a descriptor (`/dev/fdset/N`) has no companion.
     ///
     /// # Errors
     /// As [`AtomicFile::create`], for either of the two.
@@ -53,12 +54,13 @@ impl FileWithCompanion {
         self.companion.is_some()
     }
 
-    /// Brings both to the disk and gives them their names, the companion first: a file without one is whole, a companion
-    /// without a file is nothing.
+    /// Brings both to the disk and gives them their names, the companion first: a file without one
+    /// is whole, a companion without a file is nothing.
     ///
     /// # Errors
-    /// [`FileError`]; then neither has appeared, unless only syncing the folder failed, or a file was replaced and its companion
-    /// could not be put beside it: then the file is there and whole, without one.
+    /// [`FileError`]; then neither has appeared, unless only syncing the folder failed, or a file
+    /// was replaced and its companion could not be put beside it: then the file is there and whole,
+    /// without one.
     pub fn commit(mut self, digest: Option<&Digest>) -> Result<(), FileError> {
         self.file.sync()?;
         let beside = companion(&self.path);
@@ -88,7 +90,8 @@ impl FileWithCompanion {
             None
         };
         if self.replace {
-            // Whoever reads between the two steps finds a file without checksums, never with wrong ones.
+            // Whoever reads between the two steps finds a file without checksums, never with wrong
+            // ones.
             self.file.appear()?;
             if let Some(moved) = moved {
                 moved.discard();

@@ -14,7 +14,8 @@ pub fn descriptor_number(path: &Path) -> Option<u32> {
     number.parse().ok()
 }
 
-/// Opens a regular file for reading, by path or as `/dev/fdset/N`. It never waits, as opening a fifo would.
+/// Opens a regular file for reading, by path or as `/dev/fdset/N`. It never waits, as opening a
+/// fifo would.
 ///
 /// # Errors
 /// [`FileError::Path`], the system's reason; [`FileError::NotRegular`].
@@ -77,7 +78,8 @@ fn real(path: &Path) -> PathBuf {
     }
 }
 
-/// Whether two paths name one file, by whatever names, or by a descriptor. Paths that name nothing do not.
+/// Whether two paths name one file, by whatever names, or by a descriptor. Paths that name nothing
+/// do not.
 pub fn same_file(one: &Path, other: &Path) -> bool {
     let identity = |path: &Path| {
         let data = real(path).metadata().ok()?;

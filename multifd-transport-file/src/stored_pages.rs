@@ -1,5 +1,5 @@
-//! Which pages of a block a file holds. Only parts of the bitmap that have a bit are kept: a file may claim far more memory
-//! than it stores.
+//! Which pages of a block a file holds. Only parts of the bitmap that have a bit are kept: a file
+//! may claim far more memory than it stores.
 
 use crate::{FileError, sys};
 use multifd_packet::MappedRamLayout;
@@ -18,11 +18,12 @@ const STEP: usize = 64 * BYTES;
 
 /// The stored pages of one RAM block.
 ///
-/// In the file it is a bitmap: bit `i % 64` of little-endian word `i / 64` says that page `i` is stored. Holes of the file
-/// are not read, and take no memory.
+/// In the file it is a bitmap: bit `i % 64` of little-endian word `i / 64` says that page `i` is
+/// stored. Holes of the file are not read, and take no memory.
 #[derive(Debug, Clone, Default)]
 pub struct StoredPages {
-    /// Parts with at least one bit, by the number of their first page divided by [`PAGES`], in order.
+    /// Parts with at least one bit, by the number of their first page divided by [`PAGES`], in
+    /// order.
     parts: Vec<(u64, Box<[u64; WORDS]>)>,
 }
 
@@ -135,8 +136,8 @@ impl StoredPages {
         })
     }
 
-    /// The first page from `at` on, before `end`, that is stored, or that is not. `part` is the index of the part that `at`
-    /// lies in, or of the next one.
+    /// The first page from `at` on, before `end`, that is stored, or that is not. `part` is the
+    /// index of the part that `at` lies in, or of the next one.
     fn seek(&self, part: &mut usize, mut at: u64, end: u64, stored: bool) -> Option<u64> {
         while at < end {
             let Some((number, words)) = self.parts.get(*part) else {

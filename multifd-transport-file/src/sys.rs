@@ -42,15 +42,15 @@ pub(crate) fn read_at(file: &File, region: Region<'_>, at: u64) -> io::Result<us
     retry(|| unsafe { libc::pread(file.as_raw_fd(), region.as_mut_ptr().cast(), region.len(), at) })
 }
 
-/// The next stretch of a range that is not a hole; `None` if there is nothing more but holes. Where the file system does not
-/// tell, all of it is.
+/// The next stretch of a range that is not a hole; `None` if there is nothing more but holes. Where
+/// the file system does not tell, all of it is.
 pub(crate) fn next_data(file: &File, within: Range<u64>) -> io::Result<Option<Range<u64>>> {
     if within.is_empty() {
         return Ok(None);
     }
     let seek = |at: u64, whence| {
         let at = offset(at)?;
-        // SAFETY: a plain call on an open descriptor. Whoever uses the file's own offset sets it first.
+        // SAFETY: a plain call on an open descriptor. Readers set the file's own offset before they use it.
         let result = unsafe { libc::lseek(file.as_raw_fd(), at, whence) };
         u64::try_from(result).map_err(|_| io::Error::last_os_error())
     };

@@ -246,7 +246,8 @@ impl ChannelSource for SocketListener {
         self.next_by(patience)
     }
 
-    /// Behind something that passes connections on, channels may come after the main connection's first words.
+    /// Behind something that passes connections on, channels may come after the main connection's
+    /// first words.
     fn due_channel(&mut self) -> Result<Option<Box<dyn RecvChannel>>, ChannelError> {
         let soon = self.door.options.connect.min(SOON);
         self.next_by(Patience::ForOne(Some(Instant::now() + soon)))

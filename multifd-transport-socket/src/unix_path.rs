@@ -7,7 +7,8 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-/// A path that a socket of ours has been bound to. It is removed when this is dropped, unless it is another's by then.
+/// A path that a socket of ours has been bound to. It is removed when this is dropped, unless it is
+/// another's by then.
 #[derive(Debug)]
 pub(crate) struct BoundPath {
     path: PathBuf,
@@ -66,8 +67,9 @@ fn refuses(target: &SockAddr) -> bool {
     matches!(attempt(), Err(e) if e.kind() == ErrorKind::ConnectionRefused)
 }
 
-/// Whether a socket of this network namespace is bound to the path, though it may not listen yet. Of a path that was bound as a
-/// relative one only the last part can be compared; where the kernel does not tell, somebody is taken to be there.
+/// Whether a socket of this network namespace is bound to the path, though it may not listen yet.
+/// Of a path that was bound as a relative one only the last part can be compared; where the kernel
+/// does not tell, somebody is taken to be there.
 fn is_bound(path: &Path) -> bool {
     let Ok(table) = std::fs::read_to_string("/proc/net/unix") else {
         return true;

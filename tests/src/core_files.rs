@@ -114,7 +114,8 @@ impl Core {
         for load in &self.loads {
             let mut at = load.address;
             while at < load.address + load.len {
-                // Pieces do not cross the multiples of 16 KiB at which the other may begin a new one.
+                // Pieces do not cross the multiples of 16 KiB at which the other may begin a new
+                // one.
                 let left = load.address + load.len - at;
                 let step = if other.has_whole(at, left.min(PIECE)) {
                     PIECE

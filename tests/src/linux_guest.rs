@@ -1,4 +1,5 @@
-//! A real Linux guest, built from Debian's packages (`tests/linux-guest/build`), and what it says on its serial port.
+//! A real Linux guest, built from Debian's packages (`tests/linux-guest/build`), and what it says
+//! on its serial port.
 
 use std::path::{Path, PathBuf};
 
@@ -9,8 +10,8 @@ pub struct LinuxGuest {
 }
 
 impl LinuxGuest {
-    /// The guest, if `.ci/install` has built it. A test that needs it returns when not, having said so; with `CI` set that is a
-    /// failure.
+    /// The guest, if `.ci/install` has built it. A test that needs it returns when not, having said
+    /// so; with `CI` set that is a failure.
     pub fn find() -> Option<Self> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/linux-guest");
         if folder.join("stamp").is_file() {
@@ -25,7 +26,8 @@ impl LinuxGuest {
         None
     }
 
-    /// The arguments of a QEMU that runs it, on a disk of its own, which may be used by two: a guest and its restored copy.
+    /// The arguments of a QEMU that runs it, on a disk of its own, which may be used by two: a
+    /// guest and its restored copy.
     pub fn arguments(&self, disk: &Path) -> Vec<String> {
         if !disk.exists() {
             std::fs::copy(self.folder.join("disk.raw"), disk).unwrap();

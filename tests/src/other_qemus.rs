@@ -1,4 +1,5 @@
-//! QEMUs beside the installed one, as `.ci/install` unpacks them: another version, other architectures.
+//! QEMUs beside the installed one, as `.ci/install` unpacks them: another version, other
+//! architectures.
 
 use std::path::{Path, PathBuf};
 
@@ -26,7 +27,8 @@ impl Unpacked {
         Self::find("arm", "qemu-system-aarch64")
     }
 
-    /// A test that needs one returns when there is none, having said so; with `CI` set that is a failure.
+    /// A test that needs one returns when there is none, having said so; with `CI` set that is a
+    /// failure.
     fn find(name: &str, program: &str) -> Option<Self> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("../target/qemu")

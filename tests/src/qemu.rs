@@ -144,7 +144,8 @@ impl Qemu {
         Self::start_in(Turn::wait(), machine)
     }
 
-    /// Starts one with just these arguments, beside what every test needs; without a guest's RAM that tests look into.
+    /// Starts one with just these arguments, beside what every test needs; without a guest's RAM
+    /// that tests look into.
     pub fn bare(args: &[&str]) -> Self {
         Self::bare_in(Turn::wait(), None, args)
     }

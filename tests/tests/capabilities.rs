@@ -1,11 +1,14 @@
-//! Every migration capability and parameter that a QEMU lists, left on by somebody: `snapshot` and `restore` work, or refuse
-//! naming it, and all of it is put back.
+//! Every migration capability and parameter that a QEMU lists, left on by somebody: `snapshot` and
+//! `restore` work, or refuse naming it, and all of it is put back.
 #![allow(clippy::unwrap_used, clippy::panic)]
+
+mod snapshot_steps;
 
 use multifd_tests::other_qemus::Unpacked;
 use multifd_tests::program::run;
 use multifd_tests::qemu::{Qemu, program};
 use serde_json::{Value, json};
+use snapshot_steps::settings;
 use std::path::Path;
 
 /// What has to be on with a capability.
@@ -38,11 +41,6 @@ fn other(name: &str, value: &Value) -> Option<Value> {
     }
 }
 
-fn settings(qemu: &mut Qemu) -> [Value; 2] {
-    ["query-migrate-capabilities", "query-migrate-parameters"]
-        .map(|command| qemu.execute(command, &json!({})))
-}
-
 fn switch(qemu: &mut Qemu, names: &[&str], on: bool) -> Result<Value, String> {
     let list: Vec<_> = names
         .iter()
@@ -67,7 +65,7 @@ fn all_settings(start: &dyn Fn(bool) -> Qemu) {
     let out = folder.path().join("vm.mapped");
     let out = out.to_str().unwrap();
     let mut source = start(false);
-    let [capabilities, parameters] = settings(&mut source);
+    let (capabilities, parameters) = settings(&mut source);
     let names: Vec<String> = capabilities
         .as_array()
         .unwrap()

@@ -1,11 +1,15 @@
-//! ELF cores beside QEMU's own `dump-guest-memory`: the same memory at the same addresses, the same registers; or a refusal.
+//! ELF cores beside QEMU's own `dump-guest-memory`: the same memory at the same addresses, the same
+//! registers; or a refusal.
 #![allow(clippy::unwrap_used, clippy::panic)]
+
+mod snapshot_steps;
 
 use multifd_tests::core_files::Core;
 use multifd_tests::linux_guest::{LinuxGuest, Said};
 use multifd_tests::program::{json, run};
 use multifd_tests::qemu::{Qemu, program};
 use serde_json::json as object;
+use snapshot_steps::{succeed, text};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -18,21 +22,8 @@ enum Alone {
     Refused,
 }
 
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
-fn succeed(args: &[&str]) -> std::process::Output {
-    let output = run(args);
-    assert!(
-        output.status.success(),
-        "{args:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    output
-}
-
-/// Dumps a stopped guest by QEMU, takes a snapshot of it, and compares the cores that can be made of that.
+/// Dumps a stopped guest by QEMU, takes a snapshot of it, and compares the cores that can be made
+/// of that.
 fn compare(qemu: &mut Qemu, what: &str, alone: Alone) {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = |name: &str| folder.path().join(name);

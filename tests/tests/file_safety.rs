@@ -1,26 +1,21 @@
-//! Files of users: no input is ever written to, nothing but a regular file is ever replaced, a companion belongs to its file, and
-//! what is read takes memory and time by what is stored.
+//! Files of users: no input is ever written to, nothing but a regular file is ever replaced, a
+//! companion belongs to its file, and what is read takes memory and time by what is stored.
 #![allow(clippy::unwrap_used, clippy::panic)]
+
+mod snapshot_steps;
 
 use multifd_packet::MappedRamLayout;
 use multifd_qemu::{BlockInfo, Configuration, MappedWriter, Tail};
 use multifd_tests::golden::Golden;
 use multifd_tests::program::{Recv, json, path, run};
 use multifd_tests::qemu::seeded;
+use snapshot_steps::{said, text};
 use std::fs::File;
 use std::os::unix::fs::{FileExt, FileTypeExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
 
 /// A snapshot with a companion, and the folder it lies in.
 fn snapshot() -> (tempfile::TempDir, std::path::PathBuf) {
@@ -240,7 +235,8 @@ fn a_companion_goes_with_its_file() {
     assert_eq!(names, ["other", "raw", "theirs", "theirs.crc", "vm.mapped"]);
 }
 
-/// Runs the program with a limit of address space; it must end within a time that only a hang exceeds.
+/// Runs the program with a limit of address space; it must end within a time that only a hang
+/// exceeds.
 fn limited(args: &[&str]) -> Output {
     let mut child = Command::new("sh")
         .args(["-c", "ulimit -v 600000; exec \"$@\"", "sh", text(path())])

@@ -1,25 +1,15 @@
-//! What other QEMUs send, and take: Debian 12's 7.2, other architectures, sources without channels, sections before the RAM.
+//! What other QEMUs send, and take: Debian 12's 7.2, other architectures, sources without channels,
+//! sections before the RAM.
 #![allow(clippy::unwrap_used, clippy::panic)]
+
+mod snapshot_steps;
 
 use multifd_tests::other_qemus::Unpacked;
 use multifd_tests::program::{Recv, extract, json, run};
 use multifd_tests::qemu::{Qemu, program};
 use serde_json::{Value, json as object};
+use snapshot_steps::{succeed, text};
 use std::path::Path;
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
-fn succeed(args: &[&str]) -> std::process::Output {
-    let output = run(args);
-    assert!(
-        output.status.success(),
-        "{args:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    output
-}
 
 /// Has a QEMU migrate to `multifd recv`; returns what that said.
 fn into_file(qemu: &mut Qemu, file: &Path, more: &[&str]) -> Value {
@@ -276,7 +266,8 @@ fn a_running_guest_of_qemu_7_2() {
     }
 }
 
-/// virtio-mem sends a section before the RAM's pages: on the wire, in QEMU's files, in ours, and back.
+/// virtio-mem sends a section before the RAM's pages: on the wire, in QEMU's files, in ours, and
+/// back.
 #[test]
 fn sections_before_the_ram() {
     if program().is_none() {

@@ -1,20 +1,20 @@
-//! Hostile peers of the program: memory stays within what is stated, nothing waits for ever, no wrong answer is silent.
+//! Hostile peers of the program: memory stays within what is stated, nothing waits for ever, no
+//! wrong answer is silent.
 #![allow(clippy::unwrap_used, clippy::panic)]
+
+mod snapshot_steps;
 
 use multifd_packet::{Flags, Geometry, InitPacket, Method, RamFields, RamPacket};
 use multifd_tests::golden::{Golden, replay};
 use multifd_tests::program::{Recv, json, path, run};
 use multifd_transport_socket::{SocketOptions, SocketTransport};
+use snapshot_steps::text;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
 
 /// A channel's first packet.
 fn init(channel: u8) -> Vec<u8> {
@@ -102,7 +102,8 @@ fn windows(channels: u8) -> Vec<Vec<u8>> {
         let first = u64::from(id) * (packets + 2);
         let mut out = [init(id), packet(Flags::sync(), first, 0, &[])].concat();
         for n in 0..packets {
-            // A frame without a content size, and a window of 32 MiB; it goes on from packet to packet.
+            // A frame without a content size, and a window of 32 MiB; it goes on from packet to
+            // packet.
             let head: &[u8] = if n == 0 {
                 &[0x28, 0xb5, 0x2f, 0xfd, 0, 15 << 3]
             } else {

@@ -1,29 +1,21 @@
-//! `snapshot` and `restore` that do not live to their end, or whose other half does not: QEMU is as it was, or is again after the
-//! next run; and what the user is told of a monitor that does not answer.
+//! `snapshot` and `restore` that do not live to their end, or whose other half does not: QEMU is as
+//! it was, or is again after the next run; and what the user is told of a monitor that does not
+//! answer.
 #![allow(clippy::unwrap_used, clippy::panic)]
+
+mod snapshot_steps;
 
 use multifd_tests::program::{path, run};
 use multifd_tests::qemu::{Qemu, program};
 use serde_json::{Value, json};
+use snapshot_steps::{said, settings, text};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn settings(qemu: &mut Qemu) -> [Value; 2] {
-    ["query-migrate-capabilities", "query-migrate-parameters"]
-        .map(|command| qemu.execute(command, &json!({})))
-}
-
-/// A guest whose migration takes long, as QEMU sends no more than 4 MiB a second of the zero pages it is told to send whole.
+/// A guest whose migration takes long, as QEMU sends no more than 4 MiB a second of the zero pages
+/// it is told to send whole.
 fn slow() -> Qemu {
     let mut qemu = Qemu::bare(&["-M", "pc", "-m", "64"]);
     qemu.execute(
@@ -78,7 +70,7 @@ fn signal(child: &Child, name: &str) {
     assert!(sent.unwrap().success());
 }
 
-fn wait_changed(qemu: &mut Qemu, before: &[Value; 2], child: &mut Child) -> bool {
+fn wait_changed(qemu: &mut Qemu, before: &(Value, Value), child: &mut Child) -> bool {
     while child.try_wait().unwrap().is_none() {
         if settings(qemu) != *before {
             return true;
@@ -87,7 +79,8 @@ fn wait_changed(qemu: &mut Qemu, before: &[Value; 2], child: &mut Child) -> bool
     false
 }
 
-/// Has something done to a snapshot that is under way, until it has been met at work; the guest and its settings must be as before.
+/// Has something done to a snapshot that is under way, until it has been met at work; the guest and
+/// its settings must be as before.
 fn meet(what: &str, mut act: impl FnMut(&mut Qemu, Child, &Path)) {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("vm.mapped");
@@ -124,7 +117,8 @@ fn two_signals_are_no_more_than_one() {
     for name in ["INT", "TERM"] {
         meet(name, |_, child, folder| {
             signal(&child, name);
-            // It may be gone by now; if not, this one must not keep it from putting everything back.
+            // It may be gone by now; if not, this one must not keep it from putting everything
+            // back.
             let _ = Command::new("kill")
                 .args([&format!("-{name}"), &child.id().to_string()])
                 .status();
@@ -151,7 +145,8 @@ fn kill_9_is_made_good_by_the_next_run() {
     meet("kill -9", |qemu, mut child, folder| {
         signal(&child, "KILL");
         child.wait().unwrap();
-        // The next run, whatever it is for: here one that is refused for its own reasons, but for a good file.
+        // The next run, whatever it is for: here one that is refused for its own reasons, but for a
+        // good file.
         let other = folder.join("other.mapped");
         let output = run(&["snapshot", "--qmp", text(&qemu.monitor), "--out", text(&other)]);
         assert!(output.status.success(), "{}", said(&output));
@@ -190,7 +185,8 @@ fn the_guest_of_a_killed_snapshot_runs_on() {
     let out = folder.path().join("vm.mapped");
     let mut qemu = slow();
     let before = settings(&mut qemu);
-    // Killed in the very call that lets the guest run: the last write to the monitor that names `cont`.
+    // Killed in the very call that lets the guest run: the last write to the monitor that names
+    // `cont`.
     let script = "exec strace -f -qq -o /dev/null -e trace=fsync -e inject=fsync:signal=KILL:when=1 \"$@\"";
     let mut child = begin(&mut qemu, &out, &["sh", "-c", script, "sh"]);
     child.wait().unwrap();
@@ -200,7 +196,8 @@ fn the_guest_of_a_killed_snapshot_runs_on() {
         (before.clone(), "running")
     );
     drop(qemu);
-    // One that the killed run has stopped is let run by the next; one that somebody else has stopped stays so.
+    // One that the killed run has stopped is let run by the next; one that somebody else has
+    // stopped stays so.
     for by_us in [true, false] {
         stopped_and_killed(folder.path(), by_us);
     }

@@ -1,24 +1,13 @@
-//! A real Linux guest, which checks its own memory and disk: snapshots of it while it runs, and copies that go on from them.
+//! A real Linux guest, which checks its own memory and disk: snapshots of it while it runs, and
+//! copies that go on from them.
 #![allow(clippy::unwrap_used, clippy::panic)]
+
+mod snapshot_steps;
 
 use multifd_tests::linux_guest::{LinuxGuest, Said};
 use multifd_tests::program::{Recv, json, run};
 use multifd_tests::qemu::{Qemu, program};
-use std::path::Path;
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
-fn succeed(args: &[&str]) -> std::process::Output {
-    let output = run(args);
-    assert!(
-        output.status.success(),
-        "{args:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    output
-}
+use snapshot_steps::{succeed, text};
 
 /// Waits until a guest has made so many passes over its memory and files on its disk.
 fn wait(qemu: &mut Qemu, memory: usize, disk: usize) -> Said {

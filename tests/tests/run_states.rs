@@ -1,9 +1,13 @@
-//! `multifd snapshot` and `restore` in every run state that can be brought about (docs/run-states.md).
+//! `multifd snapshot` and `restore` in every run state that can be brought about
+//! (docs/run-states.md).
 #![allow(clippy::unwrap_used, clippy::panic)]
+
+mod snapshot_steps;
 
 use multifd_tests::program::{json, run};
 use multifd_tests::qemu::{Qemu, program};
 use serde_json::json as object;
+use snapshot_steps::settings;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -44,11 +48,6 @@ fn snapshot(qemu: &Qemu, out: &Path, more: &[&str]) -> std::process::Output {
     .concat())
 }
 
-fn settings(qemu: &mut Qemu) -> [serde_json::Value; 2] {
-    ["query-migrate-capabilities", "query-migrate-parameters"]
-        .map(|command| qemu.execute(command, &object!({})))
-}
-
 /// What is expected of a snapshot without further options.
 enum Plain {
     /// It is taken, and leaves the guest in this state.
@@ -57,7 +56,8 @@ enum Plain {
     Refused(&'static str),
 }
 
-/// Takes snapshots of a guest in a state: without options, then, if that is refused and `with_stop`, with `--stop`.
+/// Takes snapshots of a guest in a state: without options, then, if that is refused and
+/// `with_stop`, with `--stop`.
 fn in_state(qemu: &mut Qemu, state: &str, plain: &Plain, with_stop: bool) {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("vm.mapped");

@@ -1,8 +1,9 @@
-//! What has been changed in a QEMU, written down before it is: if this process is killed, the next one that comes to the same
-//! monitor puts it back.
+//! What has been changed in a QEMU, written down before it is: if this process is killed, the next
+//! one that comes to the same monitor puts it back.
 //!
-//! A journal is a file in a private folder, locked for as long as its writer lives: a line of JSON, then a line for each further
-//! step. A QEMU is known by its monitor's address and the threads of its virtual processors.
+//! A journal is a file in a private folder, locked for as long as its writer lives: a line of JSON,
+//! then a line for each further step. A QEMU is known by its monitor's address and the threads of
+//! its virtual processors.
 
 use super::qmp::Qmp;
 use super::settings::{Changes, Setting};
@@ -67,8 +68,9 @@ impl Journal {
         let _ = (&self.file).write_all(format!("{}\n", step.line()).as_bytes());
     }
 
-    /// The journals of dead processes about this QEMU, with what they had changed. Those about QEMUs of this machine that have
-    /// ended are removed, and those whose writers died before anything was changed.
+    /// The journals of dead processes about this QEMU, with what they had changed. Those about
+    /// QEMUs of this machine that have ended are removed, and those whose writers died before
+    /// anything was changed.
     pub(crate) fn left_behind(qmp: &mut Qmp) -> Result<Vec<(Self, Changes)>, Failure> {
         let mut found = Vec::new();
         let mut qemu = None;
@@ -99,8 +101,9 @@ impl Journal {
     }
 }
 
-/// What tells a QEMU from others: its monitor's address and its virtual processors' threads, with when they were started if they
-/// are seen to be a QEMU's here. A QEMU in a container or on another machine counts its threads for itself.
+/// What tells a QEMU from others: its monitor's address and its virtual processors' threads, with
+/// when they were started if they are seen to be a QEMU's here. A QEMU in a container or on another
+/// machine counts its threads for itself.
 fn identity(qmp: &mut Qmp) -> Result<Value, Failure> {
     let cpus = qmp.execute("query-cpus-fast", &json!({}))?;
     let threads = cpus.as_array().into_iter().flatten();

@@ -46,7 +46,8 @@ fn machine_type(qmp: &mut Qmp) -> Option<String> {
     Some(answer.as_str()?.strip_suffix("-machine")?.to_owned())
 }
 
-/// Checks that a QEMU is the machine that a snapshot is of; it would only say on its standard error that it is not, and end.
+/// Checks that a QEMU is the machine that a snapshot is of; it would only say on its standard error
+/// that it is not, and end.
 pub(crate) fn check_fits(qmp: &mut Qmp, snapshot: &Snapshot) -> Result<(), Failure> {
     let mut problems = Vec::new();
     let expected = &snapshot.configuration.machine;
@@ -118,12 +119,14 @@ pub(crate) fn uuid(qmp: &mut Qmp) -> Result<[u8; 16], Failure> {
     Ok(u128::from_str_radix(&digits, 16).unwrap_or(0).to_be_bytes())
 }
 
-/// What the monitor shows of the memory's layout; the guest must stand still, or it may be another one a moment later.
+/// What the monitor shows of the memory's layout; the guest must stand still, or it may be another
+/// one a moment later.
 pub(crate) fn flat_view(qmp: &mut Qmp) -> Option<String> {
     qmp.human("info mtree -f").ok()
 }
 
-/// Where a snapshot's memory lies, as the monitor showed it when it was taken; or why that is not known.
+/// Where a snapshot's memory lies, as the monitor showed it when it was taken; or why that is not
+/// known.
 pub(crate) fn layout(text: &str, snapshot: &Snapshot) -> Result<PhysicalMap, String> {
     let blocks = snapshot.blocks();
     let blocks: Vec<_> = blocks.iter().map(|b| (b.name.as_str(), b.used_length)).collect();

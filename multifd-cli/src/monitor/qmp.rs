@@ -244,11 +244,13 @@ impl Qmp {
         self.call_off_within(self.deadline)
     }
 
-    /// Cancels a migration that is under way, and waits for QEMU to be done with it. Our connections should stay open until this
-    /// returns; whatever a QEMU waits for that is not done by then, their end ends it.
+    /// Cancels a migration that is under way, and waits for QEMU to be done with it. Our
+    /// connections should stay open until this returns; whatever a QEMU waits for that is not done
+    /// by then, their end ends it.
     ///
-    /// QEMU 10.0 dies of an assertion (`yank_unregister_instance`) if a connection breaks off, or it is told to cancel, while
-    /// its channels are being set up: it is given time to get over that.
+    /// QEMU 10.0 dies of an assertion (`yank_unregister_instance`) if a connection breaks off, or
+    /// it is told to cancel, while its channels are being set up: it is given time to get over
+    /// that.
     pub(crate) fn call_off_within(&mut self, time: Duration) -> Result<(), Failure> {
         let end = Instant::now() + self.deadline;
         while self.migration()?.status == "setup" && Instant::now() < end {

@@ -1,7 +1,7 @@
 //! The states a guest can be in, and what a snapshot does to each.
 //!
-//! A migration, which is how a snapshot is taken, leaves a guest in the state `postmigrate`. From there QEMU's `cont` lets it
-//! run, whatever it was before: of other states no trace is left.
+//! A migration, which is how a snapshot is taken, leaves a guest in the state `postmigrate`. From
+//! there QEMU's `cont` lets it run, whatever it was before: of other states no trace is left.
 
 use crate::failure::Failure;
 use multifd_qemu::Tail;
@@ -13,8 +13,8 @@ pub(crate) enum Rule {
     GoesOn,
     /// It stands still, and stays so: in `postmigrate`, from which `cont` lets it run.
     StaysStopped,
-    /// It stands still for a reason that QEMU forgets: only with `--stop`, by which the user says so. The reason why it may not
-    /// be let run without a reset, if there is one.
+    /// It stands still for a reason that QEMU forgets: only with `--stop`, by which the user says
+    /// so. The reason why it may not be let run without a reset, if there is one.
     OnlyWithStop { no_resume: bool },
     /// It cannot be taken without harm.
     Refused(&'static str),
@@ -51,7 +51,8 @@ pub(crate) fn saved(tail: &Tail) -> Option<String> {
     (!name.is_empty()).then(|| String::from_utf8_lossy(name).into_owned())
 }
 
-/// Checks that a snapshot can be taken of a guest in this state, and left as it was asked for; nothing has been changed.
+/// Checks that a snapshot can be taken of a guest in this state, and left as it was asked for;
+/// nothing has been changed.
 pub(crate) fn check(state: &str, resume: bool, stop: bool) -> Result<Rule, Failure> {
     let refused = |why: &str| {
         Err(Failure::Other(format!(

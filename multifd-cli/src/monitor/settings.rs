@@ -1,4 +1,5 @@
-//! Migration capabilities and parameters: what has to be set for a migration by us, and how to set it back.
+//! Migration capabilities and parameters: what has to be set for a migration by us, and how to set
+//! it back.
 
 use super::journal::{Journal, Step};
 use super::qmp::Qmp;
@@ -9,8 +10,8 @@ use crate::{report, signals};
 use serde_json::{Map, Value, json};
 use std::time::{Duration, Instant};
 
-/// Capabilities that may stay on: they change neither the stream nor the way it takes. All others are switched off, also those
-/// that only a later QEMU knows.
+/// Capabilities that may stay on: they change neither the stream nor the way it takes. All others
+/// are switched off, also those that only a later QEMU knows.
 const HARMLESS: [&str; 5] = [
     "auto-converge",
     "zero-blocks",
@@ -43,8 +44,8 @@ pub(crate) struct Changes {
     pub(crate) stopped: bool,
 }
 
-/// A QEMU that has been set up for a migration. It must be put back with [`Changed::put_back`]; what could not be is left to the
-/// next run, by its journal.
+/// A QEMU that has been set up for a migration. It must be put back with [`Changed::put_back`];
+/// what could not be is left to the next run, by its journal.
 pub(crate) struct Changed {
     changes: Changes,
     journal: Option<Journal>,
@@ -98,8 +99,8 @@ fn wanted(capabilities: &Value, parameters: &Value, channels: u8, compression: C
 }
 
 impl Changed {
-    /// Sets QEMU up for multifd. If that fails half-way, what was changed is put back. `resume` says whether the guest is to run
-    /// on if this process does not live to see to it.
+    /// Sets QEMU up for multifd. If that fails half-way, what was changed is put back. `resume`
+    /// says whether the guest is to run on if this process does not live to see to it.
     pub(crate) fn set_up(
         qmp: &mut Qmp,
         (channels, compression): (u8, Compression),
@@ -197,8 +198,8 @@ impl Found {
     }
 }
 
-/// Puts back what is still as we have set it; what somebody else has changed since stays. What QEMU refuses does not keep the rest
-/// from being put back.
+/// Puts back what is still as we have set it; what somebody else has changed since stays. What QEMU
+/// refuses does not keep the rest from being put back.
 fn put_back(qmp: &mut Qmp, changes: &Changes, found: &Found) -> Result<(), Failure> {
     let still = |found: &Map<String, Value>, list: &[Setting]| -> Vec<Setting> {
         let ours = |setting: &&Setting| found.get(&setting.name) == Some(&setting.ours);
@@ -216,7 +217,8 @@ fn put_back(qmp: &mut Qmp, changes: &Changes, found: &Found) -> Result<(), Failu
     one.and(other)
 }
 
-/// Sets all of a list at once, or, if that is refused, one by one. The first refusal is the one to know.
+/// Sets all of a list at once, or, if that is refused, one by one. The first refusal is the one to
+/// know.
 fn each(
     qmp: &mut Qmp,
     list: &[Setting],
@@ -234,8 +236,9 @@ fn each(
     }
 }
 
-/// Puts back what a run that was killed has left changed in this QEMU. Its guest is let run if that run had it stand still, and
-/// nobody has come since: a guest that somebody else has stopped stays stopped.
+/// Puts back what a run that was killed has left changed in this QEMU. Its guest is let run if that
+/// run had it stand still, and nobody has come since: a guest that somebody else has stopped stays
+/// stopped.
 pub(crate) fn recover(qmp: &mut Qmp) -> Result<(), Failure> {
     for (journal, changes) in Journal::left_behind(qmp)? {
         wait_for_the_dead(qmp)?;
@@ -260,7 +263,8 @@ pub(crate) fn recover(qmp: &mut Qmp) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The migration of a run that was killed ends by itself, as its connections have. One that does not is somebody else's.
+/// The migration of a run that was killed ends by itself, as its connections have. One that does
+/// not is somebody else's.
 fn wait_for_the_dead(qmp: &mut Qmp) -> Result<(), Failure> {
     let end = Instant::now() + DYING;
     loop {

@@ -38,9 +38,9 @@ pub struct CoreFile {
 }
 
 impl CoreFile {
-    /// A core of an x86 guest's memory, with notes of its processors: `NT_PRSTATUS`, which gdb reads, and QEMU's own with
-    /// the segment and control registers. It is one for x86-64 always; QEMU writes a 32-bit one for a guest that is not in long
-    /// mode and has no memory above 4 GiB.
+    /// A core of an x86 guest's memory, with notes of its processors: `NT_PRSTATUS`, which gdb
+    /// reads, and QEMU's own with the segment and control registers. It is one for x86-64 always;
+    /// QEMU writes a 32-bit one for a guest that is not in long mode and has no memory above 4 GiB.
     pub fn x86(map: &PhysicalMap, processors: &[Processor]) -> Self {
         let (ehsize, phentsize, shentsize): (u16, u16, u16) = (64, 56, 64);
         let ranges = map.ranges();
@@ -116,7 +116,8 @@ fn push_segment(out: &mut Vec<u8>, kind: u32, (at, address, len): (u64, u64, u64
     };
     out.extend(kind.to_le_bytes());
     out.extend(flags.to_le_bytes());
-    // Virtual and physical address are the same here, and so are the bytes in the file and in memory.
+    // Virtual and physical address are the same here, and so are the bytes in the file and in
+    // memory.
     for value in [at, address, address, len, len, align] {
         out.extend(value.to_le_bytes());
     }

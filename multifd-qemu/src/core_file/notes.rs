@@ -35,7 +35,8 @@ fn note(out: &mut Vec<u8>, name: &[u8], kind: u32, description: &[u8]) {
     }
 }
 
-/// `struct elf_prstatus` of x86-64 Linux: the process id at 32, the registers at 112, 336 bytes in all.
+/// `struct elf_prstatus` of x86-64 Linux: the process id at 32, the registers at 112, 336 bytes in
+/// all.
 fn status(of: &Processor, number: u32) -> Vec<u8> {
     let [
         rax,
@@ -95,7 +96,8 @@ fn status(of: &Processor, number: u32) -> Vec<u8> {
     out
 }
 
-/// QEMU's note, version 1: its size, the general registers, the segments and tables, the control registers, 440 bytes in all.
+/// QEMU's note, version 1: its size, the general registers, the segments and tables, the control
+/// registers, 440 bytes in all.
 fn qemu(of: &Processor) -> Vec<u8> {
     const SIZE: u32 = 440;
     let [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, extended @ ..] = of.general;

@@ -28,8 +28,8 @@ pub struct Processor {
 }
 
 impl Processor {
-    /// The processors of a snapshot, in their order, as far as QEMU's description shows their registers. Without a
-    /// description, or for a processor that is not x86, there are none.
+    /// The processors of a snapshot, in their order, as far as QEMU's description shows their
+    /// registers. Without a description, or for a processor that is not x86, there are none.
     pub fn all(tail: &Tail) -> Vec<Self> {
         let mut sections = tail.states("cpu").unwrap_or_default();
         sections.sort_by_key(|section| section.section.instance);

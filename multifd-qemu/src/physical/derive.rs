@@ -1,13 +1,13 @@
-//! A PC's memory, as its device state shows it: CMOS memory says how much lies below and above 4 GiB, the memory controller
-//! what can be read below 1 MiB.
+//! A PC's memory, as its device state shows it: CMOS memory says how much lies below and above 4
+//! GiB, the memory controller what can be read below 1 MiB.
 
 use super::{LayoutError, PhysicalRange, plugged};
 use crate::{DeviceState, Tail};
 
 const MIB: u64 = 1 << 20;
 const FOUR_GIB: u64 = 1 << 32;
-/// Most RAM above 4 GiB that surely begins there. An AMD processor has a hole below 1 TiB, and machines whose addresses would reach
-/// it, with room for hotplug, have that RAM above the hole.
+/// Most RAM above 4 GiB that surely begins there. An AMD processor has a hole below 1 TiB, and
+/// machines whose addresses would reach it, with room for hotplug, have that RAM above the hole.
 const MAX_ABOVE: u64 = 256 << 30;
 /// Below it, RAM can be read; then comes video memory.
 const LOW_END: u64 = 0xa_0000;
@@ -23,7 +23,8 @@ pub(super) fn pc(
     blocks: &[(&str, u64)],
     tail: &Tail,
 ) -> Result<Vec<PhysicalRange>, LayoutError> {
-    // The section of the memory controller, and where its seven shadow registers lie in its configuration space.
+    // The section of the memory controller, and where its seven shadow registers lie in its
+    // configuration space.
     let (controller, registers) = if machine.starts_with("pc-i440fx-") {
         ("I440FX", 0x59)
     } else if machine.starts_with("pc-q35-") {
@@ -128,8 +129,8 @@ fn sizes(cmos: &[u8]) -> Option<(u64, u64)> {
     Some((below, above))
 }
 
-/// The ranges between 768 KiB and 1 MiB in which RAM is read. Of each register's nibbles, the lower is the first's; bit 0
-/// has RAM read.
+/// The ranges between 768 KiB and 1 MiB in which RAM is read. Of each register's nibbles, the lower
+/// is the first's; bit 0 has RAM read.
 fn shadow(pam: [u8; 7]) -> Vec<(u64, u64)> {
     let mut ranges = Vec::new();
     for number in 0..12u64 {

@@ -1,11 +1,13 @@
-//! The output of the monitor's `info mtree -f`: address spaces as they are after everything that hides something else.
+//! The output of the monitor's `info mtree -f`: address spaces as they are after everything that
+//! hides something else.
 
 use super::{LayoutError, MAX_RANGES, PhysicalRange};
 
 /// The address space of the machine itself.
 const MEMORY: &str = " AS \"memory\", root: ";
 
-/// The RAM and ROM in the address space `memory`. What is emulated, passed through or not volatile is none.
+/// The RAM and ROM in the address space `memory`. What is emulated, passed through or not volatile
+/// is none.
 pub(super) fn parse(text: &str, blocks: &[(&str, u64)]) -> Result<Vec<PhysicalRange>, LayoutError> {
     let mut ranges = Vec::new();
     let mut lines = text.lines().enumerate();
@@ -83,7 +85,8 @@ fn hex(text: &str) -> Option<u64> {
     digits.then(|| u64::from_str_radix(text, 16).ok())?
 }
 
-/// The RAM block of a memory region. A block's name is its region's, which the path of its device may come before.
+/// The RAM block of a memory region. A block's name is its region's, which the path of its device
+/// may come before.
 fn block_of<'a>(region: &str, blocks: &[(&'a str, u64)]) -> Result<&'a str, String> {
     if let Some((name, _)) = blocks.iter().find(|(name, _)| *name == region) {
         return Ok(name);

@@ -27,7 +27,8 @@ pub struct PhysicalRange {
     pub offset: u64,
 }
 
-/// A guest's physical memory: every address at which RAM or ROM can be read, in order, without overlaps.
+/// A guest's physical memory: every address at which RAM or ROM can be read, in order, without
+/// overlaps.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PhysicalMap {
     ranges: Vec<PhysicalRange>,
@@ -54,10 +55,12 @@ pub enum LayoutError {
 }
 
 impl PhysicalMap {
-    /// A map of these ranges, which are put in order, and joined where they go on in the same block.
+    /// A map of these ranges, which are put in order, and joined where they go on in the same
+    /// block.
     ///
     /// # Errors
-    /// [`LayoutError::Range`] if two overlap, or one is empty or reaches beyond the end of the address space.
+    /// [`LayoutError::Range`] if two overlap, or one is empty or reaches beyond the end of the
+    /// address space.
     pub fn new(mut ranges: Vec<PhysicalRange>) -> Result<Self, LayoutError> {
         let bad = |range: &PhysicalRange, why: &str| {
             let PhysicalRange {
@@ -119,7 +122,8 @@ impl PhysicalMap {
         &self.ranges
     }
 
-    /// Checks that every range lies in one of these RAM blocks, given by their names and lengths in bytes.
+    /// Checks that every range lies in one of these RAM blocks, given by their names and lengths in
+    /// bytes.
     ///
     /// # Errors
     /// [`LayoutError::Range`].
@@ -137,8 +141,8 @@ impl PhysicalMap {
         Ok(())
     }
 
-    /// The map that the monitor's command `info mtree -f` shows, for a snapshot with these RAM blocks (name, bytes) and device
-    /// sections: what is memory there, and plugged.
+    /// The map that the monitor's command `info mtree -f` shows, for a snapshot with these RAM
+    /// blocks (name, bytes) and device sections: what is memory there, and plugged.
     ///
     /// # Errors
     /// [`LayoutError`], as when the text shows memory that is none of these blocks.
@@ -149,9 +153,9 @@ impl PhysicalMap {
         Ok(map)
     }
 
-    /// The map of a PC (machine types `pc-i440fx-*` and `pc-q35-*`) whose memory is one RAM block, as the machine's own CMOS
-    /// memory and memory controller show it: RAM, where it is to be read at its addresses, and the firmware below 4 GiB. Video
-    /// memory and option ROMs are not in it.
+    /// The map of a PC (machine types `pc-i440fx-*` and `pc-q35-*`) whose memory is one RAM block,
+    /// as the machine's own CMOS memory and memory controller show it: RAM, where it is to be read
+    /// at its addresses, and the firmware below 4 GiB. Video memory and option ROMs are not in it.
     ///
     /// # Errors
     /// [`LayoutError::Unknown`] for other machines, and where the device sections do not prove it.
