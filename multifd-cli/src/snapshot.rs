@@ -249,26 +249,13 @@ fn watch(
     }
 }
 
-/// Starts the migration. QEMU says of one that has just failed that it is over before it has
-/// cleaned up after it: then it refuses another one for a moment. So it does for one that a run
-/// began in its last moment before it was killed.
+/// Starts the migration, once QEMU has cleaned up after an earlier one.
 fn start(qmp: &mut Qmp, address: &str, timeout: Duration) -> Result<(), Failure> {
     let end = Instant::now() + timeout;
-    loop {
-        match qmp.execute("migrate", &json!({ "uri": address })) {
-            Err(Failure::Qmp { why, .. }) if is_passing(&why) && Instant::now() < end => {
-                qmp.pause()?;
-            }
-            other => return other.map(drop),
-        }
+    while qmp.is_migrating()? && Instant::now() < end {
+        qmp.pause()?;
     }
-}
-
-/// Whether QEMU refuses a migration because of another that ends by itself.
-fn is_passing(why: &str) -> bool {
-    ["yank instance", "migration process in progress"]
-        .iter()
-        .any(|words| why.contains(words))
+    qmp.execute("migrate", &json!({ "uri": address })).map(drop)
 }
 
 /// Ends what is still under way, puts QEMU's settings back, and has the guest run on if it is to.

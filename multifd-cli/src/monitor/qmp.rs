@@ -267,6 +267,20 @@ impl Qmp {
         Ok(())
     }
 
+    /// Whether a migration is under way, or not cleaned up after yet. QEMU says that one is over while
+    /// it still has its connections (`query-yank`). Told to migrate then, QEMU 10.0 refuses, and takes
+    /// the refused migration for one that is under way ever after.
+    pub(crate) fn is_migrating(&mut self) -> Result<bool, Failure> {
+        let over = self.migration()?.is_over();
+        let instances = match self.execute("query-yank", &json!({})) {
+            // It came with QEMU 6.0.
+            Err(Failure::Qmp { .. }) => Value::Null,
+            other => other?,
+        };
+        let migrates = |instance: &Value| instance.get("type").is_some_and(|kind| kind == "migration");
+        Ok(!over || instances.as_array().is_some_and(|list| list.iter().any(migrates)))
+    }
+
     /// Whether the guest runs, and the state it is in, in QEMU's words.
     pub(crate) fn guest(&mut self) -> Result<(bool, String), Failure> {
         let info = self.execute("query-status", &json!({}))?;
