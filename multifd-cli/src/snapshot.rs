@@ -24,6 +24,9 @@ use std::time::{Duration, Instant};
 /// How long our connections stay open for a QEMU that has been told to cancel.
 const CALLING_OFF: Duration = Duration::from_secs(2);
 
+/// How long QEMU may take to clean up after an earlier migration.
+const CLEANING_UP: Duration = Duration::from_secs(5);
+
 pub(crate) fn run(args: &Snapshot) -> Result<(), Failure> {
     let cancel = signals::cancel_on_signal()?;
     let target = Target::create(&args.out, args.writing)?;
@@ -212,7 +215,7 @@ fn watch(
     (rounds, changed, guest): (&Rounds, &Changed, &mut Guest),
 ) -> Result<(), Failure> {
     changed.about_to(Step::Migrate);
-    start(qmp, address, Duration::from_secs(args.deadlines.timeout))?;
+    start(qmp, address)?;
     let begun = Instant::now();
     loop {
         if let Some(error) = cancel.iter().find_map(|handle| handle.error()) {
@@ -249,10 +252,19 @@ fn watch(
     }
 }
 
-/// Starts the migration, once QEMU has cleaned up after an earlier one.
-fn start(qmp: &mut Qmp, address: &str, timeout: Duration) -> Result<(), Failure> {
-    let end = Instant::now() + timeout;
-    while qmp.is_migrating()? && Instant::now() < end {
+/// Starts the migration, once QEMU has cleaned up after an earlier one. A QEMU 10.0 whose migration
+/// failed while its connections were being made never does.
+fn start(qmp: &mut Qmp, address: &str) -> Result<(), Failure> {
+    let end = Instant::now() + CLEANING_UP;
+    while qmp.is_migrating()? {
+        if Instant::now() >= end {
+            return Err(Failure::Other(
+                "QEMU still holds the connections of an earlier migration that failed (query-yank), and \
+                 would be stuck for ever if it were told to migrate again: it has to be started anew for \
+                 that. Its guest is unharmed"
+                    .into(),
+            ));
+        }
         qmp.pause()?;
     }
     qmp.execute("migrate", &json!({ "uri": address })).map(drop)

@@ -54,20 +54,35 @@ impl Qmp {
             address: address.clone(),
             line: Vec::new(),
             deadline,
-            last: 0,
+            // No number that the client before us may have used: its answers may come to us.
+            last: u64::from(std::process::id()) << 20,
             stops: Stops::default(),
         };
-        let greeting = qmp.wait_message()?.ok_or_else(|| {
-            qmp.failed(format!(
-                "it takes the connection and says nothing for {deadline:?}. A QMP socket serves one client at a time: another one \
-                 (libvirt, a script) is probably connected. Give QEMU a second -qmp socket for this program"
-            ))
-        })?;
-        if greeting.get("QMP").is_none() {
-            return Err(qmp.failed(format!("it does not greet like QMP, but with {greeting}")));
-        }
+        qmp.greet()?;
         qmp.execute("qmp_capabilities", &json!({}))?;
         Ok(qmp)
+    }
+
+    /// Waits for QEMU's greeting. What it still had to say to the client before us comes first.
+    fn greet(&mut self) -> Result<(), Failure> {
+        let end = Instant::now() + self.deadline;
+        loop {
+            let Some(message) = self.message_before(end)? else {
+                return Err(self.failed(format!(
+                    "it takes the connection and says nothing for {:?}. A QMP socket serves one client at a time: \
+                     another one (libvirt, a script) is probably connected. Give QEMU a second -qmp socket for this \
+                     program",
+                    self.deadline
+                )));
+            };
+            if message.get("QMP").is_some() {
+                return Ok(());
+            }
+            let is_old = |name| message.get(name).is_some();
+            if !["return", "error", "event"].into_iter().any(is_old) {
+                return Err(self.failed(format!("it does not greet like QMP, but with {message}")));
+            }
+        }
     }
 
     /// The monitor's address.
@@ -148,12 +163,7 @@ impl Qmp {
         }
     }
 
-    /// The next message; `None` if none comes within the deadline.
-    fn wait_message(&mut self) -> Result<Option<Value>, Failure> {
-        let end = Instant::now() + self.deadline;
-        self.message_before(end)
-    }
-
+    /// The next message; `None` if none comes in time.
     fn message_before(&mut self, end: Instant) -> Result<Option<Value>, Failure> {
         loop {
             if let Some(message) = self.message(end)? {

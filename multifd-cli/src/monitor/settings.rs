@@ -268,11 +268,11 @@ pub(crate) fn recover(qmp: &mut Qmp) -> Result<(), Failure> {
 fn wait_for_the_dead(qmp: &mut Qmp) -> Result<(), Failure> {
     let end = Instant::now() + DYING;
     loop {
-        if !qmp.is_migrating()? {
+        let migration = qmp.migration()?;
+        if migration.is_over() {
             return Ok(());
         }
         if Instant::now() >= end {
-            let migration = qmp.migration()?;
             return Err(Failure::Other(format!(
                 "QEMU is busy with a migration ({}). An earlier multifd was killed at this QEMU; what it had changed is put back \
                  when that is over. Nothing was changed",
