@@ -280,7 +280,7 @@ fn settle(qmp: &mut Qmp, changed: Changed, run_on: bool, guest: &mut Guest) -> R
     }
     // The guest first: it stands still meanwhile. One that sleeps, or has panicked, is left so.
     let mut resumed = Ok(());
-    if run_on && ["paused", "postmigrate"].contains(&qmp.guest()?.1.as_str()) {
+    if run_on && ["paused", "postmigrate"].contains(&qmp.guest_afterwards()?.as_str()) {
         resumed = qmp.execute("cont", &json!({})).map(drop);
     }
     let put_back = changed.put_back(qmp);

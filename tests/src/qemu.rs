@@ -343,6 +343,14 @@ impl Qemu {
         }
     }
 
+    /// Waits until the guest has left the last state of a migration: QEMU does not let it run before.
+    pub fn wait_settled(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.state() == "finish-migrate" {
+            assert!(Instant::now() < deadline, "the migration is not finalized");
+        }
+    }
+
     /// QEMU's process.
     pub fn pid(&self) -> u32 {
         self.child.id()

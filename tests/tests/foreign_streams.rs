@@ -79,6 +79,7 @@ fn a_source_without_channels() {
         ),
         (&["--compression", "zstd"], "not the compression"),
     ] {
+        source.wait_settled();
         source.execute("cont", &object!({}));
         source.execute("stop", &object!({}));
         let recv = Recv::start("tcp:127.0.0.1:0", &folder.path().join("refused"), more);
@@ -88,7 +89,10 @@ fn a_source_without_channels() {
             said.contains("no multifd connections") && said.contains(missed),
             "{said}"
         );
+        source.wait_migration(&["completed", "failed"]);
+        source.wait_settled();
     }
+    source.wait_settled();
     // Channels that were asked for and do not come are missed.
     let recv = Recv::start(
         "tcp:127.0.0.1:0",
@@ -314,9 +318,11 @@ fn sections_before_the_ram() {
     ]);
     source.execute("stop", &object!({}));
     into_file(&mut source, &path("without"), &[]);
+    source.wait_settled();
     source.execute("cont", &object!({}));
     source.multifd(2, "none", "multifd");
     into_file(&mut source, &path("received"), &[]);
+    source.wait_settled();
     source.execute("cont", &object!({}));
     source.mapped_ram(2, false);
     source.migrate(&format!("file:{}", text(&path("qemu"))));
@@ -392,6 +398,7 @@ fn a_migration_within_a_larger_file() {
         source.execute("stop", &object!({}));
         source.migrate(&format!("file:{},offset={offset:#x}", file.display()));
         source.wait_completed();
+        source.wait_settled();
         source.execute("cont", &object!({}));
     }
     let wrong = run(&["inspect", text(&within)]);
@@ -471,6 +478,7 @@ fn another_number_of_channels() {
             "{said}"
         );
         source.wait_migration(&["failed", "completed"]);
+        source.wait_settled();
         if source.state() == "postmigrate" {
             source.execute("cont", &object!({}));
             source.execute("stop", &object!({}));

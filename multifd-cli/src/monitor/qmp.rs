@@ -277,6 +277,18 @@ impl Qmp {
         Ok(())
     }
 
+    /// The guest's state after a migration: QEMU says that one is over a moment before the guest leaves
+    /// the state finish-migrate, and does not let it run before that.
+    pub(crate) fn guest_afterwards(&mut self) -> Result<String, Failure> {
+        let end = Instant::now() + self.deadline;
+        loop {
+            let (_, state) = self.guest()?;
+            if state != "finish-migrate" || Instant::now() >= end {
+                return Ok(state);
+            }
+        }
+    }
+
     /// Whether a migration is under way, or not cleaned up after yet. QEMU says that one is over while
     /// it still has its connections (`query-yank`). Told to migrate then, QEMU 10.0 refuses, and takes
     /// the refused migration for one that is under way ever after.

@@ -249,8 +249,7 @@ pub(crate) fn recover(qmp: &mut Qmp) -> Result<(), Failure> {
             // It would be refused the next time, too.
             report::note(&format!("not all of it could be: {error}"));
         }
-        let (_, status) = qmp.guest()?;
-        let ours = match status.as_str() {
+        let ours = match qmp.guest_afterwards()?.as_str() {
             "paused" => changes.stopped,
             "postmigrate" => changes.migrated,
             _ => false,
