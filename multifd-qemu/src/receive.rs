@@ -211,7 +211,7 @@ impl<R: Read> Reception<'_, R> {
                 Element::Ram => self.section(elements.ram_section())?,
                 // Only where QEMU saves a background snapshot has the RAM no end, and then there
                 // are no channels.
-                Element::Devices(kind) if elements.ram_has_ended() || self.is_without_channels() => {
+                Element::Devices(kind) if elements.ram_has_ended() || self.over_main => {
                     break kind;
                 }
                 Element::Devices(kind) => {
@@ -332,11 +332,6 @@ impl<R: Read> Reception<'_, R> {
             self.join_round()?;
         }
         read_footer(&mut self.input, id)
-    }
-
-    /// Whether it has turned out that the source has no channels.
-    fn is_without_channels(&self) -> bool {
-        self.over_main
     }
 
     fn set_up(&mut self, total: u64) -> Result<(), Error> {

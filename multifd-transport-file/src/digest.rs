@@ -67,7 +67,7 @@ pub struct BlockDigest {
 }
 
 /// CRC-32 of bytes.
-pub fn checksum(bytes: &[u8]) -> u32 {
+fn checksum(bytes: &[u8]) -> u32 {
     crc32fast::hash(bytes)
 }
 

@@ -22,7 +22,7 @@ mod sys;
 pub use atomic::{AtomicFile, check_target};
 pub use channel::{FileTransport, PlacedBlock, Written};
 pub use compare::changed_pages;
-pub use digest::{BlockDigest, Digest, GuestRange, checksum, companion};
+pub use digest::{BlockDigest, Digest, GuestRange, companion};
 pub use direct::DirectIo;
 pub use error::FileError;
 pub use extract::extract;

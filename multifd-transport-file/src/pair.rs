@@ -90,8 +90,7 @@ impl FileWithCompanion {
             None
         };
         if self.replace {
-            // Whoever reads between the two steps finds a file without checksums, never with wrong
-            // ones.
+            // Between the two steps a reader finds a file without checksums, never with wrong ones.
             self.file.appear()?;
             if let Some(moved) = moved {
                 moved.discard();

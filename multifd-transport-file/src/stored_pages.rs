@@ -97,7 +97,7 @@ impl StoredPages {
 
     /// How many pages are stored.
     pub fn count(&self) -> u64 {
-        self.runs(0..u64::MAX).map(|run| run.end - run.start).sum()
+        self.count_in(0..u64::MAX)
     }
 
     /// How many pages of a range are stored.

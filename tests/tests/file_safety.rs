@@ -381,7 +381,7 @@ fn a_result_that_cannot_be_printed_is_an_error() {
         &["completions", "bash"],
     ] {
         let full = File::options().write(true).open("/dev/full").unwrap();
-        let output = Command::new(path_of_program())
+        let output = Command::new(path())
             .args(args)
             .stdout(full)
             .stderr(Stdio::piped())
@@ -394,10 +394,6 @@ fn a_result_that_cannot_be_printed_is_an_error() {
             said(&output)
         );
     }
-}
-
-fn path_of_program() -> &'static Path {
-    path()
 }
 
 #[test]

@@ -62,7 +62,7 @@ fn main_connection(tail: &[u8]) -> Vec<u8> {
 
 const NO_DEVICES: &[u8] = b"\0\x06\0\0\0\x0e{\"devices\":[]}";
 
-/// Plays connections to whoever listens at a Unix socket, each to its end.
+/// Plays connections to the listener at a Unix socket, each to its end.
 fn play(socket: &Path, connections: &[Vec<u8>]) {
     let mut streams: Vec<_> = connections
         .iter()
@@ -181,14 +181,14 @@ fn device_sections_are_held_once_and_within_the_budget() {
     let out = folder.path().join("vm.mapped");
     // One section of 100 MiB, whose description fits it.
     let size = 100 << 20;
-    let json = format!(
+    let description = format!(
         "{{\"devices\":[{{\"name\":\"big\",\"instance_id\":0,\"fields\":[{{\"name\":\"data\",\"type\":\"buffer\",\"size\":{size}}}]}}]}}"
     );
     let mut tail = b"\x04\0\0\0\x07\x03big\0\0\0\0\0\0\0\x01".to_vec();
     tail.resize(tail.len() + size, 0x42);
     tail.extend(b"\x7e\0\0\0\x07\0\x06");
-    tail.extend(u32::try_from(json.len()).unwrap().to_be_bytes());
-    tail.extend(json.as_bytes());
+    tail.extend(u32::try_from(description.len()).unwrap().to_be_bytes());
+    tail.extend(description.as_bytes());
     let channel = [
         init(0),
         packet(Flags::sync(), 0, 0, &[]),
@@ -213,7 +213,7 @@ fn device_sections_are_held_once_and_within_the_budget() {
         assert_eq!(output.status.success(), whole, "{budget}: {said}");
         if whole {
             assert!(playing < (size as u64) * 2 + (64 << 20), "{} MiB", playing >> 20);
-            assert_eq!(json_of(&output)["device_sections_fit"], true);
+            assert_eq!(json(&output)["device_sections_fit"], true);
         } else {
             assert!(
                 said.contains("the device sections: ") && said.contains("--max-memory"),
@@ -221,10 +221,6 @@ fn device_sections_are_held_once_and_within_the_budget() {
             );
         }
     }
-}
-
-fn json_of(output: &std::process::Output) -> serde_json::Value {
-    json(output)
 }
 
 #[test]

@@ -106,7 +106,6 @@ impl Changed {
         (channels, compression): (u8, Compression),
         resume: bool,
     ) -> Result<Self, Failure> {
-        recover(qmp)?;
         let capabilities = qmp.execute("query-migrate-capabilities", &json!({}))?;
         let parameters = qmp.execute("query-migrate-parameters", &json!({}))?;
         let changes = Changes {
