@@ -1,5 +1,4 @@
-//! What the fuzz targets do with their input. `tests/fuzz_targets.rs` runs the same functions over the seeds and
-//! deterministic mutations of them, for machines without a nightly toolchain.
+//! The fuzz targets: called by the fuzz crate, and by `tests/fuzz_targets.rs`.
 
 use multifd_packet::*;
 
@@ -16,7 +15,9 @@ pub fn ram(data: &[u8]) {
         let Ok(packet) = RamPacket::parse(data, geometry) else {
             continue;
         };
-        assert!(packet.normal().len() + packet.zero().len() <= geometry.pages_per_packet() as usize);
+        assert!(
+            packet.normal().len() + packet.zero().len() <= geometry.pages_per_packet() as usize
+        );
         let mut pages = packet.normal().iter().chain(packet.zero().iter());
         assert!(pages.all(|offset| offset % u64::from(page_size) == 0));
         assert!(packet.fields().payload_len <= 1 << 20);
@@ -53,16 +54,46 @@ pub fn mapped_ram(data: &[u8]) {
     assert_eq!(bitmap.count(), counted as u64);
 }
 
+/// Reads a channel, packet by packet: every byte is used once, and nothing is beyond the end.
+pub fn packets(data: &[u8]) {
+    let geometry = Geometry::new(4096).expect("a valid page size");
+    let mut packets = Packets::new(data, geometry).max_device_state(1 << 20);
+    let mut at = 0;
+    while let Some(message) = packets.next() {
+        let Ok(message) = message else {
+            assert!(packets.next().is_none(), "nothing comes after an error");
+            return;
+        };
+        assert_eq!(message.offset, at);
+        at += message.bytes.len() + message.payload.len();
+        assert_eq!(message.payload.len(), message.packet.payload_len());
+        assert_eq!(packets.offset(), at);
+        #[cfg(feature = "checksum")]
+        if let Packet::Ram(_) = message.packet {
+            // A checksum that is there is right, or an error; one that was written is right.
+            let _ = Seal::verify(message.bytes);
+            let mut sealed = message.bytes.to_vec();
+            if Seal::write(&mut sealed, Some(7)).is_ok() {
+                assert_eq!(Seal::verify(&sealed), Ok(Some(Seal { payload: Some(7) })));
+            }
+        }
+    }
+    assert_eq!(at, data.len());
+}
+
 /// encode(decode(x)): what was accepted is encoded again and reads the same.
 pub fn reencode(data: &[u8]) {
     if let Ok(packet) = InitPacket::parse(data) {
         let mut out = [0; INIT_PACKET_LEN];
-        packet.encode(&mut out).expect("an accepted init packet encodes");
+        packet
+            .encode(&mut out)
+            .expect("an accepted init packet encodes");
         assert_eq!(InitPacket::parse(&out), Ok(packet));
     }
     if let Ok(fields) = DeviceStatePacket::parse(data, u32::MAX) {
         let mut out = [0; DEVICE_STATE_PACKET_LEN];
-        DeviceStatePacket::encode(&fields, &mut out).expect("an accepted device-state packet encodes");
+        DeviceStatePacket::encode(&fields, &mut out)
+            .expect("an accepted device-state packet encodes");
         assert_eq!(DeviceStatePacket::parse(&out, u32::MAX), Ok(fields));
     }
     if let Ok(header) = MappedRamHeader::parse(data) {
