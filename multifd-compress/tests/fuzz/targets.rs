@@ -1,43 +1,28 @@
-//! What the fuzz targets do with their input. `tests/fuzz_targets.rs` runs the same functions over the seeds and
-//! deterministic mutations of them, for machines without a nightly toolchain.
+//! What the fuzz targets do with their input. `tests/fuzz_targets.rs` runs the same functions over
+//! the seeds and deterministic mutations of them, for machines without a nightly toolchain.
 
 use multifd_compress::{Qatzip, Qpl, Uadk, Zlib, Zstd};
-use multifd_core::{Arrival, ChannelError, IncomingPages, Method, RamBlock, RecvChannel, Unblock};
+use multifd_core::{IncomingPages, Method, RamBlock};
 use multifd_packet::{Flags, Geometry, RamFields, RamPacket};
+use multifd_testing::Bytes;
+use std::sync::Arc;
 
-struct Bytes<'a>(&'a [u8]);
-
-struct Nothing;
-
-impl Unblock for Nothing {
-    fn unblock(&self) {}
-}
-
-impl RecvChannel for Bytes<'_> {
-    fn recv_start(&mut self, buffer: &mut [u8]) -> Result<Arrival, ChannelError> {
-        let (now, rest) = self.0.split_at(buffer.len());
-        buffer.copy_from_slice(now);
-        self.0 = rest;
-        Ok(Arrival::Message)
-    }
-
-    fn unblock_handle(&self) -> Result<Box<dyn Unblock>, ChannelError> {
-        Ok(Box::new(Nothing))
-    }
-}
-
-/// Decodes two packets of one channel: a byte says how many pages the first is for, two how long its payload is. Returns
-/// whether both were taken. Nothing beyond the pages named may be written.
+/// Decodes two packets of one channel: a byte says how many pages the first is for, two how long
+/// its payload is. Returns whether both were taken. Nothing beyond the pages named may be written.
 fn decode(method: &dyn Method, data: &[u8]) -> bool {
     let [pages, high, low, rest @ ..] = data else {
         return false;
     };
     let pages = u64::from(pages % 8) + 1;
-    let (first, second) = rest.split_at(usize::from(u16::from_be_bytes([*high, *low])).min(rest.len()));
-    let block = RamBlock::anonymous("pc.ram", 16 * 4096, 4096).expect("memory");
+    let (first, second) =
+        rest.split_at(usize::from(u16::from_be_bytes([*high, *low])).min(rest.len()));
+    let block = Arc::new(RamBlock::anonymous("pc.ram", 16 * 4096, 4096).expect("memory"));
     let mut unpacker = method.unpacker().expect("a decoder");
     let mut taken = true;
-    for payload in [first, second].into_iter().filter(|payload| !payload.is_empty()) {
+    for payload in [first, second]
+        .into_iter()
+        .filter(|payload| !payload.is_empty())
+    {
         let offsets: Vec<u64> = (0..pages).map(|page| page * 4096).collect();
         let geometry = Geometry::new(4096).expect("a valid page size");
         let mut wire = vec![0; geometry.packet_len()];
@@ -49,7 +34,7 @@ fn decode(method: &dyn Method, data: &[u8]) -> bool {
         };
         RamPacket::encode(&fields, geometry, &offsets, &[], &mut wire).expect("a valid packet");
         let packet = RamPacket::parse(&wire, geometry).expect("what was encoded is accepted");
-        let incoming = IncomingPages::new(&block, &packet).expect("pages of the block");
+        let incoming = IncomingPages::in_place(&block, &packet).expect("pages of the block");
         taken &= unpacker.unpack(&incoming, &mut Bytes(payload)).is_ok();
     }
     let beyond = block
