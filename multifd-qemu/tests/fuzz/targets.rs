@@ -1,20 +1,22 @@
-//! What the fuzz targets do with their input. `tests/fuzz_targets.rs` runs the same functions over the seeds and
-//! deterministic mutations of them, for machines without a nightly toolchain.
+//! What the fuzz targets do with their input. `tests/fuzz_targets.rs` runs the same functions over
+//! the seeds and deterministic mutations of them, for machines without a nightly toolchain.
 
 use multifd_core::{Arrival, ChannelError, ChannelSource, RecvChannel, Unblock};
-use multifd_packet::{Flags, Geometry, InitPacket, RamFields, RamPacket};
-use multifd_qemu::{CoreFile, Limits, MappedFile, PhysicalMap, Processor, ReceiveOptions, Tail, receive};
+use multifd_packet::{Flags, Geometry, InitPacket, RamFields, RamPacket, Uuid};
+use multifd_qemu::{
+    CoreFile, Limits, MappedFile, PhysicalMap, Processor, ReceiveOptions, Tail, receive,
+};
+use multifd_testing::NoUnblock;
 use std::io::{self, Read, Seek, SeekFrom};
 
 /// Little enough for thousands of runs a second.
 fn limits() -> Limits {
-    Limits {
-        ram_bytes: 1 << 26,
-        blocks: 32,
-        tail_bytes: 1 << 20,
-        vmdesc_bytes: 1 << 16,
-        machine_name: 64,
-    }
+    Limits::default()
+        .ram_bytes(1 << 26)
+        .blocks(32)
+        .tail_bytes(1 << 20)
+        .vmdesc_bytes(1 << 16)
+        .machine_name(64)
 }
 
 /// One channel that says who it is, syncs some rounds, and ends.
@@ -28,7 +30,7 @@ impl Syncs {
         let geometry = Geometry::new(4096).expect("a valid page size");
         let mut bytes = vec![0; 64];
         let init = InitPacket {
-            uuid: [0; 16],
+            uuid: Uuid::NIL,
             channel: 0,
         };
         init.encode(&mut bytes).expect("it fits");
@@ -51,12 +53,6 @@ impl Syncs {
     }
 }
 
-struct Nothing;
-
-impl Unblock for Nothing {
-    fn unblock(&self) {}
-}
-
 impl RecvChannel for Syncs {
     fn recv_start(&mut self, buffer: &mut [u8]) -> Result<Arrival, ChannelError> {
         let Some(bytes) = self.bytes.get(self.at..self.at + buffer.len()) else {
@@ -68,7 +64,7 @@ impl RecvChannel for Syncs {
     }
 
     fn unblock_handle(&self) -> Result<Box<dyn Unblock>, ChannelError> {
-        Ok(Box::new(Nothing))
+        Ok(Box::new(NoUnblock))
     }
 }
 
@@ -83,16 +79,13 @@ impl ChannelSource for One {
     }
 }
 
-/// Receives a migration whose main channel is the input, after a byte that says how many rounds its one channel syncs.
-/// Returns whether it was taken.
+/// Receives a migration whose main channel is the input, after a byte that says how many rounds its
+/// one channel syncs. Returns whether it was taken.
 pub fn main_channel(data: &[u8]) -> bool {
     let Some((rounds, main)) = data.split_first() else {
         return false;
     };
-    let options = ReceiveOptions {
-        limits: limits(),
-        ..ReceiveOptions::default()
-    };
+    let options = ReceiveOptions::default().limits(limits());
     let Ok(received) = receive(main, &mut One(Some(Syncs::new(rounds % 8))), options) else {
         return false;
     };
@@ -131,7 +124,10 @@ pub fn device_sections(data: &[u8]) -> bool {
         map.check(&blocks).expect("every range lies in its block");
         let mut end = 0;
         for range in map.ranges() {
-            assert!(range.address >= end && range.len > 0, "ranges follow each other");
+            assert!(
+                range.address >= end && range.len > 0,
+                "ranges follow each other"
+            );
             end = range.address + range.len;
         }
         let core = CoreFile::x86(map, &processors);
