@@ -80,9 +80,15 @@ impl Case {
             return vec![Pairing::Ours];
         }
         match self {
-            // Over Unix sockets mixed pairs show nothing that those over TCP do not, where the codec takes all the time.
+            // Over Unix sockets mixed pairs show nothing that those over TCP do not, where the
+            // codec takes all the time.
             Self::Transfer(ask) if !ask.unix || ask.compression == Compression::None => {
-                vec![Pairing::Ours, Pairing::Qemus, Pairing::FromQemu, Pairing::ToQemu]
+                vec![
+                    Pairing::Ours,
+                    Pairing::Qemus,
+                    Pairing::FromQemu,
+                    Pairing::ToQemu,
+                ]
             }
             _ => vec![Pairing::Ours, Pairing::Qemus],
         }
@@ -115,13 +121,23 @@ impl Case {
         if !has_arrived || stage.is_same()? {
             return Ok(took);
         }
-        Err(format!("{}, {}: the memory differs", self.name(), pair.name()))
+        Err(format!(
+            "{}, {}: the memory differs",
+            self.name(),
+            pair.name()
+        ))
     }
 }
 
-/// Runs a case with each pairing, one after the other, again and again, every second time in the other order: what the machine does
-/// meanwhile is done to all, and what one leaves behind is found by each.
-pub(crate) fn in_turn(case: Case, stage: &Stage, pairings: &[Pairing], times: u16) -> Result<Vec<Vec<Took>>> {
+/// Runs a case with each pairing, one after the other, again and again, every second time in the
+/// other order: what the machine does meanwhile is done to all, and what one leaves behind is found
+/// by each.
+pub(crate) fn in_turn(
+    case: Case,
+    stage: &Stage,
+    pairings: &[Pairing],
+    times: u16,
+) -> Result<Vec<Vec<Took>>> {
     let mut runs = vec![Vec::new(); pairings.len()];
     for time in 0..times {
         let mut order: Vec<_> = pairings.iter().zip(&mut runs).collect();
@@ -182,5 +198,6 @@ fn files(on_disk: bool, direct: bool, channels: &[u8]) -> Vec<Case> {
         direct,
     };
     let asks = channels.iter().map(ask);
-    asks.flat_map(|ask| [Case::Save(ask), Case::Load(ask)]).collect()
+    asks.flat_map(|ask| [Case::Save(ask), Case::Load(ask)])
+        .collect()
 }

@@ -33,7 +33,9 @@ pub(crate) fn draw(results: &Results, path: &Path) -> Drawn {
             groups.push(&row.group);
         }
     }
-    let rows = (groups.len() + results.growth.len()).div_ceil(COLUMNS).max(1);
+    let rows = (groups.len() + results.growth.len())
+        .div_ceil(COLUMNS)
+        .max(1);
     let size = (
         PANEL.0 * u32::try_from(COLUMNS)?,
         HEAD + PANEL.1 * u32::try_from(rows)?,
@@ -45,7 +47,11 @@ pub(crate) fn draw(results: &Results, path: &Path) -> Drawn {
     let panels = body.split_evenly((rows, COLUMNS));
     let mut panels = panels.iter();
     for (group, panel) in groups.into_iter().zip(panels.by_ref()) {
-        let rows: Vec<&Row> = results.rows.iter().filter(|row| row.group == group).collect();
+        let rows: Vec<&Row> = results
+            .rows
+            .iter()
+            .filter(|row| row.group == group)
+            .collect();
         bars(panel, group, &rows, results.bytes)?;
     }
     for (line, panel) in results.growth.iter().zip(panels) {
@@ -64,7 +70,12 @@ fn heading(area: &Area<'_>, results: &Results) -> Drawn {
         (12, 38),
         ("sans-serif", 13),
     ))?;
-    let all = [Pairing::Ours, Pairing::Qemus, Pairing::FromQemu, Pairing::ToQemu];
+    let all = [
+        Pairing::Ours,
+        Pairing::Qemus,
+        Pairing::FromQemu,
+        Pairing::ToQemu,
+    ];
     for (at, pairing) in (0..).zip(all) {
         let x = 12 + at * 170;
         let style = colour(pairing.name()).filled();
@@ -105,7 +116,11 @@ fn bars(area: &Area<'_>, group: &str, rows: &[&Row], bytes: u64) -> Drawn {
         let (x, y) = chart.backend_coord(&(place as f64 + 0.5, 0.0));
         let (left, top) = area.get_base_pixel();
         let text = format!("x{count}");
-        area.draw(&Text::new(text, (x - left - 8, y - top + 6), ("sans-serif", 13)))?;
+        area.draw(&Text::new(
+            text,
+            (x - left - 8, y - top + 6),
+            ("sans-serif", 13),
+        ))?;
     }
     Ok(())
 }
@@ -114,7 +129,13 @@ fn bars(area: &Area<'_>, group: &str, rows: &[&Row], bytes: u64) -> Drawn {
 fn growth(area: &Area<'_>, line: &Line) -> Drawn {
     let points = line.points.iter();
     let all: Vec<_> = points
-        .map(|point| (point.who, point.at as f64, middle(point.seconds.iter().copied())))
+        .map(|point| {
+            (
+                point.who,
+                point.at as f64,
+                middle(point.seconds.iter().copied()),
+            )
+        })
         .collect();
     let right = all.iter().map(|point| point.1).fold(0.0, f64::max);
     let top = all.iter().map(|point| point.2).fold(0.0, f64::max);
@@ -139,7 +160,10 @@ fn growth(area: &Area<'_>, line: &Line) -> Drawn {
         let own: Vec<(f64, f64)> = own.map(|point| (point.1, point.2)).collect();
         let colour = colour(who);
         chart.draw_series(LineSeries::new(own.iter().copied(), colour.stroke_width(2)))?;
-        chart.draw_series(own.into_iter().map(|at| Circle::new(at, 3, colour.filled())))?;
+        chart.draw_series(
+            own.into_iter()
+                .map(|at| Circle::new(at, 3, colour.filled())),
+        )?;
     }
     Ok(())
 }

@@ -91,7 +91,8 @@ pub(crate) struct Used {
 }
 
 impl Watch {
-    /// Watches the memory a process takes beyond `before`, and, with a file for them, its system calls.
+    /// Watches the memory a process takes beyond `before`, and, with a file for them, its system
+    /// calls.
     pub(crate) fn start(pid: u32, before: u64, calls: Option<PathBuf>) -> Self {
         Self {
             pid,

@@ -1,12 +1,15 @@
-//! Memory that is new: a virtual machine is given it when it is first used, and its host takes back what has been free for a while.
+//! Memory that is new: a virtual machine is given it when it is first used, and its host takes back
+//! what has been free for a while.
 
 use crate::machine::memory;
 use crate::ours::{Outcome, guest, shared};
 use multifd_core::RamBlock;
+use multifd_residency::preallocate;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Touches each page of a new file of `len` bytes on tmpfs, with as many threads, and frees them again; says how long the touching took.
+/// Touches each page of a new file of `len` bytes on tmpfs, with as many threads, and frees them
+/// again; says how long the touching took.
 pub(crate) fn touch(path: &Path, len: u64, threads: usize) -> Outcome<Duration> {
     let mut map = shared(path, Some(len))?;
     let part = map.len().div_ceil(threads);
@@ -21,15 +24,17 @@ pub(crate) fn touch(path: &Path, len: u64, threads: usize) -> Outcome<Duration> 
     Ok(took)
 }
 
-/// Linux tells the host of a virtual machine about memory two seconds after some has become free: about all that is free then.
+/// Linux tells the host of a virtual machine about memory two seconds after some has become free:
+/// about all that is free then.
 const REPORT: Duration = Duration::from_millis(2200);
 
-/// Memory that has been touched, and is freed when this is dropped: what is new to a run that begins then is not new to a virtual
-/// machine's host.
+/// Memory that has been touched, and is freed when this is dropped: what is new to a run that
+/// begins then is not new to a virtual machine's host.
 pub(crate) struct Warm {
     path: PathBuf,
     memory: RamBlock,
-    /// When all that was free before has been reported: what is freed then stays with the machine for two more seconds.
+    /// When all that was free before has been reported: what is freed then stays with the machine
+    /// for two more seconds.
     reported: Instant,
 }
 
@@ -50,7 +55,7 @@ impl Warm {
             reported,
         };
         // Where there is no room for it, the run is measured without.
-        Ok(warm.memory.preallocate().is_ok().then_some(warm))
+        Ok(preallocate(&warm.memory, true).is_ok().then_some(warm))
     }
 }
 

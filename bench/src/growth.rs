@@ -9,7 +9,8 @@ use crate::straight::Straight;
 use crate::transfer::{Ask, Stage};
 
 fn ask(channels: u8) -> Case {
-    // With its pages there already: how long the machine takes to come up with new memory is not ours to measure.
+    // With its pages there already: how long the machine takes to come up with new memory is not
+    // ours to measure.
     Case::Transfer(Ask {
         unix: false,
         compression: Compression::None,

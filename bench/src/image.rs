@@ -52,7 +52,8 @@ fn compressible(most: usize) -> std::io::Result<Vec<u8>> {
             break;
         }
         if let Ok(file) = File::open(file) {
-            file.take((left as u64).min(8 << 20)).read_to_end(&mut bytes)?;
+            file.take((left as u64).min(8 << 20))
+                .read_to_end(&mut bytes)?;
         }
     }
     if bytes.is_empty() {
@@ -63,7 +64,8 @@ fn compressible(most: usize) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Writes an image: of ten runs of 1 to 64 pages, three are zero, four from files of the machine, three random.
+/// Writes an image: of ten runs of 1 to 64 pages, three are zero, four from files of the machine,
+/// three random.
 pub(crate) fn write(path: &Path, len: u64, seed: u64) -> std::io::Result<()> {
     let source = compressible(256 << 20)?;
     let mut numbers = Numbers::new(seed);

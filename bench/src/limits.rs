@@ -5,8 +5,8 @@ use crate::ours::{Compression, Outcome, guest, shared};
 use crate::results::Limit;
 use crate::transfer::Stage;
 use multifd_core::{
-    ChannelError, Outgoing, RamMap, SendChannel, Sender, SenderConfig, SyncScope, Transport, Unblock,
-    WriteFlags,
+    ChannelError, Message, RamMap, SendChannel, Sender, SenderConfig, SyncScope, Transport,
+    Unblock, WriteFlags,
 };
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -42,7 +42,11 @@ pub(crate) fn measure(
         Ok(())
     };
     if iperf3_is_here() {
-        let streams: &[u8] = if quick { &[1, 2, 4] } else { &[1, 2, 4, 8, 16, 64] };
+        let streams: &[u8] = if quick {
+            &[1, 2, 4]
+        } else {
+            &[1, 2, 4, 8, 16, 64]
+        };
         for &streams in streams {
             add(format!("limit: iperf3 x{streams}"), &|| {
                 iperf3(streams, if quick { 1 } else { 3 })
@@ -50,7 +54,9 @@ pub(crate) fn measure(
         }
     }
     for threads in [1, 2] {
-        add(format!("limit: memcpy x{threads}"), &|| memcpy(stage, threads))?;
+        add(format!("limit: memcpy x{threads}"), &|| {
+            memcpy(stage, threads)
+        })?;
         add(format!("limit: new tmpfs pages x{threads}"), &|| {
             let took = touch(&stage.folder.join("new"), stage.bytes, threads)?;
             Ok(per_second(stage.bytes, took))
@@ -73,11 +79,15 @@ pub(crate) fn measure(
     for (place, folder) in &places[..if quick { 1 } else { 2 }] {
         let file = folder.join("sequential");
         let on_disk = *place == "disk";
-        add(format!("limit: file write, {place}"), &|| write(stage, &file))?;
+        add(format!("limit: file write, {place}"), &|| {
+            write(stage, &file)
+        })?;
         if !file.exists() {
             write(stage, &file)?;
         }
-        add(format!("limit: file read, {place}"), &|| read(&file, on_disk))?;
+        add(format!("limit: file read, {place}"), &|| {
+            read(&file, on_disk)
+        })?;
         std::fs::remove_file(&file)?;
     }
     Ok(limits)
@@ -94,7 +104,10 @@ pub(crate) fn iperf3_is_here() -> bool {
 
 /// What `iperf3` moves over loopback.
 fn iperf3(streams: u8, seconds: u8) -> Outcome<f64> {
-    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port().to_string();
+    let port = TcpListener::bind("127.0.0.1:0")?
+        .local_addr()?
+        .port()
+        .to_string();
     let mut server = Command::new("iperf3")
         .args(["-s", "-1", "--forceflush", "-B", "127.0.0.1", "-p", &port])
         .stdin(Stdio::null())
@@ -148,7 +161,7 @@ impl Transport for Nowhere {
 }
 
 impl SendChannel for Nowhere {
-    fn send(&mut self, _: &Outgoing<'_>, _: WriteFlags) -> Result<(), ChannelError> {
+    fn send(&mut self, _: &Message<'_>, _: WriteFlags) -> Result<(), ChannelError> {
         Ok(())
     }
 
@@ -165,10 +178,7 @@ impl Unblock for Nowhere {
 fn prepare_only(stage: &Stage, codec: Compression, channels: u8) -> Outcome<f64> {
     let mut ram = RamMap::new();
     ram.add(guest(&stage.image, None)?)?;
-    let config = SenderConfig {
-        channels,
-        ..SenderConfig::default()
-    };
+    let config = SenderConfig::default().channels(channels);
     let begun = Instant::now();
     let mut sender = Sender::start(ram, codec.method().as_ref(), &Nowhere, &config)?;
     sender.queue_range(0, 0, stage.bytes)?;

@@ -30,9 +30,9 @@ pub(crate) struct Machine {
     congestion_control: String,
     huge_pages: String,
     tmpfs_huge_pages: String,
-    /// Free memory is reported to the host in pieces of a page times two to this power, and taken back. No piece is larger than that by 10,
-    /// so nothing is if this is more, which only some kernels can be told. -1: no host has asked for it; empty: the kernel does not know
-    /// of it.
+    /// Free memory is reported to the host in pieces of a page times two to this power, and taken
+    /// back. No piece is larger than that by 10, so nothing is if this is more, which only some
+    /// kernels can be told. -1: no host has asked for it; empty: the kernel does not know of it.
     free_page_reporting_order: String,
 }
 
@@ -57,11 +57,14 @@ impl Machine {
             model: value("model name").unwrap_or_default(),
             memory_mib: memory("MemTotal").unwrap_or(0) >> 20,
             kernel: read("/proc/sys/kernel/osrelease"),
-            is_virtual: value("flags").is_some_and(|flags| flags.split(' ').any(|flag| flag == "hypervisor")),
+            is_virtual: value("flags")
+                .is_some_and(|flags| flags.split(' ').any(|flag| flag == "hypervisor")),
             congestion_control: read("/proc/sys/net/ipv4/tcp_congestion_control"),
             huge_pages: setting("/sys/kernel/mm/transparent_hugepage/enabled"),
             tmpfs_huge_pages: setting("/sys/kernel/mm/transparent_hugepage/shmem_enabled"),
-            free_page_reporting_order: read("/sys/module/page_reporting/parameters/page_reporting_order"),
+            free_page_reporting_order: read(
+                "/sys/module/page_reporting/parameters/page_reporting_order",
+            ),
         }
     }
 }

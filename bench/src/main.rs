@@ -10,6 +10,7 @@ mod image;
 mod interrupt;
 mod limits;
 mod machine;
+mod mapped;
 mod measure;
 mod ours;
 mod ours_files;

@@ -14,7 +14,11 @@ use std::path::Path;
 
 /// Runs everything that was asked for.
 pub(crate) fn run(cli: &Cli, out: &mut dyn Write) -> Outcome<()> {
-    let bytes = if cli.quick { cli.size.min(256) } else { cli.size } << 20;
+    let bytes = if cli.quick {
+        cli.size.min(256)
+    } else {
+        cli.size
+    } << 20;
     let folder = tempfile::tempdir_in(&cli.memory)?;
     let disk = tempfile::tempdir_in(&cli.disk)?;
     interrupt::remove_when_told(vec![folder.path().into(), disk.path().into()])?;
@@ -36,7 +40,10 @@ pub(crate) fn run(cli: &Cli, out: &mut dyn Write) -> Outcome<()> {
     };
     table::head(out, &results)?;
     if !limits::iperf3_is_here() {
-        writeln!(out, "iperf3: none here; what the loopback takes is not measured")?;
+        writeln!(
+            out,
+            "iperf3: none here; what the loopback takes is not measured"
+        )?;
     }
     let can_count = !cli.quick && can_count_calls();
     if !cli.quick && !can_count {
@@ -64,17 +71,30 @@ pub(crate) fn run(cli: &Cli, out: &mut dyn Write) -> Outcome<()> {
     keep(cli, &results)
 }
 
-fn measure_growth(cli: &Cli, stage: &Stage, results: &mut Results, out: &mut dyn Write) -> Outcome<()> {
-    // The largest first: a host that takes memory back has done so with most of it by the time the cases begin.
+fn measure_growth(
+    cli: &Cli,
+    stage: &Stage,
+    results: &mut Results,
+    out: &mut dyn Write,
+) -> Outcome<()> {
+    // The largest first: a host that takes memory back has done so with most of it by the time the
+    // cases begin.
     let (sizes, channels): (&[u64], &[u8]) = if cli.quick {
         (&[256, 128, 64], &[1, 2, 4])
     } else {
-        (&[8192, 4096, 2048, 1024, 512, 256], &[1, 2, 4, 8, 16, 32, 64])
+        (
+            &[8192, 4096, 2048, 1024, 512, 256],
+            &[1, 2, 4, 8, 16, 32, 64],
+        )
     };
     if "growth by memory".contains(&cli.only) {
         // Twice: the source's, and the destination's.
         let room = free(&stage.folder)? >> 20;
-        let fitting: Vec<u64> = sizes.iter().copied().filter(|mib| 2 * mib + 64 <= room).collect();
+        let fitting: Vec<u64> = sizes
+            .iter()
+            .copied()
+            .filter(|mib| 2 * mib + 64 <= room)
+            .collect();
         let line = growth::of_memory(stage, cli.runs, &fitting, results.qemu.is_some())?;
         table::line(out, &line)?;
         results.growth.push(line);
@@ -103,7 +123,8 @@ fn named(path: &Path) -> impl Fn(std::io::Error) -> String {
     move |e| format!("{}: {e}", path.display())
 }
 
-/// Touches as much memory as a case needs, if there is room: a virtual machine is given memory when it is first used, and that takes long.
+/// Touches as much memory as a case needs, if there is room: a virtual machine is given memory when
+/// it is first used, and that takes long.
 fn warm_up(stage: &Stage) -> Outcome<()> {
     let needed = 3 * stage.bytes;
     let free = free(&stage.folder)?;
@@ -132,8 +153,8 @@ fn tail(stage: &Stage) -> Outcome<std::path::PathBuf> {
     std::fs::File::create(&memory)?.set_len(stage.bytes)?;
     let mut qemu = Qemu::start(&memory, stage.bytes, false, false)?;
     qemu.multifd(1, "none", &["mapped-ram"])?;
-    qemu.migrate(&format!("file:{}", file.display()))?;
-    qemu.wait_completed()?;
+    qemu.migrate(&format!("file:{}", file.display()));
+    qemu.wait_completed();
     drop(qemu);
     std::fs::remove_file(&memory)?;
     Ok(file)
@@ -155,13 +176,18 @@ fn measure_case(
     if can_count {
         stage.counting = true;
         for (pairing, calls) in pairings.iter().zip(&mut calls) {
-            *calls = case.run(stage, *pairing)?.calls.map(|calls| calls as f64 / gib);
+            *calls = case
+                .run(stage, *pairing)?
+                .calls
+                .map(|calls| calls as f64 / gib);
         }
         stage.counting = false;
     }
     let seconds = |runs: &[Took]| middle(runs.iter().map(|took| took.seconds));
     let cpu = |runs: &[Took]| middle(runs.iter().map(|took| took.cpu));
-    let peer = pairings.iter().position(|pairing| *pairing == Pairing::Qemus);
+    let peer = pairings
+        .iter()
+        .position(|pairing| *pairing == Pairing::Qemus);
     let peer = peer.map(|at| (seconds(&runs[at]), cpu(&runs[at])));
     let name = format!("limit: iperf3 x{}", case.channels());
     let iperf3 = results.limits.iter().find(|limit| limit.name == name);

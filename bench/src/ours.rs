@@ -1,18 +1,24 @@
 //! Our ends, each in a process of its own as a VMM would have it: the library, with its defaults.
 
-use crate::ours_files::beside;
+use crate::mapped::beside;
 use clap::{Args, ValueEnum};
 use memmap2::{MmapMut, MmapOptions};
 use multifd_compress::{CompressPool, Zlib, Zstd};
-use multifd_core::{Method, Plain, Pooled, RamBlock, RamMap, SenderConfig};
-use multifd_qemu::{ReceiveOptions, SendOptions, Snapshot, receive, send};
-use multifd_transport_socket::{Address, SocketListener, SocketOptions, SocketTransport};
+use multifd_core::{
+    Encode, Method, Plain, RamBlock, RamMap, ReceiverConfig, SenderConfig, ThreadRole, Workers,
+};
+use multifd_qemu::{IncomingMigration, OutgoingMigration, ReceiveOptions, SendOptions, Snapshot};
+use multifd_residency::preallocate;
+use multifd_transport_socket::{
+    Address, SocketListener, SocketOptions, SocketTransport, batch_scheduling,
+};
 use serde::{Deserialize, Serialize};
 use std::error::Error;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 pub(crate) type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -40,16 +46,31 @@ impl Compression {
         }
     }
 
-    /// What a source uses: with fewer channels than processors a pool, as the program `multifd` does.
-    fn source(self, channels: u8) -> Outcome<Arc<dyn Method>> {
+    /// What a source uses: with fewer channels than processors a pool, as the program `multifd`
+    /// does.
+    fn source(self, channels: u8) -> Outcome<Encoder> {
         let processors = std::thread::available_parallelism()?.get();
         Ok(match self {
             Self::Zstd if usize::from(channels) < processors => {
-                let pool = CompressPool::new(processors)?;
-                Arc::new(Pooled::new(Zstd::default(), Arc::new(pool)))
+                Encoder::Pool(Zstd::default(), Arc::new(CompressPool::new(processors)?))
             }
-            other => other.method(),
+            other => Encoder::Channels(other.method()),
         })
+    }
+}
+
+/// A method, and where it runs.
+enum Encoder {
+    Channels(Arc<dyn Method>),
+    Pool(Zstd, Arc<dyn Workers>),
+}
+
+impl Encoder {
+    fn encode(&self) -> Encode<'_> {
+        match self {
+            Self::Channels(method) => Encode::on_channels(method.as_ref()),
+            Self::Pool(zstd, pool) => Encode::on_pool(zstd, Arc::clone(pool)),
+        }
     }
 }
 
@@ -174,21 +195,11 @@ pub(crate) fn run_send(role: &SendRole) -> Outcome<()> {
     let method = role.compression.source(role.channels)?;
     let transport = SocketTransport::new(role.to.clone(), SocketOptions::default());
     let meter = Meter::when_told()?;
-    let mut main = transport.connect()?;
-    main.abort_on_close(true)?;
-    let options = SendOptions {
-        sender: SenderConfig {
-            channels: role.channels,
-            ..SenderConfig::default()
-        },
-        sync: None,
-        zero_pages: None,
-        on_start: None,
-    };
-    let sent = send(&snapshot, &mut main, method.as_ref(), &transport, options)?;
-    main.abort_on_close(false)?;
-    main.end_writing()?;
-    main.wait_closed()?;
+    let options = SendOptions::default().sender(SenderConfig::default().channels(role.channels));
+    let cancel = options.sender.common.cancel.clone();
+    let mut migration = OutgoingMigration::connect(&transport, &cancel)?;
+    let sent = migration.send(&snapshot, method.encode(), &transport, options)?;
+    migration.finish(Duration::from_secs(60))?;
     say(&meter.told(sent.stats.total().wire_bytes))
 }
 
@@ -199,30 +210,34 @@ pub(crate) fn run_recv(role: &RecvRole) -> Outcome<()> {
     let len = std::fs::metadata(&path)?.len();
     let memory = guest(&path, Some(len))?;
     if prealloc {
-        memory.preallocate()?;
+        preallocate(&memory, true)?;
     }
     let mut ready = Some(memory);
     say(&listener.address()?.to_string())?;
-    let mut main = listener.accept_main()?;
-    let meter = Meter::start();
-    main.abort_on_close(true)?;
-    let options = ReceiveOptions {
-        methods: vec![
+    let engine = ReceiverConfig::default()
+        .methods(vec![
             Compression::None.method(),
             Compression::Zlib.method(),
             Compression::Zstd.method(),
-        ],
-        memory: Some(Box::new(move |info, page_size| {
+        ])
+        .thread_start(Some(Arc::new(|role| {
+            if let ThreadRole::Receive { .. } = role {
+                batch_scheduling();
+            }
+        })));
+    let cancel = engine.common.cancel.clone();
+    let mut migration = IncomingMigration::wait(&mut listener, &cancel)?;
+    let meter = Meter::start();
+    let options = ReceiveOptions::default()
+        .engine(engine)
+        .memory(Some(Box::new(move |info, page_size| {
             match ready.take_if(|_| info.name == "pc.ram") {
                 Some(memory) => Ok(memory),
                 None => RamBlock::anonymous(&info.name, info.used_length, page_size),
             }
-        })),
-        ..ReceiveOptions::default()
-    };
-    let received = receive(&mut main, &mut listener, options)?;
+        })));
+    let received = migration.receive(&mut listener, options)?;
     let told = meter.told(received.stats.total().wire_bytes);
-    main.abort_on_close(false)?;
-    drop(main);
+    migration.accept()?;
     say(&told)
 }

@@ -26,7 +26,9 @@ pub(crate) fn cpu(pid: u32) -> f64 {
 /// Anonymous memory of a process that is resident, in bytes: guest RAM in a file is not.
 pub(crate) fn anonymous(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"));
     let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
     kib.unwrap_or(0) << 10
 }
@@ -42,7 +44,10 @@ pub(crate) struct MemoryWatch {
 impl MemoryWatch {
     /// Watches what it takes beyond `before`.
     pub(crate) fn start(pid: u32, before: u64) -> Self {
-        let (most, stop) = (Arc::new(AtomicU64::new(before)), Arc::new(AtomicBool::new(false)));
+        let (most, stop) = (
+            Arc::new(AtomicU64::new(before)),
+            Arc::new(AtomicBool::new(false)),
+        );
         let (seen, ended) = (Arc::clone(&most), Arc::clone(&stop));
         let thread = std::thread::spawn(move || {
             while !ended.load(Ordering::Relaxed) {
@@ -65,7 +70,9 @@ impl MemoryWatch {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-        self.most.load(Ordering::Relaxed).saturating_sub(self.before)
+        self.most
+            .load(Ordering::Relaxed)
+            .saturating_sub(self.before)
     }
 }
 
@@ -99,7 +106,9 @@ pub(crate) fn can_count_calls() -> bool {
 /// The sum of a table of system calls.
 fn counted(file: &Path) -> Result<u64, String> {
     let text = std::fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
-    let total = text.lines().rfind(|line| line.trim_end().ends_with("total"));
+    let total = text
+        .lines()
+        .rfind(|line| line.trim_end().ends_with("total"));
     // Share, seconds, seconds for each call, calls, then maybe errors.
     let calls = total.and_then(|line| line.split_whitespace().nth(3)?.parse().ok());
     calls.ok_or_else(|| format!("no sum of system calls in {text:?}"))
@@ -136,7 +145,8 @@ impl Trace {
             .and_then(rustix::process::Pid::from_raw);
         // It ends by itself when its process does; then there is nobody to tell.
         if let Some(pid) = pid.filter(|_| matches!(self.child.try_wait(), Ok(None))) {
-            rustix::process::kill_process(pid, rustix::process::Signal::INT).map_err(|e| e.to_string())?;
+            rustix::process::kill_process(pid, rustix::process::Signal::INT)
+                .map_err(|e| e.to_string())?;
         }
         self.child.wait().map_err(|e| e.to_string())?;
         counted(&self.file)

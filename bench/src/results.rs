@@ -62,11 +62,16 @@ pub(crate) struct Results {
     pub(crate) growth: Vec<Line>,
 }
 
-/// Least, middle and greatest; of an even number of values the greater one of the two in the middle. Not of nothing.
+/// Least, middle and greatest; of an even number of values the greater one of the two in the
+/// middle. Not of nothing.
 pub(crate) fn spread(values: impl IntoIterator<Item = f64>) -> [f64; 3] {
     let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);
-    [values[0], values[values.len() / 2], values[values.len() - 1]]
+    [
+        values[0],
+        values[values.len() / 2],
+        values[values.len() - 1],
+    ]
 }
 
 pub(crate) fn middle(values: impl IntoIterator<Item = f64>) -> f64 {

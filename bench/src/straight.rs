@@ -15,8 +15,8 @@ pub(crate) struct Straight {
 }
 
 impl Straight {
-    /// The line with the smallest squares of the distances, each as a share of the point's own seconds; of two points at least, at
-    /// different places.
+    /// The line with the smallest squares of the distances, each as a share of the point's own
+    /// seconds; of two points at least, at different places.
     pub(crate) fn along(who: &'static str, points: &[(f64, f64)]) -> Option<Self> {
         let (mut xx, mut xy, mut yy, mut x, mut y) = (0.0, 0.0, 0.0, 0.0, 0.0);
         for (at, seconds) in points {
@@ -29,7 +29,10 @@ impl Straight {
             y += each;
         }
         let determinant = xx * yy - xy * xy;
-        let (start, slope) = ((x * yy - y * xy) / determinant, (y * xx - x * xy) / determinant);
+        let (start, slope) = (
+            (x * yy - y * xy) / determinant,
+            (y * xx - x * xy) / determinant,
+        );
         let off = points
             .iter()
             .map(|(at, seconds)| (seconds / (start + slope * at) - 1.0).abs())

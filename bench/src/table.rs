@@ -15,7 +15,11 @@ pub(crate) fn head(out: &mut dyn Write, results: &Results) -> Result<()> {
 #[allow(clippy::cast_precision_loss)] // Figures for people.
 pub(crate) fn limit(out: &mut dyn Write, limit: &Limit) -> Result<()> {
     let [min, middle, max] = spread(limit.runs.iter().map(|rate| rate / f64::from(1 << 30)));
-    writeln!(out, "{:34} {min:6.2} {middle:6.2} {max:6.2} GiB/s", limit.name)
+    writeln!(
+        out,
+        "{:34} {min:6.2} {middle:6.2} {max:6.2} GiB/s",
+        limit.name
+    )
 }
 
 pub(crate) fn columns(out: &mut dyn Write) -> Result<()> {

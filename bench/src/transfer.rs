@@ -43,7 +43,8 @@ pub(crate) struct Took {
     /// Processor seconds of both ends.
     pub(crate) cpu: f64,
     pub(crate) wire_bytes: u64,
-    /// The most anonymous memory either end took beyond what it had before, in bytes; of ours, all it has.
+    /// The most anonymous memory either end took beyond what it had before, in bytes; of ours, all
+    /// it has.
     pub(crate) memory: u64,
     /// System calls of both ends, where they were counted.
     #[serde(skip)]
@@ -96,7 +97,9 @@ impl Stage {
     }
 
     fn watch(&self, pid: u32, before: u64, end: &str) -> Watch {
-        let trace = self.counting.then(|| self.folder.join(format!("calls-{end}")));
+        let trace = self
+            .counting
+            .then(|| self.folder.join(format!("calls-{end}")));
         Watch::start(pid, before, trace)
     }
 
@@ -126,7 +129,7 @@ impl Stage {
         if whose == Whose::Qemu {
             let mut qemu = Qemu::start(memory, self.bytes, true, ask.prealloc)?;
             qemu.multifd(ask.channels, ask.compression.name(), &[])?;
-            let address = qemu.listen(uri)?;
+            let address = qemu.listen(uri);
             return Ok((End::Qemu(qemu), address));
         }
         let mut args = vec!["recv", "--listen", uri, "--memory", text(memory)?];
@@ -146,7 +149,12 @@ impl Stage {
         }
         let channels = ask.channels.to_string();
         let mut args = vec!["send", "--to", address, "--memory", text(&self.image)?];
-        args.extend(["--channels", &channels, "--compression", ask.compression.name()]);
+        args.extend([
+            "--channels",
+            &channels,
+            "--compression",
+            ask.compression.name(),
+        ]);
         if to == Whose::Qemu {
             let tail = self
                 .tail
@@ -174,15 +182,15 @@ impl Stage {
                 Some(ours.told()?)
             }
             End::Qemu(qemu) => {
-                qemu.migrate(&address)?;
-                qemu.wait_completed()?;
+                qemu.migrate(&address);
+                qemu.wait_completed();
                 None
             }
         };
         let received = match &mut receiving {
             End::Ours(ours) => Some(ours.told()?),
             End::Qemu(qemu) => {
-                qemu.wait_completed()?;
+                qemu.wait_completed();
                 None
             }
         };
@@ -190,7 +198,7 @@ impl Stage {
         let (from, to) = (source.end()?, destination.end()?);
         let wire_bytes = match (sent, &mut sending) {
             (Some(told), _) => told.wire_bytes,
-            (None, End::Qemu(qemu)) => qemu.wire_bytes()?,
+            (None, End::Qemu(qemu)) => qemu.wire_bytes(),
             (None, End::Ours(_)) => 0,
         };
         for end in [sending, receiving] {
@@ -208,7 +216,12 @@ impl Stage {
     }
 
     fn mapped(&self, ask: FileAsk) -> PathBuf {
-        if ask.on_disk { &self.disk } else { &self.folder }.join("mapped")
+        if ask.on_disk {
+            &self.disk
+        } else {
+            &self.folder
+        }
+        .join("mapped")
     }
 
     /// Writes the image into a mapped-ram file; `warm` is freed just before.
@@ -222,8 +235,9 @@ impl Stage {
             source.multifd(ask.channels, "none", &["mapped-ram"])?;
             source.direct_io(ask.direct)?;
             self.qemus_file(source, warm, |source| {
-                source.migrate(&format!("file:{}", text(&file)?))?;
-                source.wait_completed()
+                source.migrate(&format!("file:{}", text(&file)?));
+                source.wait_completed();
+                Ok(())
             })
         };
         let took = took?;
@@ -234,7 +248,8 @@ impl Stage {
         Ok(took)
     }
 
-    /// Loads the file written last, or one that is written now, into fresh memory; `warm` is freed just before.
+    /// Loads the file written last, or one that is written now, into fresh memory; `warm` is freed
+    /// just before.
     pub(crate) fn load(&self, whose: Whose, ask: FileAsk, warm: Option<Warm>) -> Result<Took> {
         let (memory, file) = (self.fresh()?, self.mapped(ask));
         if !file.exists() {
@@ -249,7 +264,8 @@ impl Stage {
         if ask.on_disk {
             // From the disk, not out of the page cache.
             let file = File::open(&file).map_err(|e| e.to_string())?;
-            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).map_err(|e| e.to_string())?;
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)
+                .map_err(|e| e.to_string())?;
         }
         if whose == Whose::Multifd {
             return self.our_file("load", &memory, ask, warm);
@@ -258,8 +274,9 @@ impl Stage {
         target.multifd(ask.channels, "none", &["mapped-ram"])?;
         target.direct_io(ask.direct)?;
         self.qemus_file(target, warm, |target| {
-            target.listen(&format!("file:{}", text(&file)?))?;
-            target.wait_completed()
+            target.listen(&format!("file:{}", text(&file)?));
+            target.wait_completed();
+            Ok(())
         })
     }
 
@@ -278,13 +295,19 @@ impl Stage {
         Ok(Took {
             seconds,
             cpu: used.cpu,
-            wire_bytes: qemu.wire_bytes()?,
+            wire_bytes: qemu.wire_bytes(),
             memory: used.memory,
             calls: used.calls,
         })
     }
 
-    fn our_file(&self, role: &str, memory: &Path, ask: FileAsk, warm: Option<Warm>) -> Result<Took> {
+    fn our_file(
+        &self,
+        role: &str,
+        memory: &Path,
+        ask: FileAsk,
+        warm: Option<Warm>,
+    ) -> Result<Took> {
         let (file, channels) = (self.mapped(ask), ask.channels.to_string());
         let mut args = vec![role, "--memory", text(memory)?, "--file", text(&file)?];
         args.extend(["--channels", &channels]);

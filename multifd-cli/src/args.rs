@@ -1,14 +1,19 @@
 //! The command line: help, completions and man pages are all made from these definitions.
 
 use crate::encoding::{Encoding, Level, parse_level};
+use crate::method::{AnyChoice, Choice};
 use crate::network::{Entrance, Exit, Tuning};
 use crate::options::{
-    ClientTls, Compression, Control, Deadlines, Dialect, Direct, Image, MAX_MEMORY, RelayTls, ServerTls,
-    Show, Uuid, Writing, YEAR, ZeroCopy, parse_uuid,
+    ClientTls, Control, Deadlines, Dialect, Direct, Image, MAX_MEMORY, RelayTls, ServerTls, Show,
+    Writing, YEAR, ZeroCopy,
 };
 use crate::size::parse_size;
+use crate::threads::Threads;
 use clap::{Args, Parser, Subcommand};
+use multifd_core::MemoryBudget;
+use multifd_core::packet::Uuid;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Moves the memory of virtual machines in parallel over many channels, as QEMU's multifd does.
 #[derive(Debug, Parser)]
@@ -39,6 +44,44 @@ pub(crate) enum Command {
     Man(Man),
 }
 
+/// Which packets are taken.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Trust {
+    /// Refuse packets without a checksum of themselves and of their contents; those that have one
+    /// are checked in any case
+    #[arg(long)]
+    pub(crate) require_checksum: bool,
+}
+
+/// How long the other end may take.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Finishing {
+    /// Seconds to wait, when all is sent, for the destination to be done with it
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=YEAR))]
+    finish_timeout: u64,
+}
+
+impl Finishing {
+    pub(crate) fn timeout(self) -> Duration {
+        Duration::from_secs(self.finish_timeout)
+    }
+}
+
+/// How much a peer may make this process hold.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Memory {
+    /// Most memory held for the source beside guest RAM, over all channels: device sections, zstd
+    /// windows above 1 MiB
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = MAX_MEMORY)]
+    max_memory: u64,
+}
+
+impl Memory {
+    pub(crate) fn budget(self) -> MemoryBudget {
+        MemoryBudget::new(self.max_memory)
+    }
+}
+
 /// Receive a VM: act as the destination of a QEMU migration
 ///
 /// The number of channels and the compression are learned from the stream; a source without
@@ -63,22 +106,20 @@ pub(crate) struct Recv {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..))]
     pub(crate) channels: Option<u8>,
     /// The only compression accepted [default: whatever the source uses, packet by packet]
-    #[arg(long, value_name = "METHOD")]
-    pub(crate) compression: Option<Compression>,
-    /// Refuse packets without a checksum of themselves and of their contents; those that have one are checked in any case
-    #[arg(long)]
-    pub(crate) require_checksum: bool,
+    #[arg(long, value_name = "METHOD", value_parser = AnyChoice)]
+    pub(crate) compression: Option<Choice>,
+    #[command(flatten)]
+    pub(crate) trust: Trust,
     /// The only VM accepted, by its UUID [default: any, but one]
-    #[arg(long, value_name = "UUID", value_parser = parse_uuid)]
+    #[arg(long, value_name = "UUID")]
     pub(crate) uuid: Option<Uuid>,
     /// Most guest RAM accepted: bytes, or with K, M, G, T [default: as much as this machine has]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) max_ram: Option<u64>,
-    /// Most memory held for what the source sends beside guest RAM, over all channels: device
-    /// sections, zstd windows above 1 MiB
-    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = MAX_MEMORY)]
-    pub(crate) max_memory: u64,
-    /// Take a stream without QEMU's description at its end (a machine with suppress-vmdesc=on); under TLS it must end as TLS does then
+    #[command(flatten)]
+    pub(crate) memory: Memory,
+    /// Take a stream without QEMU's description at its end (a machine with suppress-vmdesc=on);
+    /// under TLS it must end as TLS does then
     #[arg(long)]
     pub(crate) allow_no_vmdesc: bool,
     #[command(flatten)]
@@ -87,6 +128,8 @@ pub(crate) struct Recv {
     pub(crate) writing: Writing,
     #[command(flatten)]
     pub(crate) tuning: Tuning,
+    #[command(flatten)]
+    pub(crate) threads: Threads,
     #[command(flatten)]
     pub(crate) show: Show,
 }
@@ -102,7 +145,11 @@ pub(crate) struct Recv {
   multifd send --raw RAM.bin --block pc.ram --to unix:/run/vm.sock")]
 pub(crate) struct Send {
     /// The mapped-ram file to send
-    #[arg(value_name = "FILE", required_unless_present = "raw", conflicts_with = "raw")]
+    #[arg(
+        value_name = "FILE",
+        required_unless_present = "raw",
+        conflicts_with = "raw"
+    )]
     pub(crate) file: Option<PathBuf>,
     /// Where in the file the migration begins, in bytes [default: at its start; in a save image,
     /// where libvirt has put it]
@@ -121,35 +168,40 @@ pub(crate) struct Send {
     pub(crate) channels: u8,
     #[command(flatten)]
     pub(crate) encoding: Encoding,
-    /// Whether uncompressed pages are sent without a copy (`MSG_ZEROCOPY`): it pays on fast links, not on this machine alone
+    /// Whether uncompressed pages are sent without a copy (`MSG_ZEROCOPY`): it pays on fast links,
+    /// not on this machine alone
     #[arg(long, value_name = "WHEN", default_value = "off")]
     pub(crate) zero_copy: ZeroCopy,
     /// Whether page data is read past the page cache
     #[arg(long, value_name = "WHEN", default_value = "off")]
     pub(crate) direct_io: Direct,
-    /// The VM's UUID, for a destination that was given one [default: the one in the companion, if there is one]
-    #[arg(long, value_name = "UUID", value_parser = parse_uuid)]
+    /// The VM's UUID, for a destination that was given one [default: the one in the companion, if
+    /// there is one]
+    #[arg(long, value_name = "UUID")]
     pub(crate) uuid: Option<Uuid>,
     #[command(flatten)]
     pub(crate) tls: ClientTls,
     #[command(flatten)]
     pub(crate) dialect: Dialect,
-    /// Seconds to wait, when all is sent, for the destination to be done with it
-    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=YEAR))]
-    pub(crate) finish_timeout: u64,
+    #[command(flatten)]
+    pub(crate) finishing: Finishing,
     #[command(flatten)]
     pub(crate) tuning: Tuning,
+    #[command(flatten)]
+    pub(crate) threads: Threads,
     #[command(flatten)]
     pub(crate) show: Show,
 }
 
-/// Pass a migration on, its packets encoded anew: between two QEMUs, or two of anything that speaks the protocol
+/// Pass a migration on, its packets encoded anew: between two QEMUs, or two of anything that speaks
+/// the protocol
 ///
-/// The main connection passes as it is; what comes over the channels is decoded, encoded by another method, and sent over as many
-/// channels as wanted, round by round. Guest RAM is not held. Two relays make a compressed tunnel for QEMUs that send without
-/// compression.
+/// The main connection passes as it is; what comes over the channels is decoded, encoded by another
+/// method, and sent over as many channels as wanted, round by round. Guest RAM is not held. Two
+/// relays make a compressed tunnel for QEMUs that send without compression.
 ///
-/// That it succeeds says that everything was passed on, both ways, to the end; whether the destination took it, the two ends know.
+/// That it succeeds says that everything was passed on, both ways, to the end; whether the
+/// destination took it, the two ends know.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   on the source's side of a slow link:
@@ -171,18 +223,16 @@ pub(crate) struct Relay {
     pub(crate) tls: RelayTls,
     #[command(flatten)]
     pub(crate) encoding: Encoding,
-    /// Refuse packets without a checksum of themselves and of their contents; those that have one are checked in any case
-    #[arg(long)]
-    pub(crate) require_checksum: bool,
-    /// Most memory held for what the source sends beside pages on their way: zstd windows above 1
-    /// MiB, over all channels
-    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = MAX_MEMORY)]
-    pub(crate) max_memory: u64,
-    /// Seconds to wait, when all is sent, for the destination to be done with it
-    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=YEAR))]
-    pub(crate) finish_timeout: u64,
+    #[command(flatten)]
+    pub(crate) trust: Trust,
+    #[command(flatten)]
+    pub(crate) memory: Memory,
+    #[command(flatten)]
+    pub(crate) finishing: Finishing,
     #[command(flatten)]
     pub(crate) tuning: Tuning,
+    #[command(flatten)]
+    pub(crate) threads: Threads,
     #[command(flatten)]
     pub(crate) show: Show,
 }
@@ -209,14 +259,14 @@ pub(crate) struct Snapshot {
     /// early
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub(crate) max_rounds: u64,
-    /// Most memory held for what QEMU sends beside guest RAM, over all channels: device sections,
-    /// zstd windows above 1 MiB
-    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = MAX_MEMORY)]
-    pub(crate) max_memory: u64,
+    #[command(flatten)]
+    pub(crate) memory: Memory,
     #[command(flatten)]
     pub(crate) writing: Writing,
     #[command(flatten)]
     pub(crate) deadlines: Deadlines,
+    #[command(flatten)]
+    pub(crate) threads: Threads,
     #[command(flatten)]
     pub(crate) show: Show,
 }
@@ -238,6 +288,8 @@ pub(crate) struct Restore {
     pub(crate) dialect: Dialect,
     #[command(flatten)]
     pub(crate) deadlines: Deadlines,
+    #[command(flatten)]
+    pub(crate) threads: Threads,
     #[command(flatten)]
     pub(crate) show: Show,
 }
@@ -286,7 +338,13 @@ pub(crate) struct Extract {
     )]
     pub(crate) block: Option<String>,
     /// The file to write the block to
-    #[arg(long, short, value_name = "FILE", requires = "block", conflicts_with = "elf")]
+    #[arg(
+        long,
+        short,
+        value_name = "FILE",
+        requires = "block",
+        conflicts_with = "elf"
+    )]
     pub(crate) out: Option<PathBuf>,
     /// The ELF core to write: guest physical memory, at its addresses
     #[arg(long, value_name = "FILE")]
@@ -303,7 +361,8 @@ pub(crate) struct Extract {
 
 /// Check that a mapped-ram file is whole, and holds the memory it was written with
 ///
-/// Its structure is checked, and every page against the checksums in its companion (FILE.crc), if there is one.
+/// Its structure is checked, and every page against the checksums in its companion (FILE.crc), if
+/// there is one.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   multifd verify vm.mapped --json")]
@@ -344,7 +403,8 @@ pub(crate) struct Diff {
     pub(crate) show: Show,
 }
 
-/// Send a made-up memory image over loopback by every method, compare every byte, show how fast it was
+/// Send a made-up memory image over loopback by every method, compare every byte, show how fast it
+/// was
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   multifd demo
@@ -362,9 +422,10 @@ pub(crate) struct Demo {
         long,
         value_name = "METHOD,...",
         value_delimiter = ',',
-        default_value = "none,zlib,zstd"
+        default_value = "none,zlib,zstd",
+        value_parser = AnyChoice
     )]
-    pub(crate) compression: Vec<Compression>,
+    pub(crate) compression: Vec<Choice>,
     /// The compression's level: zlib 0 to 9, zstd 0 to 20, or auto for zstd
     #[arg(long, value_name = "L", default_value = "1", value_parser = parse_level)]
     pub(crate) level: Level,

@@ -1,19 +1,24 @@
 //! `multifd demo`: the whole path over loopback, by every method, every byte compared.
 
 use crate::args::Demo;
-use crate::encoding::{Encoding, Level};
+use crate::encoding::{Encoder, Encoding, Level};
 use crate::failure::{Failure, doing};
-use crate::options::Compression;
-use crate::progress::Slot;
-use crate::{image, method, report, signals};
+use crate::method::Choice;
+use crate::progress::{Rounds, Slot};
+use crate::{image, method, report, signals, threads};
 use indicatif::HumanBytes;
-use multifd_core::{CancelHandle, MemoryBudget, Method, RamBlock, RamMap, SenderConfig};
-use multifd_qemu::{ReceiveOptions, Received, SendOptions, Snapshot, receive, send};
+use multifd_core::packet::Compression;
+use multifd_core::{CancelHandle, MemoryBudget, RamBlock, RamMap, ReceiverConfig, SenderConfig};
+use multifd_qemu::{
+    Error, IncomingMigration, OutgoingMigration, ReceiveOptions, Received, SendOptions, Snapshot,
+};
 use multifd_transport_socket::{Address, SocketListener, SocketOptions, SocketTransport};
 use serde::Serialize;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const PAGE_SIZE: u32 = 4096;
+/// How long the receiving half may take when all has been sent.
+const FINISH: Duration = Duration::from_secs(60);
 
 /// One row of the table.
 #[derive(Debug, Serialize)]
@@ -31,7 +36,12 @@ impl Row {
     fn line(&self) -> String {
         format!(
             "{:<6}  {:>8}  {:>7.3}  {:>11.2}  {:>12}  {:>5.2}",
-            self.compression, self.channels, self.seconds, self.gib_per_second, self.wire_bytes, self.ratio
+            self.compression,
+            self.channels,
+            self.seconds,
+            self.gib_per_second,
+            self.wire_bytes,
+            self.ratio
         )
     }
 }
@@ -45,7 +55,10 @@ struct Shown {
 
 pub(crate) fn run(args: &Demo) -> Result<(), Failure> {
     let cancel = signals::cancel_on_signal()?;
-    let len = args.size.next_multiple_of(PAGE_SIZE.into()).max(PAGE_SIZE.into());
+    let len = args
+        .size
+        .next_multiple_of(PAGE_SIZE.into())
+        .max(PAGE_SIZE.into());
     if !args.show.quiet {
         report::note(&format!(
             "making {} of memory: zero, compressible and random pages",
@@ -82,14 +95,15 @@ pub(crate) fn run(args: &Demo) -> Result<(), Failure> {
 fn measure(
     args: &Demo,
     snapshot: &Snapshot,
-    compression: Compression,
+    compression: Choice,
     channels: u8,
     cancel: &CancelHandle,
 ) -> Result<Row, Failure> {
     let encoding = Encoding {
         compression,
         level: match (compression, args.level) {
-            (Compression::Zstd, level) | (Compression::Zlib, level @ Level::Fixed(_)) => Some(level),
+            (Choice::One(Compression::Zstd), level)
+            | (Choice::One(Compression::Zlib), level @ Level::Fixed(_)) => Some(level),
             // What chooses levels itself, or has none, takes none.
             _ => None,
         },
@@ -107,18 +121,10 @@ fn measure(
         listener.address().map_err(doing("listening"))?,
         SocketOptions::default(),
     );
-    let _guard = cancel.also_unblock(listener.unblocker());
     let begun = Instant::now();
     let (sent, received) = std::thread::scope(|scope| {
         let destination = scope.spawn(|| arrive(&mut listener, cancel));
-        let sent = depart(
-            args,
-            snapshot,
-            encoder.method.as_ref(),
-            channels,
-            &transport,
-            cancel,
-        );
+        let sent = depart(args, snapshot, &encoder, channels, &transport, cancel);
         if sent.is_err() {
             // Nothing more will arrive.
             cancel.cancel();
@@ -128,13 +134,20 @@ fn measure(
     });
     let seconds = begun.elapsed().as_secs_f64();
     // What the receiver has to say comes first: the sender only sees that it is gone.
-    let received = received.map_err(|_| Failure::Other("the receiving thread panicked".into()))??;
+    let received =
+        received.map_err(|_| Failure::Other("the receiving thread panicked".into()))??;
     sent?;
-    for (ours, theirs) in snapshot.ram.blocks().iter().zip(received.snapshot.ram.blocks()) {
+    for (ours, theirs) in snapshot
+        .ram
+        .blocks()
+        .iter()
+        .zip(received.snapshot.ram.blocks())
+    {
         if let Some(offset) = image::first_difference(ours, theirs)? {
             return Err(Failure::Other(format!(
-                "RAM block {:?} differs at offset {offset:#x} after {compression:?} over {channels} channels",
-                ours.name()
+                "RAM block {:?} differs at offset {offset:#x} after {} over {channels} channels",
+                ours.name(),
+                compression.name()
             )));
         }
     }
@@ -154,41 +167,38 @@ fn measure(
     })
 }
 
-fn arrive(listener: &mut SocketListener, cancel: &CancelHandle) -> Result<Received, Failure> {
-    let mut main = listener
-        .accept_main()
-        .map_err(doing("waiting for the migration"))?;
-    let _guard = cancel.also_unblock(main.read_unblocker());
-    let options = ReceiveOptions {
-        methods: method::decoders(None, &MemoryBudget::default()),
-        cancel: cancel.clone(),
-        ..ReceiveOptions::default()
-    };
-    Ok(receive(&mut main, listener, options)?)
+fn arrive(listener: &mut SocketListener, cancel: &CancelHandle) -> Result<Received, Error> {
+    let engine = ReceiverConfig::default()
+        .methods(method::decoders(None, &MemoryBudget::default()))
+        .thread_start(Some(threads::receiving()))
+        .cancel(cancel.clone());
+    let mut migration = IncomingMigration::wait(listener, cancel)?;
+    let received = migration.receive(listener, ReceiveOptions::default().engine(engine))?;
+    migration.accept()?;
+    Ok(received)
 }
 
 fn depart(
     args: &Demo,
     snapshot: &Snapshot,
-    method: &dyn Method,
+    encoder: &Encoder,
     channels: u8,
     transport: &SocketTransport,
     cancel: &CancelHandle,
-) -> Result<(), Failure> {
-    let mut main = transport.connect().map_err(doing("connecting"))?;
-    let _guard = cancel.also_unblock(main.unblocker());
+) -> Result<(), Error> {
     let watch = Slot::default();
-    let label = format!("{} over {channels}", method.kind());
-    let options = SendOptions {
-        sender: SenderConfig {
-            channels,
-            cancel: cancel.clone(),
-            ..SenderConfig::default()
-        },
-        on_start: Some(watch.on_start(&label, args.show.quiet, &crate::progress::Rounds::default())),
-        ..SendOptions::default()
-    };
-    send(snapshot, &mut main, method, transport, options)?;
-    main.end_writing().map_err(doing("ending the migration"))?;
-    main.wait_closed().map_err(doing("waiting for the destination"))
+    let label = format!("{} over {channels}", encoder.name());
+    let sender = SenderConfig::default()
+        .channels(channels)
+        .cancel(cancel.clone());
+    let options = SendOptions::default()
+        .sender(sender)
+        .on_start(Some(watch.on_start(
+            &label,
+            args.show.quiet,
+            &Rounds::default(),
+        )));
+    let mut migration = OutgoingMigration::connect(transport, cancel)?;
+    migration.send(snapshot, encoder.encode(), transport, options)?;
+    migration.finish(FINISH)
 }

@@ -2,8 +2,8 @@
 
 use crate::args::Diff;
 use crate::failure::Failure;
-use crate::snapshot_file::Opened;
-use crate::{report, snapshot_file};
+use crate::report;
+use multifd_qemu::file::SnapshotFile;
 use multifd_transport_file::{BlockReader, changed_pages};
 use serde::Serialize;
 use std::fmt::Write;
@@ -35,11 +35,11 @@ struct Range {
 }
 
 pub(crate) fn run(args: &Diff) -> Result<(), Failure> {
-    let (Opened { file, mapped: one }, twin) = (
-        snapshot_file::open(&args.one, args.offset)?,
-        snapshot_file::open(&args.other, args.other_offset)?,
+    let (one_file, other_file) = (
+        SnapshotFile::open(&args.one, args.offset)?,
+        SnapshotFile::open(&args.other, args.other_offset)?,
     );
-    let (other_file, other) = (twin.file, twin.mapped);
+    let (one, other) = (one_file.mapped(), other_file.mapped());
     let mut blocks = Vec::new();
     for block in &one.blocks {
         let Some(twin) = other.blocks.iter().find(|twin| twin.name == block.name) else {
@@ -52,8 +52,10 @@ pub(crate) fn run(args: &Diff) -> Result<(), Failure> {
                 block.name
             )));
         }
-        let (a, b) = (snapshot_file::placed(block), snapshot_file::placed(twin));
-        let runs = changed_pages(&BlockReader::new(&file, &a)?, &BlockReader::new(&other_file, &b)?)?;
+        let runs = changed_pages(
+            &BlockReader::new(one_file.file(), block)?,
+            &BlockReader::new(other_file.file(), twin)?,
+        )?;
         let changed = runs.iter().map(|run| run.len as u64 / page_size).sum();
         let range = |run: &multifd_core::Run| Range {
             offset: run.offset,
@@ -66,7 +68,7 @@ pub(crate) fn run(args: &Diff) -> Result<(), Failure> {
             ranges: args.list.then(|| runs.iter().map(range).collect()),
         });
     }
-    let lone = |of: &[multifd_qemu::MappedBlock], not_in: &[multifd_qemu::MappedBlock]| {
+    let lone = |of: &[multifd_qemu::PlacedBlock], not_in: &[multifd_qemu::PlacedBlock]| {
         let lone = of
             .iter()
             .filter(|block| !not_in.iter().any(|other| other.name == block.name));
@@ -81,8 +83,9 @@ pub(crate) fn run(args: &Diff) -> Result<(), Failure> {
         only_in_other: lone(&other.blocks, &one.blocks),
         devices_differ: one.tail != other.tail,
     };
-    result.same =
-        result.changed_pages == 0 && result.only_in_one.is_empty() && result.only_in_other.is_empty();
+    result.same = result.changed_pages == 0
+        && result.only_in_one.is_empty()
+        && result.only_in_other.is_empty();
     report::print(args.show.json, &result, text(&result).trim_end())?;
     if result.same {
         Ok(())
@@ -104,7 +107,10 @@ fn text(result: &Differences) -> String {
             let _ = writeln!(out, "  {offset:#x}..{:#x}", offset + *bytes as u64);
         }
     }
-    for (names, which) in [(&result.only_in_one, "first"), (&result.only_in_other, "second")] {
+    for (names, which) in [
+        (&result.only_in_one, "first"),
+        (&result.only_in_other, "second"),
+    ] {
         for name in names {
             let _ = writeln!(out, "{name:?} is only in the {which}");
         }

@@ -1,7 +1,7 @@
 //! Where a snapshot's memory lies, for an ELF core: by what that is known.
 
 use crate::failure::Failure;
-use crate::snapshot_file::Opened;
+use multifd_qemu::file::SnapshotFile;
 use multifd_qemu::{LayoutError, MappedFile, PhysicalMap, PhysicalRange};
 use multifd_transport_file::{Digest, open_read};
 use serde::Serialize;
@@ -29,7 +29,9 @@ impl Known {
     /// For people.
     pub(crate) fn line(&self) -> String {
         match self {
-            Self::Companion => "where memory lies: as QEMU's monitor showed it (in the companion)".into(),
+            Self::Companion => {
+                "where memory lies: as QEMU's monitor showed it (in the companion)".into()
+            }
             Self::DeviceState => {
                 "where memory lies: as the device state proves it; RAM and firmware only".into()
             }
@@ -91,19 +93,22 @@ fn is_x86(machine: &str) -> bool {
 
 /// By what the layout of a file is known.
 pub(crate) fn known(mapped: &MappedFile, digest: Option<&Digest>) -> Known {
-    find(mapped, digest).map_or_else(|error| Known::Unknown(error.to_string()), |(_, known)| known)
+    find(mapped, digest).map_or_else(
+        |error| Known::Unknown(error.to_string()),
+        |(_, known)| known,
+    )
 }
 
 /// The layout of a file: as the text of the monitor's `info mtree -f` says it, or the best there
 /// is.
 pub(crate) fn layout(
-    opened: &Opened,
+    opened: &SnapshotFile,
     digest: Option<&Digest>,
     given: Option<&Path>,
 ) -> Result<(PhysicalMap, Known), Failure> {
-    check_machine(&opened.mapped.configuration.machine).map_err(Failure::Other)?;
+    check_machine(&opened.mapped().configuration.machine).map_err(Failure::Other)?;
     let Some(given) = given else {
-        return find(&opened.mapped, digest).map_err(|error| {
+        return find(opened.mapped(), digest).map_err(|error| {
             Failure::Other(format!(
                 "{error}. Save what QEMU's monitor prints for `info mtree -f` into a file, and name it with --layout; or take the \
                  snapshot by `multifd snapshot`, which keeps it"
@@ -112,11 +117,11 @@ pub(crate) fn layout(
     };
     let mut text = String::new();
     let read = open_read(given)?.take(MAX_TEXT).read_to_string(&mut text);
-    read.map_err(|source| Failure::Open {
+    read.map_err(|cause| Failure::Open {
         path: given.into(),
-        source,
+        cause,
     })?;
-    let mapped = &opened.mapped;
+    let mapped = opened.mapped();
     PhysicalMap::from_flat_view(&text, &blocks(mapped), &mapped.tail)
         .map(|map| (map, Known::Given))
         .map_err(|error| Failure::Other(format!("{}: {error}", given.display())))

@@ -1,12 +1,15 @@
-//! How packets are encoded: the options, the method they make, and what came of an automatic choice.
+//! How packets are encoded: the options, the method they make, and what came of an automatic
+//! choice.
 
 use crate::failure::Failure;
-use crate::method;
-use crate::options::Compression;
+use crate::method::{AnyChoice, Choice};
 use clap::Args;
 use indicatif::HumanBytes;
-use multifd_compress::{Auto, AutoReport, ChoiceReport, CompressPool, Qatzip, Qpl, Uadk, Zlib, Zstd};
-use multifd_core::{Checksums, IndependentPackets, Method, Plain, Pooled};
+use multifd_compress::{
+    Auto, AutoReport, ChoiceReport, CompressPool, Qatzip, Qpl, Uadk, Zlib, Zstd,
+};
+use multifd_core::packet::Compression;
+use multifd_core::{Checksums, Encode, IndependentPackets, Method, Plain, Workers};
 use serde::Serialize;
 use std::sync::Arc;
 
@@ -14,17 +17,19 @@ use std::sync::Arc;
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct Encoding {
     /// The compression; auto is for another multifd at the far end, as a QEMU takes one method only
-    #[arg(long, value_name = "METHOD", default_value = "none")]
-    pub(crate) compression: Compression,
+    #[arg(long, value_name = "METHOD", default_value = "none", value_parser = AnyChoice)]
+    pub(crate) compression: Choice,
     /// The compression's level: zlib 0 to 9, zstd 0 to 20, or auto for zstd; the others have none
     /// [default: 1]
     #[arg(long, value_name = "L", value_parser = parse_level)]
     pub(crate) level: Option<Level>,
-    /// Threads that compress while the channels only send; 0: each channel compresses its own packets, as zlib always does
-    /// [default: as many as there are processors, unless there are as many channels]
+    /// Threads that compress while the channels only send; 0: each channel compresses its own
+    /// packets, as zlib always does [default: as many as there are processors, unless there are as
+    /// many channels]
     #[arg(long, value_name = "N")]
     pub(crate) compress_threads: Option<u16>,
-    /// Send checksums of packets and of their contents, not of the main connection, for another multifd; a QEMU does not mind
+    /// Send checksums of packets and of their contents, not of the main connection, for another
+    /// multifd; a QEMU does not mind
     #[arg(long)]
     pub(crate) checksum: bool,
 }
@@ -49,22 +54,30 @@ pub(crate) fn parse_level(text: &str) -> Result<Level, String> {
     }
 }
 
-/// A method, and what tells what it chose if it is an automatic one.
+/// A method, the threads it runs on, and its report if it chooses by itself.
 pub(crate) struct Encoder {
-    pub(crate) method: Arc<dyn Method>,
+    how: How,
     auto: Option<Auto>,
 }
 
+/// Where packets are encoded.
+enum How {
+    OnChannels(Box<dyn Method>),
+    OnPool(Box<dyn IndependentPackets>, Arc<dyn Workers>),
+}
+
 impl Encoding {
-    /// The method, for a transfer over `channels` channels.
+    /// The encoder, for a transfer over `channels` channels.
     pub(crate) fn encoder(self, channels: Option<u8>) -> Result<Encoder, Failure> {
+        use Compression as C;
         let level = match (self.compression, self.level) {
             (_, None) => 1,
-            (Compression::Zstd, Some(Level::Auto)) => 0,
-            (Compression::Zlib | Compression::Zstd, Some(Level::Fixed(level))) => level,
-            (Compression::Auto, Some(_)) => {
+            (Choice::One(C::Zstd), Some(Level::Auto)) => 0,
+            (Choice::One(C::Zlib | C::Zstd), Some(Level::Fixed(level))) => level,
+            (Choice::Auto, Some(_)) => {
                 return Err(Failure::Other(
-                    "--compression auto chooses levels by itself; --level is for zlib and zstd".into(),
+                    "--compression auto chooses levels by itself; --level is for zlib and zstd"
+                        .into(),
                 ));
             }
             (compression, Some(level)) => {
@@ -78,45 +91,46 @@ impl Encoding {
                         Level::Auto => "zstd",
                         Level::Fixed(_) => "zlib and zstd",
                     },
-                    method::name(compression)
+                    compression.name()
                 )));
             }
         };
         let mut auto = None;
-        let independent: Arc<dyn IndependentPackets> = match self.compression {
-            Compression::Zlib => return self.on_channels(Arc::new(Zlib::new(level)?)),
-            // There is nothing to compute.
-            Compression::None => return self.on_channels(Arc::new(Plain)),
-            Compression::Auto => Arc::new(auto.insert(Auto::mixed()).clone()),
-            Compression::Zstd if self.level == Some(Level::Auto) => {
-                Arc::new(auto.insert(Auto::zstd_level()).clone())
+        let independent: Box<dyn IndependentPackets> = match self.compression {
+            Choice::Auto => Box::new(auto.insert(Auto::mixed()).clone()),
+            Choice::One(C::Zstd) if self.level == Some(Level::Auto) => {
+                Box::new(auto.insert(Auto::zstd_level()).clone())
             }
-            Compression::Zstd => Arc::new(Zstd::new(level)?),
-            Compression::Qpl => Arc::new(Qpl),
-            Compression::Uadk => Arc::new(Uadk),
-            Compression::Qatzip => Arc::new(Qatzip),
+            Choice::One(C::Zlib) => return self.on_channels(Box::new(Zlib::new(level)?)),
+            Choice::One(C::Zstd) => Box::new(Zstd::new(level)?),
+            Choice::One(C::Qpl) => Box::new(Qpl),
+            Choice::One(C::Uadk) => Box::new(Uadk),
+            Choice::One(C::Qatzip) => Box::new(Qatzip),
+            // There is nothing to compute.
+            Choice::One(_) => return self.on_channels(Box::new(Plain)),
         };
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let few = channels.is_none_or(|channels| usize::from(channels) < processors);
         let threads = self
             .compress_threads
             .map_or(if few { processors } else { 0 }, usize::from);
-        let method: Arc<dyn Method> = if threads == 0 {
-            Arc::new(independent)
+        let how = if threads == 0 {
+            How::OnChannels(independent)
         } else {
-            Arc::new(Pooled::new(independent, Arc::new(CompressPool::new(threads)?)))
+            How::OnPool(independent, Arc::new(CompressPool::new(threads)?))
         };
-        Ok(Encoder { method, auto })
+        Ok(Encoder { how, auto })
     }
 
-    fn on_channels(self, method: Arc<dyn Method>) -> Result<Encoder, Failure> {
+    fn on_channels(self, method: Box<dyn Method>) -> Result<Encoder, Failure> {
         if self.compress_threads.unwrap_or(0) > 0 {
             return Err(Failure::Other(format!(
                 "--compress-threads is for methods whose packets can be made by any thread; {} is not one",
-                method::name(self.compression)
+                self.compression.name()
             )));
         }
-        Ok(Encoder { method, auto: None })
+        let how = How::OnChannels(method);
+        Ok(Encoder { how, auto: None })
     }
 
     /// What carries checksums, from memory that nobody writes to.
@@ -151,11 +165,20 @@ struct ChosenChoice {
 }
 
 impl Encoder {
-    /// The compression's name; what was asked for, if it is an automatic one.
+    /// How a sender encodes.
+    pub(crate) fn encode(&self) -> Encode<'_> {
+        match &self.how {
+            How::OnChannels(method) => Encode::on_channels(method.as_ref()),
+            How::OnPool(method, workers) => Encode::on_pool(method.as_ref(), Arc::clone(workers)),
+        }
+    }
+
+    /// The method's name; "auto", if it chooses by itself.
     pub(crate) fn name(&self) -> &'static str {
-        match self.auto {
-            Some(_) => "auto",
-            None => self.method.kind().name(),
+        match (&self.auto, &self.how) {
+            (Some(_), _) => "auto",
+            (None, How::OnChannels(method)) => method.kind().name(),
+            (None, How::OnPool(method, _)) => method.kind().name(),
         }
     }
 
@@ -200,13 +223,18 @@ fn speed(bytes: f64) -> String {
 }
 
 fn why(report: &AutoReport) -> String {
-    let link = report.link.map_or("nothing waited for the link".into(), |link| {
-        format!("the link takes {}", speed(link))
+    let link = report
+        .link
+        .map_or("nothing waited for the link".into(), |link| {
+            format!("the link takes {}", speed(link))
+        });
+    let expected = report.choices.iter().filter_map(|choice| {
+        Some(format!(
+            "{} {}",
+            name(choice.level),
+            speed(choice.expected?)
+        ))
     });
-    let expected = report
-        .choices
-        .iter()
-        .filter_map(|choice| Some(format!("{} {}", name(choice.level), speed(choice.expected?))));
     let expected: Vec<_> = expected.collect();
     let mut used: Vec<_> = report
         .choices

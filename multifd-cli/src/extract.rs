@@ -4,11 +4,13 @@ use crate::args::Extract;
 use crate::failure::Failure;
 use crate::options::Show;
 use crate::progress::Watch;
-use crate::snapshot_file::Opened;
 use crate::{elf, report, signals, snapshot_file};
 use multifd_core::CancelHandle;
+use multifd_qemu::file::SnapshotFile;
 use multifd_qemu::{CoreFile, Processor};
-use multifd_transport_file::{AtomicFile, BlockReader, FileError, PlacedBlock, check_target, extract};
+use multifd_transport_file::{
+    AtomicFile, BlockReader, FileError, PlacedBlock, check_target, extract,
+};
 use serde::Serialize;
 use std::fs::File;
 use std::ops::Range;
@@ -42,7 +44,7 @@ pub(crate) fn run(args: &Extract) -> Result<(), Failure> {
         check_target(path, args.force)?;
         snapshot_file::never_an_input(path, &inputs)?;
     }
-    let opened = snapshot_file::open(&args.image.file, args.image.offset)?;
+    let opened = SnapshotFile::open(&args.image.file, args.image.offset)?;
     let (result, text) = match (&args.block, &args.out, &args.elf) {
         (Some(block), Some(out), _) => one_block(args, block, out, &opened, &cancel)?,
         (_, _, Some(out)) => core(args, out, &opened, &cancel)?,
@@ -117,32 +119,28 @@ impl<'a> Copying<'a> {
             } else {
                 at = next;
             }
-            self.done.fetch_max(to + (at - range.start), Ordering::Relaxed);
+            self.done
+                .fetch_max(to + (at - range.start), Ordering::Relaxed);
         }
         Ok(())
     }
-}
-
-/// The one block, or all of them.
-fn placed(opened: &Opened, only: Option<&str>) -> Vec<PlacedBlock> {
-    let blocks = opened.mapped.blocks.iter();
-    blocks
-        .filter(|block| only.is_none_or(|name| block.name == name))
-        .map(snapshot_file::placed)
-        .collect()
 }
 
 fn one_block(
     args: &Extract,
     name: &str,
     path: &Path,
-    opened: &Opened,
+    opened: &SnapshotFile,
     cancel: &CancelHandle,
 ) -> Result<(Extracted, String), Failure> {
-    let block = opened.mapped.blocks.iter().find(|block| block.name == name);
+    let block = opened
+        .mapped()
+        .blocks
+        .iter()
+        .find(|block| block.name == name);
     let block = block.ok_or_else(|| {
         let names: Vec<_> = opened
-            .mapped
+            .mapped()
             .blocks
             .iter()
             .map(|block| block.name.as_str())
@@ -156,8 +154,7 @@ fn one_block(
     let out = AtomicFile::create(path, args.force)?;
     let len = block.layout.used_length();
     extend(out.file(), len, path)?;
-    let placed = placed(opened, Some(name));
-    let readers = Readers::new(&opened.file, &placed)?;
+    let readers = Readers::new(opened.file(), std::slice::from_ref(block))?;
     let mut copying = Copying::new(&readers, out.file(), cancel, len, args.show);
     let copied = copying.block(name, 0..len, 0);
     let written_bytes = copying.written;
@@ -181,24 +178,23 @@ fn one_block(
 fn core(
     args: &Extract,
     path: &Path,
-    opened: &Opened,
+    opened: &SnapshotFile,
     cancel: &CancelHandle,
 ) -> Result<(Extracted, String), Failure> {
-    let digest = snapshot_file::own_companion(&args.image.file, &opened.mapped);
+    let digest = snapshot_file::own_companion(&args.image.file, opened);
     let (map, known) = elf::layout(opened, digest.as_ref(), args.layout.as_deref())?;
-    let processors = Processor::all(&opened.mapped.tail);
+    let processors = Processor::all(&opened.mapped().tail);
     let core = CoreFile::x86(&map, &processors);
     let out = AtomicFile::create(path, args.force)?;
     extend(out.file(), core.len(), path)?;
     out.file()
         .write_all_at(&core.head, 0)
-        .map_err(|source| FileError::Path {
+        .map_err(|cause| FileError::Path {
             path: path.into(),
             doing: "writing",
-            source,
+            cause,
         })?;
-    let placed = placed(opened, None);
-    let readers = Readers::new(&opened.file, &placed)?;
+    let readers = Readers::new(opened.file(), &opened.mapped().blocks)?;
     let mut copying = Copying::new(&readers, out.file(), cancel, core.len(), args.show);
     let copied = core.segments.iter().try_for_each(|segment| {
         let range = segment.offset..segment.offset + segment.len;
@@ -224,7 +220,11 @@ fn core(
         result.file,
         core.segments.len(),
         processors.len(),
-        result.layout.as_ref().map(elf::Known::line).unwrap_or_default(),
+        result
+            .layout
+            .as_ref()
+            .map(elf::Known::line)
+            .unwrap_or_default(),
     );
     Ok((result, text))
 }
@@ -232,7 +232,11 @@ fn core(
 /// An error within a file that is written, with its name.
 fn at_path(path: &Path, error: Failure) -> Failure {
     match error {
-        Failure::File(error @ FileError::At { doing: "writing", .. }) => Failure::InFile {
+        Failure::File(
+            error @ FileError::At {
+                doing: "writing", ..
+            },
+        ) => Failure::InFile {
             path: path.into(),
             reason: error.to_string(),
         },
@@ -242,10 +246,10 @@ fn at_path(path: &Path, error: Failure) -> Failure {
 
 fn extend(out: &File, len: u64, path: &Path) -> Result<(), Failure> {
     let extended = out.set_len(len);
-    Ok(extended.map_err(|source| FileError::Path {
+    Ok(extended.map_err(|cause| FileError::Path {
         path: path.into(),
         doing: "extending",
-        source,
+        cause,
     })?)
 }
 

@@ -1,6 +1,8 @@
 //! Why a command failed.
 
-use multifd_core::{BlockError, ChannelError, MethodError, UnpackError};
+use multifd_core::{BlockError, ChannelError, Error as EngineError, MethodError, UnpackError};
+use multifd_qemu::Error as MigrationError;
+use multifd_qemu::qmp::QmpError;
 use multifd_transport_file::FileError;
 use multifd_transport_socket::{SecretError, TlsError};
 use std::io;
@@ -10,9 +12,11 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
     #[error(transparent)]
-    Engine(#[from] multifd_core::Error),
+    Engine(#[from] EngineError),
     #[error(transparent)]
-    Migration(#[from] multifd_qemu::Error),
+    Migration(MigrationError),
+    #[error(transparent)]
+    Qmp(QmpError),
     #[error(transparent)]
     File(FileError),
     #[error(transparent)]
@@ -23,22 +27,18 @@ pub(crate) enum Failure {
     Tls(#[from] TlsError),
     #[error(transparent)]
     Secret(#[from] SecretError),
-    #[error("{doing}: {source}")]
+    #[error("{doing}: {cause}")]
     Connection {
         doing: &'static str,
-        source: ChannelError,
+        cause: ChannelError,
     },
-    #[error("{path}: {source}", path = .path.display())]
-    Open { path: PathBuf, source: io::Error },
-    #[error("{}: {source}", .path.display())]
-    NotASnapshot {
-        path: PathBuf,
-        source: multifd_qemu::Error,
+    #[error("{path}: {cause}", path = .path.display())]
+    Open { path: PathBuf, cause: io::Error },
+    #[error("{doing}: {cause}")]
+    System {
+        doing: &'static str,
+        cause: io::Error,
     },
-    #[error("QEMU's monitor at {address}: {why}")]
-    Qmp { address: String, why: String },
-    #[error("{doing}: {source}")]
-    System { doing: &'static str, source: io::Error },
     #[error("{path} exists already; --force replaces it", path = .path.display())]
     Exists { path: PathBuf },
     #[error("{path}: {reason}", path = .path.display())]
@@ -48,16 +48,12 @@ pub(crate) enum Failure {
         input = .input.display()
     )]
     OutputIsInput { path: PathBuf, input: PathBuf },
-    #[error("QEMU's monitor at {address}: it closed the connection: QEMU has ended")]
-    QemuGone { address: String },
     #[error("{path} has no RAM block {block:?}; it has {known}", path = .path.display())]
     NoBlock {
         path: PathBuf,
         block: String,
         known: String,
     },
-    #[error("{path} has {len} bytes, not a positive multiple of the page size {page_size}", path = .path.display())]
-    RawLength { path: PathBuf, len: u64, page_size: u32 },
     #[error("{0}")]
     Other(String),
     /// The result itself has said it.
@@ -74,37 +70,70 @@ impl From<FileError> for Failure {
     }
 }
 
-impl Failure {
-    /// What a person is told: of an interrupt by that word, and of a limit with the option that
-    /// raises it.
-    pub(crate) fn told(&self, interrupted: bool) -> String {
-        let engine = match self {
-            Self::Engine(error) | Self::Migration(multifd_qemu::Error::Engine(error)) => Some(error),
-            _ => None,
-        };
-        if interrupted && matches!(engine, Some(multifd_core::Error::Cancelled)) {
-            return "interrupted".into();
+impl From<MigrationError> for Failure {
+    fn from(error: MigrationError) -> Self {
+        match error {
+            MigrationError::SnapshotFile(error) => error.into(),
+            other => Self::Migration(other),
         }
-        let mut text = self.to_string();
-        if let Self::Migration(multifd_qemu::Error::TooLarge {
-            what: "the guest's RAM",
-            ..
-        }) = self
-        {
-            text.push_str(" (--max-ram)");
-        }
-        let over = match engine {
-            Some(multifd_core::Error::Payload { source, .. }) => matches!(source, UnpackError::Memory { .. }),
-            _ => matches!(self, Self::Migration(multifd_qemu::Error::Memory { .. })),
-        };
-        if over {
-            text.push_str(" (--max-memory)");
-        }
-        text
     }
 }
 
-/// Says what was being done when a connection failed.
+impl From<QmpError> for Failure {
+    fn from(error: QmpError) -> Self {
+        match error {
+            QmpError::Migration(error) => error.into(),
+            other => Self::Qmp(other),
+        }
+    }
+}
+
+impl Failure {
+    /// The engine's error, if that is why.
+    pub(crate) fn engine(&self) -> Option<&EngineError> {
+        match self {
+            Self::Engine(error) | Self::Migration(MigrationError::Engine(error)) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// The text for people: "interrupted" after an interrupt; limits with the option that raises
+    /// them.
+    pub(crate) fn told(&self, interrupted: bool) -> String {
+        let engine = self.engine();
+        if interrupted && matches!(engine, Some(EngineError::Cancelled)) {
+            return "interrupted".into();
+        }
+        let over = match engine {
+            Some(EngineError::Payload { cause, .. }) => matches!(cause, UnpackError::Memory { .. }),
+            _ => matches!(self, Self::Migration(MigrationError::Memory { .. })),
+        };
+        let option = match self {
+            Self::Migration(MigrationError::TooLarge {
+                what: "the guest's RAM",
+                ..
+            }) => " (--max-ram)",
+            _ if self.is_no_space() => ". Zero pages take no space: --no-space-check tries it",
+            _ if over => " (--max-memory)",
+            _ => "",
+        };
+        format!("{self}{option}")
+    }
+
+    /// Whether a disk is too small.
+    fn is_no_space(&self) -> bool {
+        let cause = match self {
+            Self::Migration(MigrationError::Declined(cause)) | Self::Qmp(QmpError::Hook(cause)) => {
+                cause.downcast_ref()
+            }
+            Self::Migration(error) => Some(error),
+            _ => None,
+        };
+        matches!(cause, Some(MigrationError::NoSpace { .. }))
+    }
+}
+
+/// Names what was being done when a connection failed.
 pub(crate) fn doing(doing: &'static str) -> impl Fn(ChannelError) -> Failure {
-    move |source| Failure::Connection { doing, source }
+    move |cause| Failure::Connection { doing, cause }
 }

@@ -12,8 +12,8 @@ pub(crate) fn completions(args: &Completions) -> Result<(), Failure> {
 }
 
 pub(crate) fn man(args: &Man) -> Result<(), Failure> {
-    clap_mangen::generate_to(Cli::command(), &args.folder).map_err(|source| Failure::Open {
+    clap_mangen::generate_to(Cli::command(), &args.folder).map_err(|cause| Failure::Open {
         path: args.folder.clone(),
-        source,
+        cause,
     })
 }

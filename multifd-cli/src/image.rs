@@ -4,8 +4,8 @@ use multifd_core::{BlockError, RamBlock};
 
 const PAGE: usize = 4096;
 const WORDS: [&str; 16] = [
-    "page", "guest", "kernel", "0000", "inode", "cache", "struct", "list", "next", "prev", "buffer",
-    "socket", "thread", "state", "lock", "queue",
+    "page", "guest", "kernel", "0000", "inode", "cache", "struct", "list", "next", "prev",
+    "buffer", "socket", "thread", "state", "lock", "queue",
 ];
 
 /// xorshift: the same image for the same seed, everywhere.

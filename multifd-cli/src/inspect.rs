@@ -3,10 +3,9 @@
 use crate::args::Inspect;
 use crate::failure::Failure;
 use crate::memory_map::{MemoryMap, svg};
-use crate::monitor::run_state;
-use crate::snapshot_file::Opened;
 use crate::{elf, report, snapshot_file};
 use indicatif::HumanBytes;
+use multifd_qemu::file::SnapshotFile;
 use multifd_transport_file::{AtomicFile, BlockReader, check_target};
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -67,17 +66,17 @@ pub(crate) fn run(args: &Inspect) -> Result<(), Failure> {
         check_target(svg, args.force)?;
         snapshot_file::never_an_input(svg, &[path])?;
     }
-    let Opened { file, mapped } = snapshot_file::open(path, args.image.offset)?;
-    let size = file.metadata().map_err(|source| Failure::Open {
+    let opened = SnapshotFile::open(path, args.image.offset)?;
+    let (file, mapped) = (opened.file(), opened.mapped());
+    let size = file.metadata().map_err(|cause| Failure::Open {
         path: path.clone(),
-        source,
+        cause,
     })?;
-    let digest = snapshot_file::own_companion(path, &mapped);
+    let digest = snapshot_file::own_companion(path, &opened);
     let mut maps = Vec::new();
     let mut blocks = Vec::new();
     for block in &mapped.blocks {
-        let placed = snapshot_file::placed(block);
-        let reader = BlockReader::new(&file, &placed)?;
+        let reader = BlockReader::new(file, block)?;
         let (layout, pages) = (&block.layout, reader.stored());
         let stored = pages.count_in(0..layout.pages());
         let map = MemoryMap::new(&block.name, layout.pages(), pages);
@@ -117,17 +116,17 @@ pub(crate) fn run(args: &Inspect) -> Result<(), Failure> {
             .sections()
             .map(|list| list.into_iter().map(device).collect()),
         has_digest: digest.is_some(),
-        core: elf::known(&mapped, digest.as_ref()),
-        run_state: run_state::saved(&mapped.tail),
+        core: elf::known(mapped, digest.as_ref()),
+        run_state: mapped.tail.run_state(),
     };
     if let Some(path) = &args.svg {
         let drawing = svg(&format!("{} ({})", result.file, result.machine), &maps);
         let out = AtomicFile::create(path, args.force)?;
         let mut file = out.file();
         file.write_all(drawing.as_bytes())
-            .map_err(|source| Failure::Open {
+            .map_err(|cause| Failure::Open {
                 path: path.clone(),
-                source,
+                cause,
             })?;
         out.commit()?;
     }

@@ -13,10 +13,8 @@ mod image;
 mod inspect;
 mod memory_map;
 mod method;
-mod monitor;
 mod network;
 mod options;
-mod private_folder;
 mod private_socket;
 mod progress;
 mod recv;
@@ -28,6 +26,7 @@ mod signals;
 mod size;
 mod snapshot;
 mod snapshot_file;
+mod threads;
 mod verify;
 
 use args::{Cli, Command};

@@ -6,8 +6,8 @@ use crate::report;
 use crate::size::parse_size;
 use clap::Args;
 use multifd_transport_socket::{
-    Address, Admission, Bandwidth, CongestionControl, IpNet, Refusal, SocketListener, SocketOptions,
-    SocketTransport, Source,
+    Address, Admission, Bandwidth, CongestionControl, IpNet, Refusal, SocketListener,
+    SocketOptions, SocketTransport, Source,
 };
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -20,11 +20,12 @@ const NAMED: usize = 10;
 /// Where to listen, and for whom.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Entrance {
-    /// Where to listen: tcp:HOST:PORT (port 0 lets the system choose), unix:PATH, unix:@NAME, vsock:CID:PORT, fd:N or fd:systemd; may
-    /// be given several times
+    /// Where to listen: tcp:HOST:PORT (port 0 lets the system choose), unix:PATH, unix:@NAME,
+    /// vsock:CID:PORT, fd:N or fd:systemd; may be given several times
     #[arg(long, value_name = "ADDRESS", required = true)]
     listen: Vec<Address>,
-    /// Let only these peers in: an address, or a network as 10.0.0.0/8; may be given several times [default: any]
+    /// Let only these peers in: an address, or a network as 10.0.0.0/8; may be given several times
+    /// [default: any]
     #[arg(long, value_name = "NETWORK", value_parser = parse_network)]
     allow: Vec<IpNet>,
     /// Seconds to wait for a migration to begin [default: as long as it takes]
@@ -47,18 +48,16 @@ impl Entrance {
             NAMED => report::note("turned away more than that; they are not named any more"),
             _ => {}
         };
-        let admission = Admission {
-            tls,
-            secret,
-            networks: self.allow.clone(),
-            on_refusal: (!show.quiet).then(|| Arc::new(named) as _),
-        };
-        let options = SocketOptions {
-            wait: self.wait.map(Duration::from_secs),
-            ..options
-        };
-        let listener =
-            SocketListener::bind_all(&self.listen, options, admission).map_err(doing("listening"))?;
+        let mut admission = Admission::default()
+            .tls(tls)
+            .secret(secret)
+            .networks(self.allow.clone());
+        if !show.quiet {
+            admission = admission.on_refusal(Arc::new(named));
+        }
+        let options = options.wait(self.wait.map(Duration::from_secs));
+        let listener = SocketListener::bind_all(&self.listen, options, admission)
+            .map_err(doing("listening"))?;
         if !show.quiet {
             for address in listener.addresses() {
                 report::note(&format!("listening on {address}"));
@@ -73,7 +72,7 @@ impl Entrance {
 pub(crate) fn warn_if_exposed(listener: &SocketListener) {
     if listener.is_exposed() {
         report::note(
-            "WARNING: listening beyond this machine without TLS: whoever reaches this address can send memory, and whoever is on \
+            "WARNING: listening beyond this machine without TLS: anyone who reaches this address can send memory, and anyone on \
              the path can read and change it (--tls-creds; SECURITY.md)",
         );
     }
@@ -82,14 +81,16 @@ pub(crate) fn warn_if_exposed(listener: &SocketListener) {
 /// Where to connect, and how fast.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Exit {
-    /// Where to send it: tcp:HOST:PORT, unix:PATH, unix:@NAME, vsock:CID:PORT or fd:N,...; given several times, channels are spread
-    /// over the addresses
+    /// Where to send it: tcp:HOST:PORT, unix:PATH, unix:@NAME, vsock:CID:PORT or fd:N,...; given
+    /// several times, channels are spread over the addresses
     #[arg(long, value_name = "ADDRESS", required = true)]
     pub(crate) to: Vec<Address>,
-    /// Leave from this IP address or interface; given several times, channels are spread over them [default: as the system routes]
+    /// Leave from this IP address or interface; given several times, channels are spread over them
+    /// [default: as the system routes]
     #[arg(long, value_name = "SOURCE")]
     from: Vec<Source>,
-    /// Send no more than so many bytes a second, over all channels: bytes, or with K, M, G [default: no limit]
+    /// Send no more than so many bytes a second, over all channels: bytes, or with K, M, G
+    /// [default: no limit]
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     max_bandwidth: Option<u64>,
 }
@@ -101,12 +102,15 @@ impl Exit {
         options: SocketOptions,
         tls: &ClientTls,
     ) -> Result<SocketTransport, Failure> {
-        let (tls, secret) = tls.load(self)?;
+        let (tls, secret) = tls.load(|| self.host())?;
         let mut addresses = self.to.iter().cloned();
         let Some(first) = addresses.next() else {
             return Err(Failure::Other("there is nowhere to connect to".into()));
         };
-        let mut transport = addresses.fold(SocketTransport::new(first, options), SocketTransport::and_to);
+        let mut transport = addresses.fold(
+            SocketTransport::new(first, options),
+            SocketTransport::and_to,
+        );
         for source in &self.from {
             transport = transport.from_source(source.clone());
         }
@@ -122,8 +126,8 @@ impl Exit {
         Ok(transport)
     }
 
-    /// The host that a certificate has to be for, where it is not told otherwise.
-    pub(crate) fn host(&self) -> Result<&str, Failure> {
+    /// The host that a certificate has to be for.
+    fn host(&self) -> Result<String, Failure> {
         let mut hosts = self.to.iter().map(|address| match address {
             Address::Tcp { host, .. } if !host.is_empty() => host.as_str(),
             _ => "localhost",
@@ -136,7 +140,7 @@ impl Exit {
                     .into(),
             ));
         }
-        Ok(first)
+        Ok(first.into())
     }
 }
 
@@ -146,10 +150,12 @@ impl Exit {
 pub(crate) struct Tuning {
     #[command(flatten)]
     pub(crate) deadlines: Deadlines,
-    /// Bytes of the kernel's buffer for sending, a connection [default: as the kernel fits it to the link; 256 KiB to this host]
+    /// Bytes of the kernel's buffer for sending, a connection [default: as the kernel fits it to
+    /// the link; 256 KiB to this host]
     #[arg(long, value_name = "SIZE", value_parser = parse_buffer)]
     send_buffer: Option<u32>,
-    /// Bytes of the kernel's buffer for receiving, a connection [default: as the kernel fits it to the link]
+    /// Bytes of the kernel's buffer for receiving, a connection [default: as the kernel fits it to
+    /// the link]
     #[arg(long, value_name = "SIZE", value_parser = parse_buffer)]
     recv_buffer: Option<u32>,
     /// TCP's congestion control, such as bbr [default: the system's; reno to this very host]
@@ -158,21 +164,21 @@ pub(crate) struct Tuning {
     /// Seconds without traffic after which TCP asks whether the peer is still there; 0: never
     #[arg(long, value_name = "SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u64).range(..=32767))]
     keepalive: u64,
-    /// Seconds for which TCP tries to send something again before it gives the connection up [default: the system's, some 15 minutes]
+    /// Seconds for which TCP tries to send something again before it gives the connection up
+    /// [default: the system's, some 15 minutes]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86400))]
     user_timeout: Option<u64>,
 }
 
 impl Tuning {
     pub(crate) fn options(&self) -> SocketOptions {
-        SocketOptions {
-            send_buffer: self.send_buffer,
-            recv_buffer: self.recv_buffer,
-            congestion: self.congestion,
-            keepalive: (self.keepalive > 0).then(|| Duration::from_secs(self.keepalive)),
-            user_timeout: self.user_timeout.map(Duration::from_secs),
-            ..self.deadlines.socket()
-        }
+        self.deadlines
+            .socket()
+            .send_buffer(self.send_buffer)
+            .recv_buffer(self.recv_buffer)
+            .congestion(self.congestion)
+            .keepalive((self.keepalive > 0).then(|| Duration::from_secs(self.keepalive)))
+            .user_timeout(self.user_timeout.map(Duration::from_secs))
     }
 }
 
@@ -204,7 +210,10 @@ mod tests {
     #[test]
     fn networks_rates_and_buffers_are_read() {
         assert_eq!(parse_network("::1").unwrap().to_string(), "::1/128");
-        assert_eq!(parse_network("10.0.0.0/8").unwrap().to_string(), "10.0.0.0/8");
+        assert_eq!(
+            parse_network("10.0.0.0/8").unwrap().to_string(),
+            "10.0.0.0/8"
+        );
         assert!(parse_network("10.0.0.0/33").is_err());
         assert_eq!(parse_rate("10M"), Ok(10 << 20));
         assert!(parse_rate("0").is_err());

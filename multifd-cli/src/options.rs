@@ -1,13 +1,13 @@
 //! Options that several commands share, and how their values are read.
 
 use crate::failure::Failure;
-use crate::network::Exit;
+use crate::method::OneMethod;
 use crate::size::parse_size;
-use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
+use multifd_core::packet::Compression;
+use multifd_qemu::file::{LoadOptions, SaveOptions};
 use multifd_transport_file::DirectIo;
 use multifd_transport_socket::{Address, Secret, SocketOptions, TlsClient, TlsServer};
-use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -38,11 +38,9 @@ pub(crate) struct Deadlines {
 
 impl Deadlines {
     pub(crate) fn socket(self) -> SocketOptions {
-        SocketOptions {
-            connect: Duration::from_secs(self.connect_timeout),
-            stall: Duration::from_secs(self.timeout),
-            ..SocketOptions::default()
-        }
+        SocketOptions::default()
+            .connect(Duration::from_secs(self.connect_timeout))
+            .stall(Duration::from_secs(self.timeout))
     }
 }
 
@@ -86,7 +84,7 @@ pub(crate) struct Writing {
     /// Whether page data goes past the page cache
     #[arg(long, value_name = "WHEN", default_value = "off")]
     pub(crate) direct_io: Direct,
-    /// Set room for all pages aside on the disk first; zero pages take room then
+    /// Reserve disk space for all pages first; zero pages then take space, too
     #[arg(long)]
     pub(crate) preallocate: bool,
     /// Write no companion (FILE.crc) with checksums of the memory
@@ -100,11 +98,29 @@ pub(crate) struct Writing {
     pub(crate) no_space_check: bool,
 }
 
+impl Writing {
+    /// As the library takes it.
+    pub(crate) fn options(self) -> SaveOptions {
+        SaveOptions::default()
+            .replace(self.force)
+            .digest(!self.no_digest)
+            .direct(self.direct_io.into())
+            .preallocate(self.preallocate)
+    }
+}
+
+impl Direct {
+    /// How a snapshot is read.
+    pub(crate) fn load_options(self) -> LoadOptions {
+        LoadOptions::default().direct(self.into())
+    }
+}
+
 /// What the connecting side proves, and has proved to it.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ClientTls {
-    /// Speak TLS, with the certificates in this folder (ca-cert.pem; client-cert.pem and client-key.pem if the destination asks for
-    /// them), as QEMU's tls-creds-x509 has them
+    /// Speak TLS, with the certificates in this folder (ca-cert.pem; client-cert.pem and
+    /// client-key.pem if the destination asks for them), as QEMU's tls-creds-x509 has them
     #[arg(long, value_name = "FOLDER")]
     pub(crate) tls_creds: Option<PathBuf>,
     /// The name the destination's certificate must be for [default: the host of its address]
@@ -117,27 +133,31 @@ pub(crate) struct ClientTls {
 
 impl ClientTls {
     /// What the transport needs, of what is asked for.
-    pub(crate) fn load(&self, exit: &Exit) -> Result<(Option<TlsClient>, Option<Secret>), Failure> {
+    pub(crate) fn load(
+        &self,
+        host: impl FnOnce() -> Result<String, Failure>,
+    ) -> Result<(Option<TlsClient>, Option<Secret>), Failure> {
         let secret = secret(self.secret_file.as_deref())?;
         let Some(folder) = &self.tls_creds else {
             return Ok((None, secret));
         };
-        let host = self.tls_hostname.as_deref().map_or_else(|| exit.host(), Ok)?;
-        Ok((Some(TlsClient::from_folder(folder, host)?), secret))
+        let host = self.tls_hostname.clone().map_or_else(host, Ok)?;
+        Ok((Some(TlsClient::from_folder(folder, &host)?), secret))
     }
 }
 
 /// What the listening side proves, and has proved to it.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ServerTls {
-    /// Speak TLS, with the certificates in this folder (server-cert.pem, server-key.pem, ca-cert.pem), as QEMU's tls-creds-x509 has
-    /// them
+    /// Speak TLS, with the certificates in this folder (server-cert.pem, server-key.pem,
+    /// ca-cert.pem), as QEMU's tls-creds-x509 has them
     #[arg(long, value_name = "FOLDER")]
     pub(crate) tls_creds: Option<PathBuf>,
     /// Let sources in that have no certificate of our authority
     #[arg(long, requires = "tls_creds")]
     pub(crate) tls_any_client: bool,
-    /// Let only sources in that know the secret in this file: another multifd that was given the same (a QEMU can not)
+    /// Let only sources in that know the secret in this file: another multifd that was given the
+    /// same (a QEMU cannot)
     #[arg(long, value_name = "FILE")]
     pub(crate) secret_file: Option<PathBuf>,
 }
@@ -161,7 +181,8 @@ fn secret(file: Option<&Path>) -> Result<Option<Secret>, Failure> {
 /// What a relay proves, and has proved to it, on either side.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct RelayTls {
-    /// Speak TLS with the source, with the certificates in this folder (server-cert.pem, server-key.pem, ca-cert.pem)
+    /// Speak TLS with the source, with the certificates in this folder (server-cert.pem,
+    /// server-key.pem, ca-cert.pem)
     #[arg(long, value_name = "FOLDER")]
     pub(crate) listen_tls_creds: Option<PathBuf>,
     /// Let sources in that have no certificate of our authority
@@ -170,7 +191,8 @@ pub(crate) struct RelayTls {
     /// Let only sources in that know the secret in this file
     #[arg(long, value_name = "FILE")]
     pub(crate) listen_secret_file: Option<PathBuf>,
-    /// Speak TLS with the destination, with the certificates in this folder (ca-cert.pem; client-cert.pem and client-key.pem)
+    /// Speak TLS with the destination, with the certificates in this folder (ca-cert.pem;
+    /// client-cert.pem and client-key.pem)
     #[arg(long, value_name = "FOLDER")]
     pub(crate) to_tls_creds: Option<PathBuf>,
     /// The name the destination's certificate must be for [default: the host of its address]
@@ -220,7 +242,7 @@ pub(crate) struct Control {
     pub(crate) qmp: Address,
     /// Where QEMU and this program meet [default: a Unix socket in a private folder]
     ///
-    /// A QEMU that runs as another user can not reach a private folder: say tcp:127.0.0.1:0 then.
+    /// A QEMU that runs as another user cannot enter a private folder: use tcp:127.0.0.1:0 for it.
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) via: Option<Address>,
     /// How many channels
@@ -241,7 +263,8 @@ pub(crate) struct Control {
 /// What a destination understands, where the name of the machine type does not tell.
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct Dialect {
-    /// When channels sync: once a round, or once a section, as QEMU's machine types up to 8.0 do [default: as the machine type does]
+    /// When channels sync: once a round, or once a section, as QEMU's machine types up to 8.0 do
+    /// [default: as the machine type does]
     #[arg(long, value_name = "WHEN")]
     pub(crate) sync: Option<Sync>,
     /// How zero pages go [default: as a QEMU of the machine type's age understands]
@@ -269,62 +292,8 @@ pub(crate) enum ZeroPages {
     None,
 }
 
-/// A compression method.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Compression {
-    /// No compression
-    None,
-    /// One zlib stream a channel
-    Zlib,
-    /// A zstd frame a packet
-    Zstd,
-    /// Raw deflate a page, as Intel's IAA accelerator does
-    Qpl,
-    /// A zlib stream a page, as Kunpeng's accelerators do
-    Uadk,
-    /// gzip over a packet's pages, as Intel's QAT accelerator does
-    Qatzip,
-    /// No compression or a level of zstd for each packet, whatever finishes soonest
-    Auto,
-}
-
-/// A compression that a QEMU can be told to use: any but auto.
-#[derive(Clone)]
-struct OneMethod;
-
-impl OneMethod {
-    fn values() -> impl Iterator<Item = PossibleValue> {
-        let all = Compression::value_variants().iter();
-        all.filter(|compression| **compression != Compression::Auto)
-            .filter_map(ValueEnum::to_possible_value)
-    }
-}
-
-impl TypedValueParser for OneMethod {
-    type Value = Compression;
-
-    fn parse_ref(
-        &self,
-        command: &clap::Command,
-        arg: Option<&clap::Arg>,
-        value: &OsStr,
-    ) -> Result<Compression, clap::Error> {
-        let name = PossibleValuesParser::new(Self::values()).parse_ref(command, arg, value)?;
-        Compression::from_str(&name, false)
-            .map_err(|_| clap::Error::new(clap::error::ErrorKind::InvalidValue).with_cmd(command))
-    }
-
-    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
-        Some(Box::new(Self::values()))
-    }
-}
-
 /// Memory that peers may make this process hold, beside guest RAM.
 pub(crate) const MAX_MEMORY: &str = "256M";
-
-/// A UUID as its 16 bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Uuid(pub(crate) [u8; 16]);
 
 /// A QMP socket: an address, or the path of a Unix socket.
 fn parse_qmp(text: &str) -> Result<Address, String> {
@@ -335,35 +304,5 @@ fn parse_qmp(text: &str) -> Result<Address, String> {
         Err("the path is missing".into())
     } else {
         Ok(Address::Unix(text.into()))
-    }
-}
-
-pub(crate) fn parse_uuid(text: &str) -> Result<Uuid, String> {
-    let groups: Vec<usize> = text.split('-').map(str::len).collect();
-    let digits: String = text.chars().filter(|c| *c != '-').collect();
-    let valid = groups == [8, 4, 4, 4, 12] && digits.chars().all(|c| c.is_ascii_hexdigit());
-    match u128::from_str_radix(&digits, 16) {
-        Ok(value) if valid => Ok(Uuid(value.to_be_bytes())),
-        _ => Err("write it as 01234567-89ab-cdef-0123-456789abcdef".into()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn uuids_are_read_in_their_usual_form_only() {
-        let uuid = parse_uuid("5eed5eed-0000-4000-8000-00000000c0de").unwrap();
-        assert_eq!(uuid.0[..4], [0x5e, 0xed, 0x5e, 0xed]);
-        assert_eq!(uuid.0[14..], [0xc0, 0xde]);
-        for bad in [
-            "",
-            "5eed",
-            "5eed5eed000040008000-00000000c0de",
-            "+eed5eed-0000-4000-8000-00000000c0de",
-        ] {
-            assert!(parse_uuid(bad).is_err(), "{bad}");
-        }
     }
 }

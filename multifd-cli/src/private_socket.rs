@@ -1,7 +1,7 @@
 //! Where QEMU and this program meet.
 
 use crate::failure::Failure;
-use crate::private_folder::lock;
+use multifd_qemu::qmp::lock_file;
 use multifd_transport_socket::Address;
 use std::fs::{DirBuilder, File};
 use std::io;
@@ -28,9 +28,9 @@ impl MeetingPlace {
         }
         let temporary = std::env::temp_dir();
         sweep(&temporary);
-        let (path, folder) = create(&temporary).map_err(|source| Failure::Open {
+        let (path, folder) = create(&temporary).map_err(|cause| Failure::Open {
             path: temporary,
-            source,
+            cause,
         })?;
         Ok(Self {
             address: Address::Unix(path.join("migration")),
@@ -64,7 +64,7 @@ fn create(temporary: &Path) -> io::Result<(PathBuf, File)> {
             other => other?,
         };
         // A file system without locks cannot say that we live; then nobody sweeps either.
-        if lock(&folder).unwrap_or(true) && folder.metadata()?.nlink() > 0 {
+        if lock_file(&folder).unwrap_or(true) && folder.metadata()?.nlink() > 0 {
             return Ok((path, folder));
         }
     }
@@ -86,7 +86,7 @@ fn sweep(temporary: &Path) {
                 .is_ok_and(|data| data.is_dir() && data.uid() == own);
         if ours
             && let Ok(folder) = File::open(&path)
-            && lock(&folder).unwrap_or(false)
+            && lock_file(&folder).unwrap_or(false)
         {
             let _ = std::fs::remove_dir_all(&path);
         }

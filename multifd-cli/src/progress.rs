@@ -2,12 +2,13 @@
 
 use crate::report;
 use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use multifd_core::sync::lock;
 use multifd_core::{Stats, StatsHandle};
 use multifd_qemu::Started;
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -59,7 +60,7 @@ impl Rounds {
     }
 }
 
-/// Room for the watch of a transfer that has not started yet; the watch ends when it is dropped.
+/// The watch of a transfer that has not started yet; the watch ends when it is dropped.
 #[derive(Default)]
 pub(crate) struct Slot(Arc<Mutex<Option<Watch>>>);
 
@@ -73,8 +74,41 @@ impl Slot {
     ) -> Box<dyn FnOnce(Started) + Send> {
         let (slot, what, rounds) = (Arc::clone(&self.0), what.to_owned(), rounds.clone());
         Box::new(move |start| {
-            let watch = Watch::new(&what, start.stats.clone(), start.ram_bytes(), quiet, &rounds);
-            *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(watch);
+            let watch = Watch::new(
+                &what,
+                start.stats.clone(),
+                start.ram_bytes(),
+                quiet,
+                &rounds,
+            );
+            *lock(&slot) = Some(watch);
+        })
+    }
+}
+
+impl Slot {
+    /// The same for a file that is written.
+    pub(crate) fn on_writing(
+        &self,
+        what: &str,
+        quiet: bool,
+    ) -> Box<dyn FnOnce(StatsHandle, u64) + Send> {
+        let (slot, what) = (Arc::clone(&self.0), what.to_owned());
+        Box::new(move |stats, total| {
+            *lock(&slot) = Some(Watch::new(&what, stats, total, quiet, &Rounds::default()));
+        })
+    }
+
+    /// The same for a migration that is passed on: how large it is nobody says.
+    pub(crate) fn on_passing(
+        &self,
+        what: &str,
+        quiet: bool,
+        rounds: &Rounds,
+    ) -> Box<dyn FnOnce(StatsHandle, StatsHandle) + Send> {
+        let (slot, what, rounds) = (Arc::clone(&self.0), what.to_owned(), rounds.clone());
+        Box::new(move |incoming, _| {
+            *lock(&slot) = Some(Watch::new(&what, incoming, 0, quiet, &rounds));
         })
     }
 }
@@ -87,7 +121,13 @@ pub(crate) struct Watch {
 
 impl Watch {
     /// Watches `stats` on the way to `total` bytes; shows nothing if `quiet`.
-    pub(crate) fn new(what: &str, stats: StatsHandle, total: u64, quiet: bool, rounds: &Rounds) -> Self {
+    pub(crate) fn new(
+        what: &str,
+        stats: StatsHandle,
+        total: u64,
+        quiet: bool,
+        rounds: &Rounds,
+    ) -> Self {
         let rounds = rounds.clone();
         let position = move || {
             let stats = stats.read();
@@ -120,7 +160,8 @@ impl Watch {
             .spawn(move || {
                 while stopped.recv_timeout(tick) == Err(RecvTimeoutError::Timeout) {
                     let (moved, round) = position();
-                    let what = round.map_or_else(|| what.clone(), |round| format!("{what}, round {round}"));
+                    let what = round
+                        .map_or_else(|| what.clone(), |round| format!("{what}, round {round}"));
                     bar.set_prefix(what.clone());
                     // A running guest's pages are sent more than once.
                     bar.set_length(total.max(moved));

@@ -3,13 +3,15 @@
 use crate::encoding::Chosen;
 use crate::failure::Failure;
 use indicatif::HumanBytes;
+use multifd_core::packet::Compression;
 use multifd_core::{ChannelStats, Stats};
-use multifd_packet::Method;
+use multifd_qemu::qmp::GuestReport;
 use multifd_qemu::{BlockInfo, SyncStyle};
 use multifd_transport_socket::ZeroCopyCounts;
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Write};
+use std::time::Duration;
 
 /// Prints a result: as one JSON object, or as the text.
 pub(crate) fn print(json: bool, result: &impl Serialize, text: &str) -> Result<(), Failure> {
@@ -29,7 +31,9 @@ fn is_wild(c: char) -> bool {
 
 /// A name from a peer or a file, without what would do something to a terminal.
 pub(crate) fn tame(name: &str) -> String {
-    name.chars().map(|c| if is_wild(c) { '?' } else { c }).collect()
+    name.chars()
+        .map(|c| if is_wild(c) { '?' } else { c })
+        .collect()
 }
 
 /// Lines of text, each tame.
@@ -57,13 +61,13 @@ pub(crate) fn note(line: &str) {
     let _ = std::io::stderr().write_all(format!("{}\n", tame_lines(line)).as_bytes());
 }
 
-/// Prints a line on standard output. Whoever closes that early has seen enough: it is no error.
+/// Prints a line on standard output. A reader that closes it early is not an error.
 pub(crate) fn say(line: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout();
     match writeln!(out, "{line}").and_then(|()| out.flush()) {
-        Err(source) if source.kind() != ErrorKind::BrokenPipe => Err(Failure::System {
+        Err(cause) if cause.kind() != ErrorKind::BrokenPipe => Err(Failure::System {
             doing: "printing the result",
-            source,
+            cause,
         }),
         _ => Ok(()),
     }
@@ -122,6 +126,20 @@ pub(crate) struct Guest {
     pub(crate) rounds: u64,
     /// When it was stopped because of `--max-rounds`, in seconds from the start.
     pub(crate) stopped_early_after_seconds: Option<f64>,
+}
+
+impl From<GuestReport> for Guest {
+    fn from(guest: GuestReport) -> Self {
+        let seconds = |time: Option<Duration>| time.map(|time| time.as_secs_f64());
+        Self {
+            pause_seconds: seconds(guest.pause),
+            downtime_seconds: seconds(guest.downtime),
+            stopped_early_after_seconds: seconds(guest.stopped_early_after),
+            rounds: guest.rounds,
+            found: guest.found,
+            left: guest.left,
+        }
+    }
 }
 
 impl Guest {
@@ -204,6 +222,7 @@ impl From<ZeroCopyCounts> for ZeroCopy {
             sends,
             copied,
             fell_back,
+            ..
         } = counts;
         Self {
             sends,
@@ -263,9 +282,9 @@ pub(crate) fn channels(stats: &Stats) -> Vec<Counts> {
 }
 
 /// The methods of a transfer's packets as one word.
-pub(crate) fn methods(methods: &[Method]) -> String {
+pub(crate) fn methods(methods: &[Compression]) -> String {
     if methods.is_empty() {
-        return Method::None.name().into();
+        return Compression::None.name().into();
     }
     let names: Vec<_> = methods.iter().map(|method| method.name()).collect();
     names.join("+")
@@ -284,14 +303,6 @@ pub(crate) fn sync_name(sync: SyncStyle) -> &'static str {
         SyncStyle::EachRound => "round",
         SyncStyle::EachSection => "section",
     }
-}
-
-/// A UUID in its usual form.
-pub(crate) fn uuid(bytes: [u8; 16]) -> String {
-    let hex = format!("{:032x}", u128::from_be_bytes(bytes));
-    let parts =
-        [0..8, 8..12, 12..16, 16..20, 20..32].map(|range| hex.get(range).unwrap_or_default().to_owned());
-    parts.join("-")
 }
 
 #[cfg(test)]

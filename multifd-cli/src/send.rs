@@ -2,40 +2,40 @@
 
 use crate::args::Send;
 use crate::encoding::Encoder;
-use crate::failure::{Failure, doing};
-use crate::options::{Dialect, Image, Show, Sync, ZeroCopy, ZeroPages};
+use crate::failure::Failure;
+use crate::options::{Dialect, Show, Sync, ZeroCopy, ZeroPages};
 use crate::progress::{Rounds, Slot};
-use crate::recv::cancelled;
 use crate::report::{self, Transfer};
-use crate::{signals, snapshot_file};
-use multifd_core::{CancelHandle, ChannelError, Checksums, SenderConfig, WriteFlags};
-use multifd_qemu::{SendOptions, Sent, Snapshot, SyncStyle, ZeroPageStyle, send};
-use multifd_transport_socket::{SocketOptions, SocketStream, SocketTransport};
+use crate::signals;
+use multifd_core::{
+    CancelHandle, ChannelError, Checksums, Error as EngineError, SenderConfig, WriteFlags,
+};
+use multifd_qemu::file::{SnapshotFile, load_raw};
+use multifd_qemu::{
+    Error, OutgoingMigration, SendOptions, Sent, Snapshot, SyncStyle, ZeroPageStyle,
+};
+use multifd_transport_socket::SocketTransport;
 use std::time::{Duration, Instant};
 
 pub(crate) fn run(args: &Send) -> Result<(), Failure> {
+    args.threads.apply()?;
     let cancel = signals::cancel_on_signal()?;
     let encoder = args.encoding.encoder(Some(args.channels))?;
+    let loading = args.direct_io.load_options();
     let mut snapshot = match (&args.file, &args.raw) {
-        (Some(file), _) => {
-            let image = Image {
-                file: file.clone(),
-                offset: args.offset,
-            };
-            snapshot_file::read(&image, args.direct_io)?
-        }
-        (None, Some(raw)) => snapshot_file::read_raw(raw, &args.block)?,
+        (Some(file), _) => SnapshotFile::open(file, args.offset)?.load(&loading)?,
+        (None, Some(raw)) => load_raw(raw, &args.block, &loading)?,
         (None, None) => return Err(Failure::Other("there is nothing to send".into())),
     };
     if let Some(uuid) = args.uuid {
-        snapshot.uuid = uuid.0;
+        snapshot.uuid = uuid;
     }
     // Nobody changes it any more: a codec may read it in place.
     snapshot.ram = std::mem::take(&mut snapshot.ram).freeze()?;
-    let socket = SocketOptions {
-        zero_copy_fallback: args.zero_copy == ZeroCopy::Auto,
-        ..args.tuning.options()
-    };
+    let socket = args
+        .tuning
+        .options()
+        .zero_copy_fallback(args.zero_copy == ZeroCopy::Auto);
     let transport = args.exit.transport(socket, &args.tls)?;
     let zero_copy = args.zero_copy != ZeroCopy::Off;
     let way = Way {
@@ -45,24 +45,38 @@ pub(crate) fn run(args: &Send) -> Result<(), Failure> {
         channels: args.channels,
         flags: WriteFlags { zero_copy },
         dialect: args.dialect,
-        finish: Duration::from_secs(args.finish_timeout),
+        finish: args.finishing.timeout(),
     };
     let begun = Instant::now();
     let sent = give(&snapshot, &way, &cancel, args.show);
     let sent = sent.map_err(|error| with_hints(error, &snapshot, args))?;
     let zero_copy = zero_copy.then(|| transport.zero_copy_counts().into());
-    finish(args.show, &snapshot, &encoder, &sent, begun, (zero_copy, None))
+    finish(
+        args.show,
+        &snapshot,
+        &encoder,
+        &sent,
+        begun,
+        (zero_copy, None),
+    )
 }
 
-/// A destination that refuses says nothing, it breaks off. What it may not have liked is added.
-fn with_hints(error: Failure, snapshot: &Snapshot, args: &Send) -> Failure {
+/// A destination that refuses breaks off without a word. The error gets what it may not have liked.
+fn with_hints(error: Error, snapshot: &Snapshot, args: &Send) -> Failure {
     let broke_off = match &error {
-        Failure::Engine(multifd_core::Error::Channel { source, .. })
-        | Failure::Migration(multifd_qemu::Error::Engine(multifd_core::Error::Channel { source, .. }))
-        | Failure::Connection { source, .. } => Some(source),
+        Error::Engine(EngineError::Channel { cause, .. }) | Error::Connection { cause, .. } => {
+            Some(cause)
+        }
         _ => None,
     };
     let hints = match broke_off {
+        Some(ChannelError::Stalled { deadline }) if may_wait_for_more(&error, snapshot, args.dialect) => {
+            return Failure::Other(format!(
+                "all is sent, but nothing moved for {deadline:?}. The machine type {:?} does not tell when its channels \
+                 sync: if the destination waits for more, try --sync section",
+                snapshot.configuration.machine
+            ));
+        }
         Some(ChannelError::Stalled { .. }) => format!(
             "a QEMU that was told of more channels waits for the others: {} were opened (--channels)",
             args.channels
@@ -73,24 +87,28 @@ fn with_hints(error: Failure, snapshot: &Snapshot, args: &Send) -> Failure {
                  (--channels), another compression",
                 args.channels
             );
-            if snapshot.uuid == [0; 16] {
+            if snapshot.uuid.is_nil() {
                 hints.push_str(", or it has a UUID (-uuid), which this file does not tell: --uuid says it");
             }
             hints
         }
         _ => match &error {
-            Failure::Migration(multifd_qemu::Error::Io { .. }) if snapshot.uuid == [0; 16] => {
+            Error::Io { .. } if snapshot.uuid.is_nil() => {
                 "the destination broke off; a QEMU says why on its standard error. If it has a UUID (-uuid), which this file does \
                  not tell, --uuid says it"
                     .into()
             }
-            Failure::Migration(multifd_qemu::Error::Io { .. }) => {
-                "the destination broke off; a QEMU says why on its standard error".into()
-            }
-            _ => return error,
+            Error::Io { .. } => "the destination broke off; a QEMU says why on its standard error".into(),
+            _ => return error.into(),
         },
     };
     Failure::Other(format!("{error}; {hints}"))
+}
+
+/// Whether a destination that does not end may wait for a sync it was not sent.
+fn may_wait_for_more(error: &Error, snapshot: &Snapshot, dialect: Dialect) -> bool {
+    let known = dialect.sync.is_some() || snapshot.configuration.syncs_each_section().is_some();
+    matches!(error, Error::Connection { .. }) && !known
 }
 
 /// By which way a snapshot goes.
@@ -111,45 +129,33 @@ pub(crate) fn give(
     way: &Way<'_>,
     cancel: &CancelHandle,
     show: Show,
-) -> Result<Sent, Failure> {
-    let mut main = way.transport.connect().map_err(doing("connecting"))?;
-    let _guard = cancel.also_unblock(main.unblocker());
-    // A destination must not take what we could not finish for the end.
-    main.abort_on_close(true)
-        .map_err(doing("setting up the main connection"))?;
+) -> Result<Sent, Error> {
     let watch = Slot::default();
-    let options = SendOptions {
-        sender: SenderConfig {
-            channels: way.channels,
-            flags: way.flags,
-            checksums: way.checksums,
-            cancel: cancel.clone(),
-            ..SenderConfig::default()
-        },
-        sync: way.dialect.sync.map(|sync| match sync {
+    let sender = SenderConfig::default()
+        .channels(way.channels)
+        .flags(way.flags)
+        .checksums(way.checksums)
+        .cancel(cancel.clone());
+    let options = SendOptions::default()
+        .sender(sender)
+        .sync(way.dialect.sync.map(|sync| match sync {
             Sync::Round => SyncStyle::EachRound,
             Sync::Section => SyncStyle::EachSection,
-        }),
-        zero_pages: way.dialect.zero_pages.map(|how| match how {
+        }))
+        .zero_pages(way.dialect.zero_pages.map(|how| match how {
             ZeroPages::Multifd => ZeroPageStyle::Packets,
             ZeroPages::Legacy => ZeroPageStyle::Main,
             ZeroPages::None => ZeroPageStyle::Data,
-        }),
-        on_start: Some(watch.on_start("sending", show.quiet, &Rounds::default())),
-    };
-    let sent = send(
-        snapshot,
-        &mut main,
-        way.encoder.method.as_ref(),
-        way.transport,
-        options,
-    )?;
+        }))
+        .on_start(Some(watch.on_start(
+            "sending",
+            show.quiet,
+            &Rounds::default(),
+        )));
+    let mut migration = OutgoingMigration::connect(way.transport, cancel)?;
+    let sent = migration.send(snapshot, way.encoder.encode(), way.transport, options)?;
     drop(watch);
-    main.abort_on_close(false)
-        .map_err(doing("ending the migration"))?;
-    main.end_writing().map_err(doing("ending the migration"))?;
-    let not_taken = doing("all is sent, but the destination does not seem to have taken it");
-    let waiting = || {
+    migration.finish_noting(way.finish, || {
         if !show.quiet {
             report::note(&format!(
                 "all is sent; the destination has not finished yet. A QEMU that was told of more channels than {} waits for the \
@@ -157,38 +163,8 @@ pub(crate) fn give(
                 way.channels
             ));
         }
-    };
-    wait_closed(&mut main, way.finish, waiting).map_err(|source| {
-        let known = way.dialect.sync.is_some() || snapshot.configuration.syncs_each_section().is_some();
-        match source {
-            ChannelError::Stalled { deadline } if !known => Failure::Other(format!(
-                "all is sent, but nothing moved for {deadline:?}. The machine type {:?} does not tell when its channels \
-                 sync: if the destination waits for more, try --sync section",
-                snapshot.configuration.machine
-            )),
-            source => cancelled(cancel, not_taken(source)),
-        }
     })?;
     Ok(sent)
-}
-
-/// Waits for the destination to close the main connection; a destination that writes a file may take its time.
-fn wait_closed(
-    main: &mut SocketStream,
-    timeout: Duration,
-    waiting: impl FnOnce(),
-) -> Result<(), ChannelError> {
-    let deadline = Instant::now() + timeout;
-    let mut waiting = Some(waiting);
-    loop {
-        match main.wait_closed() {
-            Err(ChannelError::Stalled { .. }) if Instant::now() < deadline => {
-                waiting.take().into_iter().for_each(|waiting| waiting());
-            }
-            Err(ChannelError::Stalled { .. }) => return Err(ChannelError::Stalled { deadline: timeout }),
-            other => return other,
-        }
-    }
 }
 
 /// Prints what has been sent.
@@ -203,7 +179,7 @@ pub(crate) fn finish(
     let result = Transfer {
         ok: true,
         machine: snapshot.configuration.machine.clone(),
-        uuid: report::uuid(snapshot.uuid),
+        uuid: snapshot.uuid.to_string(),
         compression: encoder.name().into(),
         sync: report::sync_name(sent.sync),
         rounds: None,

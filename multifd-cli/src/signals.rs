@@ -18,27 +18,21 @@ static CHANGED: AtomicUsize = AtomicUsize::new(0);
 /// and to its group.
 const SAME: Duration = Duration::from_secs(1);
 
-/// While one lives, a signal ends no more than the transfer: something has to be put back.
-pub(crate) struct Guard;
-
-impl Guard {
-    pub(crate) fn new() -> Self {
+/// Notes that a QEMU's settings are not as they were found, or that they are again. In between, a
+/// signal ends no more than the transfer.
+pub(crate) fn changed(changed: bool) {
+    if changed {
         CHANGED.fetch_add(1, Ordering::SeqCst);
-        Self
-    }
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
+    } else {
         CHANGED.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
 /// A handle that a signal cancels.
 pub(crate) fn cancel_on_signal() -> Result<CancelHandle, Failure> {
-    let failed = |source| Failure::System {
+    let failed = |cause| Failure::System {
         doing: "catching signals",
-        source,
+        cause,
     };
     // A write beyond the file-size limit is to fail like any other, not to kill us.
     signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false))).map_err(failed)?;

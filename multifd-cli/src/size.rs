@@ -3,7 +3,8 @@
 /// Reads bytes, with or without a unit.
 pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     if let Some(digits) = text.strip_prefix("0x") {
-        return u64::from_str_radix(digits, 16).map_err(|_| "write hexadecimal digits after 0x".into());
+        return u64::from_str_radix(digits, 16)
+            .map_err(|_| "write hexadecimal digits after 0x".into());
     }
     let (digits, shift) = match text.chars().last().map(|c| c.to_ascii_uppercase()) {
         Some('K') => (text.get(..text.len() - 1), 10),

@@ -2,9 +2,9 @@
 
 use crate::args::Verify;
 use crate::failure::Failure;
-use crate::snapshot_file::Opened;
-use crate::{report, snapshot_file};
+use crate::report;
 use multifd_qemu::MappedFile;
+use multifd_qemu::file::SnapshotFile;
 use multifd_transport_file::{BlockReader, Digest, FileError, PlacedBlock};
 use serde::Serialize;
 use std::fs::File;
@@ -22,30 +22,31 @@ struct Verified {
 
 pub(crate) fn run(args: &Verify) -> Result<(), Failure> {
     let path = &args.image.file;
-    let Opened { file, mapped } = snapshot_file::open(path, args.image.offset)?;
+    let opened = SnapshotFile::open(path, args.image.offset)?;
+    let (file, mapped) = (opened.file(), opened.mapped());
     let mut problems = Vec::new();
     if mapped.tail.sections().is_none() {
         problems.push(
-            "the device sections and QEMU's description of them do not fit, or it is missing".to_owned(),
+            "the device sections and QEMU's description of them do not fit, or it is missing"
+                .to_owned(),
         );
     }
-    let placed: Vec<PlacedBlock> = mapped.blocks.iter().map(snapshot_file::placed).collect();
     let mut readers = Vec::new();
-    for block in &placed {
-        match BlockReader::new(&file, block).and_then(|reader| {
-            check_block(&reader, &file, &mut problems)?;
+    for block in &mapped.blocks {
+        match BlockReader::new(file, block).and_then(|reader| {
+            check_block(&reader, file, &mut problems)?;
             Ok(reader)
         }) {
             Ok(reader) => readers.push(reader),
             Err(error) => problems.push(format!("RAM block {:?}: {error}", block.name)),
         }
     }
-    let digest = snapshot_file::companion_of(path, &mapped).unwrap_or_else(|error| {
+    let digest = opened.companion().unwrap_or_else(|error| {
         problems.push(error.to_string());
         None
     });
     match &digest {
-        Some(digest) => check_digest(digest, &mapped, &readers, &mut problems),
+        Some(digest) => check_digest(digest, mapped, &readers, &mut problems),
         None if args.require_digest => problems.push("there is no companion with checksums".into()),
         None => {}
     }
@@ -53,7 +54,7 @@ pub(crate) fn run(args: &Verify) -> Result<(), Failure> {
     let result = Verified {
         ok: problems.is_empty(),
         file: path.display().to_string(),
-        blocks: placed.len(),
+        blocks: mapped.blocks.len(),
         stored_pages: readers.iter().map(stored).sum(),
         digest: digest.is_some(),
         problems,
@@ -68,11 +69,19 @@ pub(crate) fn run(args: &Verify) -> Result<(), Failure> {
         format!("{}: {}", result.file, result.problems.join("\n"))
     };
     report::print(args.show.json, &result, &text)?;
-    if result.ok { Ok(()) } else { Err(Failure::Reported) }
+    if result.ok {
+        Ok(())
+    } else {
+        Err(Failure::Reported)
+    }
 }
 
 /// Are all stored pages within the file, and is nothing said of pages that do not exist?
-fn check_block(reader: &BlockReader<'_>, file: &File, problems: &mut Vec<String>) -> Result<(), FileError> {
+fn check_block(
+    reader: &BlockReader<'_>,
+    file: &File,
+    problems: &mut Vec<String>,
+) -> Result<(), FileError> {
     let PlacedBlock { name, layout } = reader.block();
     let (stored, page_size) = (reader.stored(), layout.header().page_size);
     let beyond = stored.count_in(layout.pages()..layout.bitmap_len() * 8);
@@ -107,7 +116,10 @@ fn check_digest(
         problems.push("the device sections differ from their checksum".into());
     }
     for block in &digest.blocks {
-        let Some(reader) = readers.iter().find(|reader| reader.block().name == block.name) else {
+        let Some(reader) = readers
+            .iter()
+            .find(|reader| reader.block().name == block.name)
+        else {
             problems.push(format!(
                 "RAM block {:?} has checksums, and is not in the file",
                 block.name

@@ -1,4 +1,5 @@
-//! The method `Auto`: for each packet whatever finishes soonest, as far as link and processors have shown.
+//! The method `Auto`: for each packet whatever finishes soonest, as far as link and processors have
+//! shown.
 #![allow(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
@@ -9,7 +10,8 @@ use crate::packet_bytes::page_bytes;
 use crate::pilot::{Measured, Pilot};
 use crate::zstd::{FrameEncoder, Zstd};
 use multifd_core::{
-    IndependentPackets, Method, MethodError, Observer, PageBatch, PayloadBuf, Prepare, SentPacket, Unpack,
+    IndependentPackets, Method, MethodError, Observer, PageBatch, PayloadBuf, Prepare, SentPacket,
+    Unpack,
 };
 use rustix::time::{ClockId, clock_gettime};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -22,9 +24,9 @@ const LEVELS_FOR_QEMU: [i32; 10] = [-50, -5, 1, 3, 5, 7, 9, 12, 16, 19];
 
 /// Chooses between no compression and zstd's levels while the transfer runs.
 ///
-/// It measures how much the link takes, from how long sending waits for it, and how fast each level is and what it gains, on
-/// packets of the transfer itself; from that it tells which choice moves most guest memory a second. About 3 % of the computing
-/// goes into comparing.
+/// It measures how much the link takes, from how long sending waits for it, and how fast each level
+/// is and what it gains, on packets of the transfer itself; from that it tells which choice moves
+/// most guest memory a second. About 3 % of the computing goes into comparing.
 ///
 /// One value is for one transfer; a clone is the same one.
 #[derive(Debug, Clone)]
@@ -43,6 +45,7 @@ struct Shared {
 
 /// What a choice has come to in a transfer by [`Auto`].
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct ChoiceReport {
     /// The zstd level, or `None` for no compression.
     pub level: Option<i32>,
@@ -52,13 +55,14 @@ pub struct ChoiceReport {
     pub guest_bytes: u64,
     /// Their payloads, in bytes.
     pub wire_bytes: u64,
-    /// Guest bytes a second that were expected of it, at the end; `None` if it was never compared, infinite if nothing limits
-    /// it.
+    /// Guest bytes a second that were expected of it, at the end; `None` if it was never compared,
+    /// infinite if nothing limits it.
     pub expected: Option<f64>,
 }
 
 /// What [`Auto`] has chosen, and why.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct AutoReport {
     /// The choice at the end: a zstd level, or `None` for no compression.
     pub level: Option<i32>,
@@ -71,7 +75,8 @@ pub struct AutoReport {
 }
 
 impl Auto {
-    /// Chooses between no compression and zstd, packet by packet: for a peer of ours, as a QEMU takes one method only.
+    /// Chooses between no compression and zstd, packet by packet: for a peer of ours, as a QEMU
+    /// takes one method only.
     pub fn mixed() -> Self {
         Self::new(&LEVELS, true)
     }
@@ -105,7 +110,10 @@ impl Auto {
             expected: pilot.expected(index),
         };
         AutoReport {
-            level: pilot.choices.get(pilot.current).and_then(|choice| choice.level),
+            level: pilot
+                .choices
+                .get(pilot.current)
+                .and_then(|choice| choice.level),
             link: pilot.link,
             threads: pilot.parallel,
             choices: pilot.choices.iter().enumerate().map(choice).collect(),
@@ -125,8 +133,8 @@ impl Shared {
 }
 
 impl Method for Auto {
-    fn kind(&self) -> multifd_packet::Method {
-        multifd_packet::Method::Zstd
+    fn kind(&self) -> multifd_packet::Compression {
+        multifd_packet::Compression::Zstd
     }
 
     fn preparer(&self) -> Result<Box<dyn Prepare>, MethodError> {
@@ -172,7 +180,10 @@ impl Prepare for AutoPrepare {
         let (mut choice, mut level, compare) = {
             let mut pilot = self.shared.pilot();
             let compare = pilot.begin_comparison(now);
-            let level = pilot.choices.get(pilot.current).and_then(|choice| choice.level);
+            let level = pilot
+                .choices
+                .get(pilot.current)
+                .and_then(|choice| choice.level);
             (pilot.current, level, compare)
         };
         if compare {
@@ -191,15 +202,18 @@ impl Prepare for AutoPrepare {
             }
         }
         if self.shared.mixed && level.is_none() {
-            payload.set_method(multifd_packet::Method::None);
+            payload.set_compression(multifd_packet::Compression::None);
         }
-        self.shared.pilot().prepared(choice, guest_bytes, payload.len());
+        self.shared
+            .pilot()
+            .prepared(choice, guest_bytes, payload.len());
         Ok(())
     }
 }
 
 impl AutoPrepare {
-    /// Compresses the packet at one level after another, as long as more thorough ones may be better.
+    /// Compresses the packet at one level after another, as long as more thorough ones may be
+    /// better.
     fn compare(
         &mut self,
         pages: &PageBatch,
@@ -210,7 +224,12 @@ impl AutoPrepare {
         let candidates = self.shared.pilot().candidates();
         let input = page_bytes(pages, &mut self.pages).map_err(codec)?;
         for choice in candidates {
-            let level = self.shared.pilot().choices.get(choice).and_then(|c| c.level);
+            let level = self
+                .shared
+                .pilot()
+                .choices
+                .get(choice)
+                .and_then(|c| c.level);
             let Some(level) = level else { continue };
             let begun = thread_time();
             self.encoder.encode(level, input, payload.staged())?;
@@ -226,14 +245,16 @@ impl AutoPrepare {
             }
         }
         let now = self.shared.now();
-        self.shared.pilot().compared(now, guest_bytes, &self.results);
+        self.shared
+            .pilot()
+            .compared(now, guest_bytes, &self.results);
         Ok(())
     }
 }
 
 fn codec(reason: String) -> MethodError {
     MethodError::Codec {
-        method: multifd_packet::Method::Zstd,
+        method: multifd_packet::Compression::Zstd,
         reason,
     }
 }

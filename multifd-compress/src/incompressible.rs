@@ -1,6 +1,8 @@
-//! Tells pages that deflate would not make smaller from others, for a small part of what trying would take.
+//! Tells pages that deflate would not make smaller from others, for a small part of what trying
+//! would take.
 
-/// Every so many bytes one is counted: no divisor of a word's length, so that every place in a word is looked at.
+/// Every so many bytes one is counted: no divisor of a word's length, so that every place in a word
+/// is looked at.
 const STRIDE: usize = 3;
 /// Words that are remembered, each in the one place its value leads to.
 const PLACES: usize = 4096;
@@ -21,14 +23,15 @@ impl Sieve {
         }
     }
 
-    /// Whether `page` is as random as what is encrypted or compressed already: all byte values about as frequent, and next to no
-    /// word of it, at a multiple of four, among those of the page itself or of others like it shortly before.
+    /// Whether `page` is as random as what is encrypted or compressed already: all byte values
+    /// about as frequent, and next to no word of it, at a multiple of four, among those of the page
+    /// itself or of others like it shortly before.
     pub(crate) fn is_incompressible(&mut self, page: &[u8]) -> bool {
         self.has_even_counts(page) && !self.repeats(page)
     }
 
-    /// For n random bytes the sum of the squares of the 256 counts comes to n + n²/256 on average. With the 1366 of a page
-    /// that is 8655, give or take 121; a tenth more is allowed.
+    /// For n random bytes the sum of the squares of the 256 counts comes to n + n²/256 on average.
+    /// With the 1366 of a page that is 8655, give or take 121; a tenth more is allowed.
     fn has_even_counts(&mut self, page: &[u8]) -> bool {
         self.counts.fill(0);
         let mut count = 0;
@@ -92,7 +95,10 @@ mod tests {
             "all values, in the same order again and again"
         );
         let twice = [&random(1)[..2048], &random(1)[..2048]].concat();
-        assert!(!sieve.is_incompressible(&twice), "a half that repeats the other");
+        assert!(
+            !sieve.is_incompressible(&twice),
+            "a half that repeats the other"
+        );
         let mut mostly = random(2);
         mostly[..1024].fill(7);
         assert!(!sieve.is_incompressible(&mostly), "a quarter of one value");

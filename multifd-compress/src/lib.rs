@@ -1,4 +1,12 @@
-#![doc = include_str!("../README.md")]
+// Its example needs these.
+#![cfg_attr(
+    all(feature = "pool", feature = "zlib", feature = "zstd"),
+    doc = include_str!("../README.md")
+)]
+#![cfg_attr(
+    not(all(feature = "pool", feature = "zlib", feature = "zstd")),
+    doc = "Compression for multifd, as QEMU does it. This page is whole with all features."
+)]
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "auto")]
@@ -49,8 +57,11 @@ pub use zlib::Zlib;
 #[cfg(feature = "zstd")]
 pub use zstd::Zstd;
 
-/// Most bytes deflate makes of `len`: at its quickest it writes nine bits for each byte, and some for blocks and streams.
+/// Most bytes deflate makes of `len`: at its quickest it writes nine bits for each byte, and some
+/// for blocks and streams.
 #[cfg(any(feature = "qpl", feature = "uadk", feature = "qatzip"))]
 fn deflate_bound(len: usize) -> usize {
     len + len / 4 + 128
 }
+
+pub use multifd_core;

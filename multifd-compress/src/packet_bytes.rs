@@ -1,4 +1,5 @@
-//! A packet's bytes in memory of our own: pages before they are compressed, a payload before it is decompressed.
+//! A packet's bytes in memory of our own: pages before they are compressed, a payload before it is
+//! decompressed.
 
 use multifd_core::{IncomingPages, PageBatch, RecvChannel, UnpackError};
 
@@ -10,9 +11,12 @@ fn grow(room: &mut Vec<u8>, len: usize) -> &mut [u8] {
     room.get_mut(..len).unwrap_or_default()
 }
 
-/// A batch's normal pages, one after another: in place if they lie so in memory that can not change; else copied out of guest
-/// memory, which may change while a codec looks at it.
-pub(crate) fn page_bytes<'a>(pages: &'a PageBatch, room: &'a mut Vec<u8>) -> Result<&'a [u8], String> {
+/// A batch's normal pages, one after another: in place if they lie so in memory that cannot
+/// change; else copied out of guest memory, which may change while a codec looks at it.
+pub(crate) fn page_bytes<'a>(
+    pages: &'a PageBatch,
+    room: &'a mut Vec<u8>,
+) -> Result<&'a [u8], String> {
     let mut runs = pages.normal_runs();
     if let (Some(run), None) = (runs.next(), runs.next())
         && let Some(bytes) = pages.block().frozen_bytes(run.offset, run.len)

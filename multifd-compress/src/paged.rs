@@ -1,27 +1,29 @@
-//! What QPL and UADK packets have in common: a table of lengths, then each page compressed by itself.
+//! What QPL and UADK packets have in common: a table of lengths, then each page compressed by
+//! itself.
 //!
-//! `u32 length[normal pages]`, big-endian, then the pages' bytes back to back. A length of a whole page means that the page
-//! is there as it is; no length is more.
+//! `u32 length[normal pages]`, big-endian, then the pages' bytes back to back. A length of a whole
+//! page means that the page is there as it is; no length is more.
 
 use crate::packet_bytes::{page_bytes, take_payload};
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 use multifd_core::{
-    IncomingPages, MethodError, PageBatch, PayloadBuf, Prepare, RecvChannel, Region, Unpack, UnpackError,
+    IncomingPages, MethodError, PageBatch, PayloadBuf, Prepare, RecvChannel, Region, Unpack,
+    UnpackError,
 };
-use multifd_packet::Method;
+use multifd_packet::Compression as Kind;
 
 const LENGTH: usize = size_of::<u32>();
 
 /// Compresses each page by itself: raw deflate, or a zlib stream.
 pub(crate) struct PagedCompress {
-    method: Method,
+    method: Kind,
     deflate: Compress,
     pages: Vec<u8>,
     packed: Vec<u8>,
 }
 
 impl PagedCompress {
-    pub(crate) fn new(method: Method, level: u8, zlib_header: bool) -> Self {
+    pub(crate) fn new(method: Kind, level: u8, zlib_header: bool) -> Self {
         Self {
             method,
             deflate: Compress::new(Compression::new(level.into()), zlib_header),
@@ -32,7 +34,11 @@ impl PagedCompress {
 }
 
 /// Compresses a page; what that does not make smaller is sent as it is.
-fn pack<'a>(deflate: &mut Compress, page: &'a [u8], packed: &'a mut Vec<u8>) -> Result<&'a [u8], String> {
+fn pack<'a>(
+    deflate: &mut Compress,
+    page: &'a [u8],
+    packed: &'a mut Vec<u8>,
+) -> Result<&'a [u8], String> {
     deflate.reset();
     packed.clear();
     // Always enough to finish: zlib-rs 0.6 does not reset a stream that has not.
@@ -43,7 +49,11 @@ fn pack<'a>(deflate: &mut Compress, page: &'a [u8], packed: &'a mut Vec<u8>) -> 
     if status != Status::StreamEnd {
         return Err("deflate took more room than it may".into());
     }
-    Ok(if packed.len() < page.len() { packed } else { page })
+    Ok(if packed.len() < page.len() {
+        packed
+    } else {
+        page
+    })
 }
 
 impl Prepare for PagedCompress {
@@ -69,7 +79,7 @@ impl Prepare for PagedCompress {
 
 /// Decompresses pages that were compressed each by itself.
 pub(crate) struct PagedDecompress {
-    method: Method,
+    method: Kind,
     inflate: Decompress,
     zlib_header: bool,
     payload: Vec<u8>,
@@ -77,7 +87,7 @@ pub(crate) struct PagedDecompress {
 }
 
 impl PagedDecompress {
-    pub(crate) fn new(method: Method, zlib_header: bool) -> Self {
+    pub(crate) fn new(method: Kind, zlib_header: bool) -> Self {
         Self {
             method,
             inflate: Decompress::new(zlib_header),

@@ -1,5 +1,5 @@
-//! What `Auto` knows, and how it decides: a model of the link and of what each choice costs, fed with measurements. It knows
-//! no clock, so that it can be tried out without one.
+//! What `Auto` knows, and how it decides: a model of the link and of what each choice costs, fed
+//! with measurements. It knows no clock, so that it can be tried out without one.
 #![allow(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
@@ -28,10 +28,12 @@ const FRESH: Duration = Duration::from_secs(5);
 pub(crate) struct Choice {
     /// `None`: no compression.
     pub(crate) level: Option<i32>,
-    /// Of the packets it was compared on: seconds and wire bytes, its own and those of the reference.
+    /// Of the packets it was compared on: seconds and wire bytes, its own and those of the
+    /// reference.
     own: (f64, f64),
     reference: (f64, f64),
-    /// Guest bytes a second that it was seen to move while something waited for the link or the receiver, and when.
+    /// Guest bytes a second that it was seen to move while something waited for the link or the
+    /// receiver, and when.
     seen: Option<(f64, Duration)>,
     /// Of what was sent by it.
     pub(crate) packets: u64,
@@ -57,7 +59,8 @@ pub(crate) struct Pilot {
     measured: f64,
     window: Window,
     windows: u64,
-    /// Quiet windows in a row, and how many of them it takes to believe that the link has become faster.
+    /// Quiet windows in a row, and how many of them it takes to believe that the link has become
+    /// faster.
     quiet: u64,
     patience: u64,
     tried_faster: bool,
@@ -91,7 +94,9 @@ impl Pilot {
     /// Starts with the quickest level. `levels` go from the quickest on.
     pub(crate) fn new(levels: &[i32], with_none: bool, parallel: f64) -> Self {
         let none = with_none.then_some(None);
-        let all = none.into_iter().chain(levels.iter().map(|&level| Some(level)));
+        let all = none
+            .into_iter()
+            .chain(levels.iter().map(|&level| Some(level)));
         let choices = all
             .map(|level| Choice {
                 level,
@@ -129,7 +134,8 @@ impl Pilot {
         }
     }
 
-    /// Whether the next packet is one to compare choices on; if so, nobody else compares before the results are in.
+    /// Whether the next packet is one to compare choices on; if so, nobody else compares before the
+    /// results are in.
     pub(crate) fn begin_comparison(&mut self, now: Duration) -> bool {
         let begin = !self.is_comparing && self.is_comparison_due(now);
         self.is_comparing |= begin;
@@ -171,7 +177,10 @@ impl Pilot {
         self.window.has_comparison = true;
         self.is_comparing = false;
         let Some(first) = results.first() else { return };
-        let reference = (first.computing.as_secs_f64().max(1e-9), first.wire_bytes as f64);
+        let reference = (
+            first.computing.as_secs_f64().max(1e-9),
+            first.wire_bytes as f64,
+        );
         let fresh = (
             reference.0 / guest_bytes.max(1) as f64,
             reference.1 / guest_bytes.max(1) as f64,
@@ -196,7 +205,8 @@ impl Pilot {
         }
     }
 
-    /// Seconds of computing and wire bytes for each guest byte; `None` if the choice has never been compared.
+    /// Seconds of computing and wire bytes for each guest byte; `None` if the choice has never been
+    /// compared.
     pub(crate) fn costs(&self, choice: &Choice) -> Option<(f64, f64)> {
         if choice.level.is_none() {
             return Some((0.0, 1.0));
@@ -211,10 +221,12 @@ impl Pilot {
         ))
     }
 
-    /// Guest bytes a second to expect of a choice: what it was seen to come to, or what the model says of it.
+    /// Guest bytes a second to expect of a choice: what it was seen to come to, or what the model
+    /// says of it.
     ///
-    /// The model knows of no limit but the source's processors and the link. A receiver that takes out of zstd more slowly than
-    /// the source puts in looks like a slow link to it, on which no compression would be slower still: only trying tells.
+    /// The model knows of no limit but the source's processors and the link. A receiver that takes
+    /// out of zstd more slowly than the source puts in looks like a slow link to it, on which no
+    /// compression would be slower still: only trying tells.
     pub(crate) fn expected(&self, index: usize) -> Option<f64> {
         let choice = self.choices.get(index)?;
         if let Some((speed, _)) = self.fresh(choice) {
@@ -237,10 +249,13 @@ impl Pilot {
             .filter(|(_, when)| self.now.saturating_sub(*when) < FRESH)
     }
 
-    /// Guest bytes a second by the model: as fast as a choice computes, or as the link takes what it makes.
+    /// Guest bytes a second by the model: as fast as a choice computes, or as the link takes what
+    /// it makes.
     fn speed(&self, index: usize) -> Option<f64> {
         let (seconds, bytes) = self.costs(self.choices.get(index)?)?;
-        let by_link = self.link.map_or(f64::INFINITY, |link| link / bytes.max(1e-6));
+        let by_link = self
+            .link
+            .map_or(f64::INFINITY, |link| link / bytes.max(1e-6));
         let by_computing = if seconds > 0.0 {
             self.parallel / seconds
         } else {
@@ -269,8 +284,10 @@ impl Pilot {
         }
         let mut best = (self.current, now * MARGIN);
         for index in 0..self.choices.len() {
-            // Nothing is known of the link before the first window has ended: no reason to go without compression.
-            let blind = self.windows == 0 && self.choices.get(index).is_some_and(|c| c.level.is_none());
+            // Nothing is known of the link before the first window has ended: no reason to go
+            // without compression.
+            let blind =
+                self.windows == 0 && self.choices.get(index).is_some_and(|c| c.level.is_none());
             if let Some(speed) = self.expected(index).filter(|_| !blind)
                 && speed > best.1
             {
@@ -282,7 +299,8 @@ impl Pilot {
         }
     }
 
-    /// Whether no compression is worth a try whatever the model says: once in a while, where that is over soon.
+    /// Whether no compression is worth a try whatever the model says: once in a while, where that
+    /// is over soon.
     fn should_try_none(&self) -> bool {
         let Some(none) = self.choices.first().filter(|choice| choice.level.is_none()) else {
             return false;
@@ -298,7 +316,11 @@ impl Pilot {
     }
 
     fn switch(&mut self, to: usize) {
-        if self.choices.get(to).is_some_and(|choice| choice.level.is_none()) {
+        if self
+            .choices
+            .get(to)
+            .is_some_and(|choice| choice.level.is_none())
+        {
             self.tried_none_at = Some(self.now);
         }
         self.current = to;
@@ -341,7 +363,9 @@ impl Pilot {
         let speed = match old {
             // Far off: nothing that was seen is worth anything.
             Some((old, _)) if speed * 2.0 < old || old * 2.0 < speed => {
-                self.choices.iter_mut().for_each(|choice| choice.seen = None);
+                self.choices
+                    .iter_mut()
+                    .for_each(|choice| choice.seen = None);
                 speed
             }
             // One bad window is the machine's, not the choice's.
@@ -363,7 +387,8 @@ impl Pilot {
         let seconds = now.saturating_sub(window.start).as_secs_f64().max(1e-6);
         let waiting = window.waiting(now);
         let rate = window.wire_bytes as f64 / seconds;
-        // As much as the link was last seen to take: it is the limit, though buffers, or a busy machine, hide the waiting.
+        // As much as the link was last seen to take: it is the limit, though buffers, or a busy
+        // machine, hide the waiting.
         let at_limit = (0.85..1.15).contains(&(rate / self.measured.max(1.0)));
         if waiting >= WAITING || at_limit {
             if waiting >= WAITING {
@@ -373,7 +398,9 @@ impl Pilot {
             if !window.has_comparison {
                 self.see(window.guest_bytes as f64 / seconds);
             }
-            if std::mem::take(&mut self.tried_faster) && self.link.is_some_and(|link| rate < link * 0.8) {
+            if std::mem::take(&mut self.tried_faster)
+                && self.link.is_some_and(|link| rate < link * 0.8)
+            {
                 // It was not faster after all: be slower to believe it the next time.
                 self.patience = (self.patience * 2).min(64);
             }
@@ -388,7 +415,8 @@ impl Pilot {
                 let seen = window.guest_bytes as f64 / seconds * cost;
                 // Far less than there could be: the source had little to send.
                 if seen >= self.parallel / 2.0 {
-                    self.parallel = f64::midpoint(self.parallel, seen).clamp(0.5, self.most_parallel);
+                    self.parallel =
+                        f64::midpoint(self.parallel, seen).clamp(0.5, self.most_parallel);
                 }
             }
             self.quiet += 1;

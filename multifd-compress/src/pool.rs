@@ -3,14 +3,19 @@
 use multifd_core::{MethodError, Workers};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-/// Threads that compress while the channels do nothing but I/O: for [`multifd_core::Pooled`].
+/// Threads that compress while the channels do nothing but I/O: for
+/// [`multifd_core::Encode::on_pool`].
 ///
 /// ```
+/// # #[cfg(feature = "zstd")]
+/// # {
 /// use multifd_compress::{CompressPool, Zstd};
-/// use multifd_core::Pooled;
+/// use multifd_core::Encode;
 /// use std::sync::Arc;
 ///
-/// let method = Pooled::new(Zstd::new(3)?, Arc::new(CompressPool::new(2)?));
+/// let zstd = Zstd::new(3)?;
+/// let encode = Encode::on_pool(&zstd, Arc::new(CompressPool::new(2)?));
+/// # }
 /// # Ok::<(), multifd_core::MethodError>(())
 /// ```
 #[derive(Debug)]
@@ -22,7 +27,7 @@ impl CompressPool {
     /// A pool of `threads` threads, or of as many as there are processors for 0.
     ///
     /// # Errors
-    /// [`MethodError::Threads`] if they can not be had.
+    /// [`MethodError::Threads`] if they cannot be had.
     pub fn new(threads: usize) -> Result<Self, MethodError> {
         let pool = ThreadPoolBuilder::new()
             .num_threads(threads)

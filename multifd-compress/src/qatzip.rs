@@ -3,28 +3,30 @@
 use crate::packet_bytes::{page_bytes, take_payload};
 use flate2::{Compress, Compression, Crc, FlushCompress, Status, read::MultiGzDecoder};
 use multifd_core::{
-    IncomingPages, IndependentPackets, Method, MethodError, PageBatch, PayloadBuf, Prepare, RecvChannel,
-    Unpack, UnpackError,
+    IncomingPages, IndependentPackets, Method, MethodError, PageBatch, PayloadBuf, Prepare,
+    RecvChannel, Unpack, UnpackError,
 };
 use std::io::{ErrorKind, Read};
 
-const METHOD: multifd_packet::Method = multifd_packet::Method::Qatzip;
+const METHOD: multifd_packet::Compression = multifd_packet::Compression::Qatzip;
 /// Guest bytes of one gzip member: `QATzip`'s default.
 const MEMBER: usize = 64 << 10;
 /// A gzip header with an extra field of twelve bytes.
 const HEADER_LEN: usize = 24;
 
-/// The method `QATzip`: all pages of a packet as one run of gzip members, each with `QATzip`'s extra field.
+/// The method `QATzip`: all pages of a packet as one run of gzip members, each with `QATzip`'s
+/// extra field.
 ///
-/// Made in software, so that a machine without the accelerator can take part in a migration with one that has it. It follows
-/// QEMU's documented layout and `QATzip`'s own description of its format; it has not been tried against the hardware.
+/// Made in software, so that a machine without the accelerator can take part in a migration with
+/// one that has it. It follows QEMU's documented layout and `QATzip`'s own description of its
+/// format; it has not been tried against the hardware.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Qatzip;
 
 impl IndependentPackets for Qatzip {}
 
 impl Method for Qatzip {
-    fn kind(&self) -> multifd_packet::Method {
+    fn kind(&self) -> multifd_packet::Compression {
         METHOD
     }
 
@@ -73,8 +75,11 @@ fn member(deflate: &mut Compress, data: &[u8], out: &mut Vec<u8>) -> Result<(), 
     }
     let sizes = [data.len(), out.len() - start - HEADER_LEN];
     let [plain, packed] = sizes.map(|size| u32::try_from(size).unwrap_or(u32::MAX).to_le_bytes());
-    // Magic, deflate, "has an extra field", no time, no hints, unknown system, twelve bytes of it: "QZ" and eight more.
-    let mut header = vec![0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 255, 12, 0, b'Q', b'Z', 8, 0];
+    // Magic, deflate, "has an extra field", no time, no hints, unknown system, twelve bytes of it:
+    // "QZ" and eight more.
+    let mut header = vec![
+        0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 255, 12, 0, b'Q', b'Z', 8, 0,
+    ];
     header.extend(plain);
     header.extend(packed);
     if let Some(room) = out.get_mut(start..start + HEADER_LEN) {
@@ -118,11 +123,16 @@ impl Unpack for GzipDecompress {
             },
         };
         for (index, target) in pages.pages().enumerate() {
-            decoder.read_exact(page).map_err(|error| damaged(index, error))?;
+            decoder
+                .read_exact(page)
+                .map_err(|error| damaged(index, error))?;
             target.copy_from(page);
         }
-        // Another byte would be one too many; looking for it also checks the last member's checksum.
-        let more = decoder.read(&mut [0]).map_err(|error| damaged(count, error))?;
+        // Another byte would be one too many; looking for it also checks the last member's
+        // checksum.
+        let more = decoder
+            .read(&mut [0])
+            .map_err(|error| damaged(count, error))?;
         drop(decoder);
         if more == 0 && left.is_empty() {
             return Ok(());

@@ -1,12 +1,12 @@
-//! What decoders of streams have in common: a stream may go on from packet to packet, and each payload gives exactly the
-//! packet's pages.
+//! What decoders of streams have in common: a stream may go on from packet to packet, and each
+//! payload gives exactly the packet's pages.
 
 use crate::packet_bytes::take_payload;
 use multifd_core::{IncomingPages, MethodError, OverBudget, RecvChannel, Unpack, UnpackError};
-use multifd_packet::Method;
+use multifd_packet::Compression;
 
 /// Checks a level against the range QEMU accepts for the method.
-pub(crate) fn check_level(method: Method, found: u8, max: u8) -> Result<u8, MethodError> {
+pub(crate) fn check_level(method: Compression, found: u8, max: u8) -> Result<u8, MethodError> {
     if found > max {
         return Err(MethodError::Level {
             method,
@@ -30,10 +30,10 @@ pub(crate) enum Refused {
 
 /// A decompressor with a stream under way.
 pub(crate) trait Inflate: Send {
-    const METHOD: Method;
+    const METHOD: Compression;
 
-    /// Decompresses some of `input` into some of `out`; returns how much of each was used. No progress means that more
-    /// input is needed.
+    /// Decompresses some of `input` into some of `out`; returns how much of each was used. No
+    /// progress means that more input is needed.
     fn inflate(&mut self, input: &[u8], out: &mut [u8]) -> Result<(usize, usize), Refused>;
 }
 
@@ -110,16 +110,18 @@ fn step<I: Inflate>(
     page: usize,
     pages: usize,
 ) -> Result<(usize, usize), UnpackError> {
-    inflate.inflate(input, out).map_err(|refused| match refused {
-        Refused::Damaged(reason) => UnpackError::Damaged {
-            method: I::METHOD,
-            page,
-            pages,
-            reason,
-        },
-        Refused::Memory(source) => UnpackError::Memory {
-            method: I::METHOD,
-            source,
-        },
-    })
+    inflate
+        .inflate(input, out)
+        .map_err(|refused| match refused {
+            Refused::Damaged(reason) => UnpackError::Damaged {
+                method: I::METHOD,
+                page,
+                pages,
+                reason,
+            },
+            Refused::Memory(cause) => UnpackError::Memory {
+                method: I::METHOD,
+                cause,
+            },
+        })
 }

@@ -6,8 +6,8 @@ use crate::stream::{Decompress, Inflate, Refused, check_level};
 use flate2::{Compress, Compression, FlushCompress, FlushDecompress};
 use multifd_core::{MethodError, PageBatch, PayloadBuf, Prepare, Unpack};
 
-/// The method zlib. Its packets are parts of one stream: only their channel can prepare them, so this is no method with
-/// [`IndependentPackets`](multifd_core::IndependentPackets).
+/// The method zlib. Its packets are parts of one stream: only their channel can prepare them, so
+/// this is no method with [`IndependentPackets`](multifd_core::IndependentPackets).
 #[derive(Debug, Clone, Copy)]
 pub struct Zlib {
     level: u8,
@@ -19,7 +19,7 @@ impl Zlib {
     /// # Errors
     /// [`MethodError::Level`] for a level above 9.
     pub fn new(level: u8) -> Result<Self, MethodError> {
-        let level = check_level(multifd_packet::Method::Zlib, level, 9)?;
+        let level = check_level(multifd_packet::Compression::Zlib, level, 9)?;
         Ok(Self { level })
     }
 }
@@ -31,8 +31,8 @@ impl Default for Zlib {
 }
 
 impl multifd_core::Method for Zlib {
-    fn kind(&self) -> multifd_packet::Method {
-        multifd_packet::Method::Zlib
+    fn kind(&self) -> multifd_packet::Compression {
+        multifd_packet::Compression::Zlib
     }
 
     fn preparer(&self) -> Result<Box<dyn Prepare>, MethodError> {
@@ -56,7 +56,8 @@ fn delta(before: u64, after: u64) -> usize {
 
 struct StreamCompress {
     deflate: Compress,
-    /// Something may refer to what `deflate` was given before, or the stream's header is still to come.
+    /// Something may refer to what `deflate` was given before, or the stream's header is still to
+    /// come.
     has_history: bool,
     /// None where all is stored anyway.
     sieve: Option<Sieve>,
@@ -66,7 +67,7 @@ struct StreamCompress {
 impl Prepare for StreamCompress {
     fn prepare(&mut self, pages: &PageBatch, payload: &mut PayloadBuf) -> Result<(), MethodError> {
         let codec = |reason| MethodError::Codec {
-            method: multifd_packet::Method::Zlib,
+            method: multifd_packet::Compression::Zlib,
             reason,
         };
         let size = pages.block().page_size() as usize;
@@ -90,7 +91,8 @@ impl Prepare for StreamCompress {
                 *has_history = true;
                 continue;
             }
-            // What comes after must not refer to what came before, as `deflate` knows nothing of what is stored between.
+            // What comes after must not refer to what came before, as `deflate` knows nothing of
+            // what is stored between.
             if std::mem::take(has_history) {
                 deflate_part(deflate, &[], FlushCompress::Full, out).map_err(codec)?;
             }
@@ -100,7 +102,8 @@ impl Prepare for StreamCompress {
     }
 }
 
-/// Appends `input` as stored blocks of a stream that is at a byte's start, as it is after a flush (RFC 1951, 3.2.4).
+/// Appends `input` as stored blocks of a stream that is at a byte's start, as it is after a flush
+/// (RFC 1951, 3.2.4).
 fn store(input: &[u8], out: &mut Vec<u8>) {
     let most = usize::from(u16::MAX);
     out.reserve(input.len() + 5 * input.len().div_ceil(most));
@@ -133,7 +136,10 @@ impl<'a> Parts<'a> {
     fn next(&mut self) -> Option<(&'a [u8], bool)> {
         let mut pages = self.left.chunks(self.size);
         let first = pages.next()?;
-        let is_compressible = self.next.take().unwrap_or_else(|| self.is_compressible(first));
+        let is_compressible = self
+            .next
+            .take()
+            .unwrap_or_else(|| self.is_compressible(first));
         let mut len = first.len();
         for page in pages {
             let other = self.is_compressible(page);
@@ -178,7 +184,7 @@ fn deflate_part(
 }
 
 impl Inflate for flate2::Decompress {
-    const METHOD: multifd_packet::Method = multifd_packet::Method::Zlib;
+    const METHOD: multifd_packet::Compression = multifd_packet::Compression::Zlib;
 
     fn inflate(&mut self, input: &[u8], out: &mut [u8]) -> Result<(usize, usize), Refused> {
         let (before_in, before_out) = (self.total_in(), self.total_out());

@@ -4,10 +4,13 @@ use crate::packet_bytes::page_bytes;
 use crate::stream::{Decompress, Inflate, Refused, check_level};
 use crate::zstd_window::{Window, window};
 use multifd_core::{
-    HeldMemory, IndependentPackets, MemoryBudget, MethodError, PageBatch, PayloadBuf, Prepare, Unpack,
+    HeldMemory, IndependentPackets, MemoryBudget, MethodError, PageBatch, PayloadBuf, Prepare,
+    Unpack,
 };
-use multifd_packet::Method;
-use zstd_safe::{CCtx, CParameter, DCtx, DParameter, InBuffer, OutBuffer, ResetDirective, get_error_name};
+use multifd_packet::Compression;
+use zstd::zstd_safe::{
+    CCtx, CParameter, DCtx, DParameter, InBuffer, OutBuffer, ResetDirective, get_error_name,
+};
 
 /// Largest window a peer may ask for, as a power of two: 32 MiB, what level 20 uses.
 const WINDOW_LOG_MAX: u32 = 25;
@@ -15,12 +18,13 @@ const WINDOW_LOG_MAX: u32 = 25;
 /// A window up to this size is part of what every channel may take.
 const FREE_WINDOW: u64 = 1 << 20;
 
-/// For level 1, which is there for its speed: a window and a table that stay in a processor's own caches. A packet has up to 512 KiB, all of
-/// which zstd would keep in its window (measured: BENCHMARKING.md).
+/// For level 1, which is there for its speed: a window and a table that stay in a processor's own
+/// caches. A packet has up to 512 KiB, all of which zstd would keep in its window (measured:
+/// BENCHMARKING.md).
 const FASTEST: [CParameter; 2] = [CParameter::WindowLog(18), CParameter::HashLog(13)];
 
-/// The method zstd. Each packet is a complete frame of its own, which a real QEMU 10.0.2 takes as well as its own kind: so any
-/// thread can prepare any packet.
+/// The method zstd. Each packet is a complete frame of its own, which a real QEMU 10.0.2 takes as
+/// well as its own kind: so any thread can prepare any packet.
 ///
 /// A decoder keeps the largest window that a frame of its channel asked for, up to 32 MiB, for the
 /// channel's life. All decoders of one `Zstd`, and of its clones, share a [`MemoryBudget`] for
@@ -32,12 +36,13 @@ pub struct Zstd {
 }
 
 impl Zstd {
-    /// zstd at a level from 1 (fastest) to 20 (smallest), 0 being zstd's own default; QEMU's default is 1.
+    /// zstd at a level from 1 (fastest) to 20 (smallest), 0 being zstd's own default; QEMU's
+    /// default is 1.
     ///
     /// # Errors
     /// [`MethodError::Level`] for a level above 20.
     pub fn new(level: u8) -> Result<Self, MethodError> {
-        let level = check_level(Method::Zstd, level, 20)?;
+        let level = check_level(Compression::Zstd, level, 20)?;
         Ok(Self {
             level,
             ..Self::default()
@@ -63,21 +68,21 @@ impl Default for Zstd {
 
 fn codec(code: usize) -> MethodError {
     MethodError::Codec {
-        method: Method::Zstd,
+        method: Compression::Zstd,
         reason: get_error_name(code).into(),
     }
 }
 
 fn no_memory() -> MethodError {
     MethodError::Codec {
-        method: Method::Zstd,
+        method: Compression::Zstd,
         reason: "no memory for a context".into(),
     }
 }
 
 impl multifd_core::Method for Zstd {
-    fn kind(&self) -> Method {
-        Method::Zstd
+    fn kind(&self) -> Compression {
+        Compression::Zstd
     }
 
     fn preparer(&self) -> Result<Box<dyn Prepare>, MethodError> {
@@ -114,7 +119,7 @@ struct FrameCompress {
 impl Prepare for FrameCompress {
     fn prepare(&mut self, pages: &PageBatch, payload: &mut PayloadBuf) -> Result<(), MethodError> {
         let input = page_bytes(pages, &mut self.pages).map_err(|reason| MethodError::Codec {
-            method: Method::Zstd,
+            method: Compression::Zstd,
             reason,
         })?;
         self.encoder.encode(self.level, input, payload.staged())
@@ -136,34 +141,45 @@ impl FrameEncoder {
     }
 
     /// Appends `input` as one frame.
-    pub(crate) fn encode(&mut self, level: i32, input: &[u8], out: &mut Vec<u8>) -> Result<(), MethodError> {
+    pub(crate) fn encode(
+        &mut self,
+        level: i32,
+        input: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<(), MethodError> {
         if self.level != Some(level) {
             // What was tuned for another level goes.
-            self.context.reset(ResetDirective::Parameters).map_err(codec)?;
+            self.context
+                .reset(ResetDirective::Parameters)
+                .map_err(codec)?;
             let tuned = FASTEST.into_iter().filter(|_| level == 1);
-            for parameter in [CParameter::CompressionLevel(level)].into_iter().chain(tuned) {
+            for parameter in [CParameter::CompressionLevel(level)]
+                .into_iter()
+                .chain(tuned)
+            {
                 self.context.set_parameter(parameter).map_err(codec)?;
             }
             self.level = Some(level);
         }
         let start = out.len();
-        out.reserve(zstd_safe::compress_bound(input.len()));
+        out.reserve(zstd::zstd_safe::compress_bound(input.len()));
         let mut input = InBuffer::around(input);
         let mut output = OutBuffer::around_pos(out, start);
-        // With all of the input there and room for all of the output, zstd goes straight from one to the other.
+        // With all of the input there and room for all of the output, zstd goes straight from one
+        // to the other.
         let left = self
             .context
             .compress_stream2(
                 &mut output,
                 &mut input,
-                zstd_safe::zstd_sys::ZSTD_EndDirective::ZSTD_e_end,
+                zstd::zstd_safe::zstd_sys::ZSTD_EndDirective::ZSTD_e_end,
             )
             .map_err(codec)?;
         if left == 0 {
             return Ok(());
         }
         Err(MethodError::Codec {
-            method: Method::Zstd,
+            method: Compression::Zstd,
             reason: format!("a frame took {left} bytes more than zstd said it may"),
         })
     }
@@ -196,7 +212,10 @@ impl FrameDecoder {
         let what = "a zstd window";
         match &mut self.held {
             Some(held) => held.grow_to(what, bytes),
-            None => self.windows.take(what, bytes).map(|held| self.held = Some(held)),
+            None => self
+                .windows
+                .take(what, bytes)
+                .map(|held| self.held = Some(held)),
         }
         .map_err(Refused::Memory)?;
         Ok(true)
@@ -204,7 +223,7 @@ impl FrameDecoder {
 }
 
 impl Inflate for FrameDecoder {
-    const METHOD: Method = Method::Zstd;
+    const METHOD: Compression = Compression::Zstd;
 
     fn inflate(&mut self, input: &[u8], out: &mut [u8]) -> Result<(usize, usize), Refused> {
         if self.at_start && !self.reserve(input)? {

@@ -66,7 +66,7 @@ fn number(bytes: &[u8], len: usize) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use zstd_safe::{CCtx, CParameter, InBuffer, OutBuffer};
+    use zstd::zstd_safe::{CCtx, CParameter, InBuffer, OutBuffer};
 
     fn frame(log: u32, level: i32, pledged: Option<u64>) -> Vec<u8> {
         let mut context = CCtx::create();
@@ -81,15 +81,23 @@ mod tests {
         let mut out = Vec::with_capacity(10_000);
         let mut output = OutBuffer::around(&mut out);
         let mut input = InBuffer::around(&data);
-        let flush = zstd_safe::zstd_sys::ZSTD_EndDirective::ZSTD_e_flush;
-        while context.compress_stream2(&mut output, &mut input, flush).unwrap() > 0 {}
+        let flush = zstd::zstd_safe::zstd_sys::ZSTD_EndDirective::ZSTD_e_flush;
+        while context
+            .compress_stream2(&mut output, &mut input, flush)
+            .unwrap()
+            > 0
+        {}
         out
     }
 
     #[test]
     fn the_window_is_the_one_the_encoder_was_given() {
         for log in [10, 17, 20, 25, 27] {
-            assert_eq!(window(&frame(log, 1, None)), Window::Bytes(1 << log), "{log}");
+            assert_eq!(
+                window(&frame(log, 1, None)),
+                Window::Bytes(1 << log),
+                "{log}"
+            );
         }
         // QEMU's levels: 1 takes 512 KiB, those up to 19 take 8 MiB or less, 20 takes 32 MiB.
         for level in 1..20 {

@@ -1,4 +1,5 @@
-//! Payloads made to make a decoder do more than its packet's pages: each is an error, and nothing else.
+//! Payloads made to make a decoder do more than its packet's pages: each is an error, and nothing
+//! else.
 #![cfg(all(
     feature = "zlib",
     feature = "zstd",
@@ -56,15 +57,17 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 }
 
 fn zstd(bytes: &[u8]) -> Vec<u8> {
-    let mut frame = vec![0; zstd_safe::compress_bound(bytes.len())];
-    let len = zstd_safe::compress(&mut frame[..], bytes, 3).unwrap();
+    let mut frame = vec![0; zstd::zstd_safe::compress_bound(bytes.len())];
+    let len = zstd::zstd_safe::compress(&mut frame[..], bytes, 3).unwrap();
     frame.truncate(len);
     frame
 }
 
 /// A QPL or UADK payload of these three pages, as they are.
 fn paged(pages: [&[u8]; 3]) -> Vec<u8> {
-    let lengths = pages.iter().flat_map(|page| (page.len() as u32).to_be_bytes());
+    let lengths = pages
+        .iter()
+        .flat_map(|page| (page.len() as u32).to_be_bytes());
     lengths.chain(pages.concat()).collect()
 }
 
@@ -86,9 +89,15 @@ fn a_bomb_gives_no_more_than_its_pages() {
     // A page of QPL or UADK is at most a page of input: the best bomb in that is four megabytes.
     let small = &bomb[..3 << 20];
     let error = refused(&Qpl, &paged([&one, &deflate(small), &page]), "a bomb");
-    assert!(matches!(error, UnpackError::Damaged { page: 1, .. }), "{error}");
+    assert!(
+        matches!(error, UnpackError::Damaged { page: 1, .. }),
+        "{error}"
+    );
     let error = refused(&Uadk, &paged([&one, &zlib(small), &page]), "a bomb");
-    assert!(matches!(error, UnpackError::Damaged { page: 1, .. }), "{error}");
+    assert!(
+        matches!(error, UnpackError::Damaged { page: 1, .. }),
+        "{error}"
+    );
 }
 
 #[test]
@@ -108,7 +117,10 @@ fn dictionaries_are_refused() {
     one[1] = stream[1];
     one.splice(2..2, [1, 2, 3, 4]);
     let error = refused(&Uadk, &paged([page, &one, page]), "a preset dictionary");
-    assert!(matches!(error, UnpackError::Damaged { page: 1, .. }), "{error}");
+    assert!(
+        matches!(error, UnpackError::Damaged { page: 1, .. }),
+        "{error}"
+    );
     // zstd: a dictionary id in the frame header (descriptor bits 0 and 1), after the magic number.
     let frame = zstd(&pages);
     let mut named = frame[..4].to_vec();
@@ -118,7 +130,10 @@ fn dictionaries_are_refused() {
     named.push(77);
     named.extend(&frame[5 + window..]);
     let error = refused(&Zstd::default(), &named, "a dictionary");
-    assert!(matches!(error, UnpackError::Damaged { page: 0, .. }), "{error}");
+    assert!(
+        matches!(error, UnpackError::Damaged { page: 0, .. }),
+        "{error}"
+    );
 }
 
 #[test]
@@ -163,6 +178,10 @@ fn members_and_frames_that_follow_each_other_are_one_payload() {
     // Empty ones in between may not keep a decoder busy for nothing: the payload bounds them.
     let empty: Vec<u8> = gzip(b"").repeat(10_000);
     three_pages(&Qatzip, &[gzip(one), empty, gzip(two)].concat()).unwrap();
-    let error = refused(&Qatzip, &[gzip(&pages), gzip(b"x")].concat(), "a member too many");
+    let error = refused(
+        &Qatzip,
+        &[gzip(&pages), gzip(b"x")].concat(),
+        "a member too many",
+    );
     assert!(matches!(error, UnpackError::TooLong { .. }), "{error}");
 }

@@ -1,4 +1,5 @@
-//! Each codec against itself and against independent encoders, and against payloads that are not what they should be.
+//! Each codec against itself and against independent encoders, and against payloads that are not
+//! what they should be.
 #![cfg(all(
     feature = "zlib",
     feature = "zstd",
@@ -12,7 +13,9 @@ mod channel;
 
 use channel::{block, contents, unpack};
 use multifd_compress::{Qatzip, Qpl, Uadk, Zlib, Zstd};
-use multifd_core::{MemoryBudget, Method, MethodError, PageBatch, PayloadBuf, RamBlock, UnpackError};
+use multifd_core::{
+    MemoryBudget, Method, MethodError, PageBatch, PayloadBuf, RamBlock, UnpackError,
+};
 use proptest::prelude::*;
 use std::io::Write;
 use std::sync::Arc;
@@ -66,7 +69,10 @@ fn streams_run_on_across_packets() {
             for offsets in offsets.chunks(128) {
                 let mut payload = PayloadBuf::default();
                 prepare
-                    .prepare(&PageBatch::from_offsets(&source, offsets).unwrap(), &mut payload)
+                    .prepare(
+                        &PageBatch::from_offsets(&source, offsets).unwrap(),
+                        &mut payload,
+                    )
                     .unwrap();
                 assert!(payload.runs().is_empty());
                 assert!(payload.len() <= 1 << 20);
@@ -95,13 +101,21 @@ fn pages_that_do_not_become_smaller_harm_none_that_follow() {
             let batch = PageBatch::from_offsets(&source, &offsets).unwrap();
             prepare.prepare(&batch, &mut payload).unwrap();
             let payload = payload.staged().clone();
-            unpack(unpacker.as_mut(), method.kind(), &target, &offsets, &payload).unwrap();
+            unpack(
+                unpacker.as_mut(),
+                method.kind(),
+                &target,
+                &offsets,
+                &payload,
+            )
+            .unwrap();
             assert!(contents(&source) == contents(&target), "{}", method.kind());
         }
     }
 }
 
-/// Compresses packets of the given kinds of pages, one after another on a channel, and has them decompressed; returns their lengths.
+/// Compresses packets of the given kinds of pages, one after another on a channel, and has them
+/// decompressed; returns their lengths.
 fn zlib_stream(level: u8, packets: &[Vec<usize>]) -> Vec<usize> {
     let method = Zlib::new(level).unwrap();
     let (mut prepare, mut unpacker) = (method.preparer().unwrap(), method.unpacker().unwrap());
@@ -119,7 +133,14 @@ fn zlib_stream(level: u8, packets: &[Vec<usize>]) -> Vec<usize> {
         let batch = PageBatch::from_offsets(&source, &offsets).unwrap();
         prepare.prepare(&batch, &mut payload).unwrap();
         let payload = payload.staged().clone();
-        unpack(unpacker.as_mut(), method.kind(), &target, &offsets, &payload).unwrap();
+        unpack(
+            unpacker.as_mut(),
+            method.kind(),
+            &target,
+            &offsets,
+            &payload,
+        )
+        .unwrap();
         assert!(
             contents(&source) == contents(&target),
             "packet {number} of {packets:?}"
@@ -130,7 +151,8 @@ fn zlib_stream(level: u8, packets: &[Vec<usize>]) -> Vec<usize> {
 }
 
 proptest! {
-    /// Stored parts come and go within a stream: at its start, after compressed pages, from packet to packet.
+    /// Stored parts come and go within a stream: at its start, after compressed pages, from packet
+    /// to packet.
     #[test]
     fn zlib_stores_noise_within_its_stream(
         level in prop::sample::select(vec![0_u8, 1, 6, 9]),
@@ -173,16 +195,16 @@ fn levels_are_qemus() {
 }
 
 /// `pages` pages as an independent encoder makes them of one packet.
-fn independent(kind: multifd_packet::Method, pages: &[u8]) -> Vec<u8> {
-    if kind == multifd_packet::Method::Zlib {
+fn independent(kind: multifd_packet::Compression, pages: &[u8]) -> Vec<u8> {
+    if kind == multifd_packet::Compression::Zlib {
         let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
         encoder.write_all(pages).unwrap();
         encoder.flush().unwrap();
         encoder.get_ref().clone()
     } else {
         // One complete frame a packet: QEMU takes that too.
-        let mut frame = vec![0; zstd_safe::compress_bound(pages.len())];
-        let len = zstd_safe::compress(&mut frame[..], pages, 5).unwrap();
+        let mut frame = vec![0; zstd::zstd_safe::compress_bound(pages.len())];
+        let len = zstd::zstd_safe::compress(&mut frame[..], pages, 5).unwrap();
         frame.truncate(len);
         frame
     }
@@ -200,7 +222,10 @@ fn a_payload_gives_its_pages_and_nothing_else() {
         let payload = independent(kind, &pages);
         outcome(&payload, &[0, 4096, 8192]).unwrap();
         let error = outcome(&payload, &[0, 4096]).unwrap_err();
-        assert!(matches!(error, UnpackError::TooLong { pages: 2, .. }), "{error}");
+        assert!(
+            matches!(error, UnpackError::TooLong { pages: 2, .. }),
+            "{error}"
+        );
         let error = outcome(&payload, &[0, 4096, 8192, 12288]).unwrap_err();
         assert!(
             matches!(
@@ -247,10 +272,10 @@ fn one_zstd_frame_a_packet_decodes_like_one_a_channel() {
     for first in [0usize, 3] {
         let pages: Vec<u8> = (first..first + 3).flat_map(|page| fill(page, 1)).collect();
         let offsets: Vec<u64> = (first..first + 3).map(|page| page as u64 * 4096).collect();
-        let payload = independent(multifd_packet::Method::Zstd, &pages);
+        let payload = independent(multifd_packet::Compression::Zstd, &pages);
         unpack(
             unpacker.as_mut(),
-            multifd_packet::Method::Zstd,
+            multifd_packet::Compression::Zstd,
             &target,
             &offsets,
             &payload,
@@ -271,21 +296,29 @@ fn every_zstd_packet_is_a_frame_of_its_own_and_frozen_memory_is_read_in_place() 
     open.region(0, pages.len()).unwrap().copy_from(&pages);
     for method in methods() {
         // Pages one after another; with a gap between them; in another order.
-        for numbers in [(0..40).collect::<Vec<u64>>(), vec![0, 1, 2, 9, 10], vec![7, 6, 5]] {
+        for numbers in [
+            (0..40).collect::<Vec<u64>>(),
+            vec![0, 1, 2, 9, 10],
+            vec![7, 6, 5],
+        ] {
             let offsets: Vec<u64> = numbers.iter().map(|page| page * 4096).collect();
             let payloads = [&frozen, &open].map(|block| {
                 let mut payload = PayloadBuf::default();
                 let batch = PageBatch::from_offsets(block, &offsets).unwrap();
-                method.preparer().unwrap().prepare(&batch, &mut payload).unwrap();
+                method
+                    .preparer()
+                    .unwrap()
+                    .prepare(&batch, &mut payload)
+                    .unwrap();
                 payload.staged().clone()
             });
             assert!(payloads[0] == payloads[1], "{} {numbers:?}", method.kind());
-            if method.kind() == multifd_packet::Method::Zstd {
+            if method.kind() == multifd_packet::Compression::Zstd {
                 let mut plain = vec![0; offsets.len() * 4096];
-                let len = zstd_safe::find_frame_compressed_size(&payloads[0]).unwrap();
+                let len = zstd::zstd_safe::find_frame_compressed_size(&payloads[0]).unwrap();
                 assert_eq!(len, payloads[0].len(), "one frame, and nothing after it");
                 assert_eq!(
-                    zstd_safe::decompress(&mut plain[..], &payloads[0]).unwrap(),
+                    zstd::zstd_safe::decompress(&mut plain[..], &payloads[0]).unwrap(),
                     plain.len()
                 );
             }
@@ -295,12 +328,13 @@ fn every_zstd_packet_is_a_frame_of_its_own_and_frozen_memory_is_read_in_place() 
 
 #[test]
 fn a_zstd_window_beyond_the_limit_is_refused() {
-    // Frame header: magic, a descriptor without content size, a window of 2^(10 + exponent) bytes; one empty last block.
+    // Frame header: magic, a descriptor without content size, a window of 2^(10 + exponent) bytes;
+    // one empty last block.
     let outcome = |exponent: u8| {
         let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0x00, exponent << 3];
         frame.extend([0x01, 0x00, 0x00]);
         let mut unpacker = Zstd::default().unpacker().unwrap();
-        let kind = multifd_packet::Method::Zstd;
+        let kind = multifd_packet::Compression::Zstd;
         unpack(unpacker.as_mut(), kind, &block(1), &[0], &frame).unwrap_err()
     };
     assert!(
@@ -326,7 +360,7 @@ fn zstd_windows_of_all_channels_share_one_budget() {
         ]
         .concat()
     };
-    let kind = multifd_packet::Method::Zstd;
+    let kind = multifd_packet::Compression::Zstd;
     let mut first = method.unpacker().unwrap();
     unpack(first.as_mut(), kind, &block(1), &[0], &frame(15)).unwrap();
     assert_eq!(budget.used(), 32 << 20);
@@ -373,7 +407,7 @@ fn what_an_independent_encoder_made_is_decoded() {
         (&Qatzip, include_bytes!("fixtures/qatzip-plain.bin")),
     ] {
         let kind = method.kind();
-        let outcome = |target: &RamBlock, offsets: &[u64], payload: &[u8]| {
+        let outcome = |target: &Arc<RamBlock>, offsets: &[u64], payload: &[u8]| {
             unpack(
                 method.unpacker().unwrap().as_mut(),
                 kind,
@@ -388,7 +422,7 @@ fn what_an_independent_encoder_made_is_decoded() {
         // Not the pages that were announced, or not whole.
         let few = outcome(&target, &[0, 4096], payload).unwrap_err();
         let many = outcome(&target, &[0, 4096, 8192, 12288], payload).unwrap_err();
-        let tables = kind != multifd_packet::Method::Qatzip;
+        let tables = kind != multifd_packet::Compression::Qatzip;
         assert!(
             tables || matches!(few, UnpackError::TooLong { .. }),
             "{kind}: {few}"
@@ -421,7 +455,8 @@ fn what_an_independent_encoder_made_is_decoded() {
 #[test]
 fn a_page_that_is_not_just_a_page_is_refused() {
     let deflate = |data: &[u8]| {
-        let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::best());
+        let mut encoder =
+            flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::best());
         encoder.write_all(data).unwrap();
         encoder.finish().unwrap()
     };
@@ -430,7 +465,7 @@ fn a_page_that_is_not_just_a_page_is_refused() {
         let mut unpacker = Qpl.unpacker().unwrap();
         unpack(
             unpacker.as_mut(),
-            multifd_packet::Method::Qpl,
+            multifd_packet::Compression::Qpl,
             &block(1),
             &[0],
             &payload,
@@ -440,14 +475,17 @@ fn a_page_that_is_not_just_a_page_is_refused() {
     let length = |bytes: &[u8]| bytes.len() as u32;
     outcome(length(&good), &good).unwrap();
     outcome(4096, &[9; 4096]).unwrap();
-    // A bomb, a byte too few, a stream that does not end, bytes behind it, lengths that can not be.
+    // A bomb, a byte too few, a stream that does not end, bytes behind it, lengths that cannot be.
     for bytes in [
         deflate(&vec![9; 1 << 20]),
         deflate(&[9; 4095]),
         good[..good.len() - 1].to_vec(),
     ] {
         let error = outcome(length(&bytes), &bytes).unwrap_err();
-        assert!(matches!(error, UnpackError::Damaged { page: 0, .. }), "{error}");
+        assert!(
+            matches!(error, UnpackError::Damaged { page: 0, .. }),
+            "{error}"
+        );
     }
     let more = [&good[..], b"more"].concat();
     assert!(matches!(
@@ -466,7 +504,10 @@ fn a_page_that_is_not_just_a_page_is_refused() {
         outcome(u32::MAX, &good),
         Err(UnpackError::Damaged { .. })
     ));
-    assert!(matches!(outcome(4096, &good), Err(UnpackError::TooShort { .. })));
+    assert!(matches!(
+        outcome(4096, &good),
+        Err(UnpackError::TooShort { .. })
+    ));
     assert!(outcome(0, &good).is_err());
 }
 
@@ -478,7 +519,11 @@ fn gzip_itself_reads_what_qatzip_makes_and_a_wrong_checksum_is_noticed() {
     let offsets: Vec<u64> = (0..40).map(|page| page * 4096).collect();
     let mut payload = PayloadBuf::default();
     let batch = PageBatch::from_offsets(&source, &offsets).unwrap();
-    Qatzip.preparer().unwrap().prepare(&batch, &mut payload).unwrap();
+    Qatzip
+        .preparer()
+        .unwrap()
+        .prepare(&batch, &mut payload)
+        .unwrap();
     let mut bytes = payload.staged().clone();
     let mut gzip = std::process::Command::new("gzip")
         .arg("-dc")
@@ -494,7 +539,7 @@ fn gzip_itself_reads_what_qatzip_makes_and_a_wrong_checksum_is_noticed() {
     let last = bytes.len() - 6;
     bytes[last] ^= 1;
     let mut unpacker = Qatzip.unpacker().unwrap();
-    let kind = multifd_packet::Method::Qatzip;
+    let kind = multifd_packet::Compression::Qatzip;
     let error = unpack(unpacker.as_mut(), kind, &block(40), &offsets, &bytes).unwrap_err();
     assert!(matches!(error, UnpackError::Damaged { .. }), "{error}");
 }

@@ -3,23 +3,25 @@
 use crate::{BlockError, Error, PageBatch, PayloadBuf};
 use multifd_packet::PacketError;
 
-/// What a sender puts checksums on. A QEMU neither sees nor minds them.
+/// Which bytes a sender covers with checksums. They lie where a peer that does not know them ignores
+/// them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Checksums {
     /// Nothing.
     #[default]
     Off,
-    /// Packets, and payloads that are bytes of ours: compressed pages. Guest pages that go straight from memory are not
-    /// covered, as a running guest may change them on their way.
+    /// Packets, and payloads that are bytes of ours: compressed pages. Guest pages that go straight
+    /// from memory are not covered, as a running guest may change them on their way.
     On,
-    /// All payloads: the caller says that no page changes between being queued and being sent. If one does, the receiver
-    /// takes it for damage.
+    /// All payloads: the caller says that no page changes between being queued and being sent. If
+    /// one does, the receiver takes it for damage.
     AtRest,
 }
 
 /// Checksums were asked for, and this was built without them.
 pub(crate) fn missing() -> Error {
-    Error::Config("checksums need the feature \"checksum\" of multifd-core".into())
+    Error::Unsupported("checksums need the feature \"checksum\" of multifd-core".into())
 }
 
 #[cfg(feature = "checksum")]
@@ -33,13 +35,7 @@ mod with {
 
     /// Updates a CRC with guest memory, by way of a copy.
     fn update(crc: &mut crc32fast::Hasher, region: Region<'_>) {
-        let mut room = [0; 4096];
-        let mut left = region;
-        while !left.is_empty() {
-            let n = left.copy_to(&mut room);
-            crc.update(room.get(..n).unwrap_or_default());
-            left = left.advanced(n);
-        }
+        region.chunks(&mut [0; 4096], |bytes| crc.update(bytes));
     }
 
     /// CRC-32 of a payload, if it is one that can have a checksum.
@@ -82,7 +78,8 @@ mod with {
         }
     }
 
-    /// Has `unpack` take a payload from `channel`; says whether its CRC-32 is the one expected, if one is.
+    /// Has `unpack` take a payload from `channel`; says whether its CRC-32 is the one expected, if
+    /// one is.
     pub(crate) fn checked<E>(
         channel: &mut dyn RecvChannel,
         expected: Option<u32>,
@@ -119,6 +116,10 @@ mod with {
 
         fn set_progress(&mut self, progress: Arc<Progress>) {
             self.inner.set_progress(progress);
+        }
+
+        fn progress(&self) -> Option<&Progress> {
+            self.inner.progress()
         }
 
         fn recv(&mut self, buffer: &mut [u8]) -> Result<(), ChannelError> {
@@ -191,12 +192,17 @@ mod tests {
     fn only_what_is_to_have_a_checksum_is_summed() {
         let batch = PageBatch::new(Arc::new(RamBlock::anonymous("b", 4096, 4096).unwrap()));
         let mut in_place = PayloadBuf::default();
-        in_place.push_run(Run { offset: 0, len: 4096 });
+        in_place.push_run(Run {
+            offset: 0,
+            len: 4096,
+        });
         let mut staged = PayloadBuf::default();
         staged.staged().extend([0; 4096]);
         let nothing = PayloadBuf::default();
-        let summed =
-            |mode| [&in_place, &staged, &nothing].map(|payload| payload_crc(mode, &batch, payload).unwrap());
+        let summed = |mode| {
+            [&in_place, &staged, &nothing]
+                .map(|payload| payload_crc(mode, &batch, payload).unwrap())
+        };
         let crc = Some(crc32fast::hash(&[0; 4096]));
         assert_eq!(summed(Checksums::Off), [None; 3]);
         assert_eq!(summed(Checksums::On), [None, crc, None]);

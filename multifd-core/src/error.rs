@@ -1,10 +1,13 @@
 //! Every way a transfer can fail, with where and why.
 
-use crate::OverBudget;
-use multifd_packet::{Method, PacketError};
+use crate::{BlockError, OverBudget};
+use multifd_packet::{Compression, PacketError, Uuid};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// Any error, as sinks and destinations return it.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// What can go wrong with one channel's I/O; the engine adds which channel, and what it was doing.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -29,10 +32,16 @@ pub enum ChannelError {
     Stopped,
     /// The operating system refused.
     #[error("{0}")]
-    Io(#[source] Arc<io::Error>),
-    /// The other end does not speak what this transport expects.
+    Io(Arc<io::Error>),
+    /// The peer is at fault: it does not speak what this transport expects, or has failed.
     #[error("{0}")]
     Peer(String),
+    /// We are at fault: the transport cannot work as it was set up.
+    #[error("{0}")]
+    Misconfigured(String),
+    /// Nobody is at fault: this transport or this system cannot do what was asked for.
+    #[error("{0}")]
+    Unsupported(String),
 }
 
 impl From<io::Error> for ChannelError {
@@ -41,7 +50,7 @@ impl From<io::Error> for ChannelError {
     }
 }
 
-/// What a data-handling method can not do on the sending side.
+/// Errors of an encoder.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum MethodError {
@@ -49,12 +58,12 @@ pub enum MethodError {
     #[error("{method}: {reason}")]
     Codec {
         /// The method.
-        method: Method,
+        method: Compression,
         /// The codec's words.
         reason: String,
     },
     /// The threads of a pool could not be started.
-    #[error("{threads} threads to compress on can not be had: {reason}")]
+    #[error("cannot start {threads} compression threads: {reason}")]
     Threads {
         /// How many were asked for; 0: as many as there are processors.
         threads: usize,
@@ -65,7 +74,7 @@ pub enum MethodError {
     #[error("{method} level {found} is not between {min} and {max}")]
     Level {
         /// The method.
-        method: Method,
+        method: Compression,
         /// The level asked for.
         found: i32,
         /// The lowest level.
@@ -83,18 +92,18 @@ pub enum UnpackError {
     #[error(transparent)]
     Channel(#[from] ChannelError),
     /// Decoding takes more memory than there may be.
-    #[error("{method}: {source}")]
+    #[error("{method}: {cause}")]
     Memory {
         /// The method.
-        method: Method,
+        method: Compression,
         /// How much there was.
-        source: OverBudget,
+        cause: OverBudget,
     },
     /// The codec refused the bytes.
     #[error("the {method} data of page {page} (of {pages}) is damaged: {reason}")]
     Damaged {
         /// The method.
-        method: Method,
+        method: Compression,
         /// Index of the page in the packet.
         page: usize,
         /// Normal pages in the packet.
@@ -106,7 +115,7 @@ pub enum UnpackError {
     #[error("the {method} data ends in page {page} of {pages}")]
     TooShort {
         /// The method.
-        method: Method,
+        method: Compression,
         /// Index of the page in the packet.
         page: usize,
         /// Normal pages in the packet.
@@ -118,68 +127,11 @@ pub enum UnpackError {
     )]
     TooLong {
         /// The method.
-        method: Method,
+        method: Compression,
         /// Normal pages in the packet.
         pages: usize,
         /// Input bytes that were not used.
         left: usize,
-    },
-}
-
-/// What can be wrong with a RAM block or a place in it.
-#[derive(Debug, Clone, thiserror::Error)]
-#[non_exhaustive]
-pub enum BlockError {
-    /// The place is not inside the block.
-    #[error("bytes {offset:#x}..+{len:#x} lie outside RAM block {block:?} of {block_len:#x} bytes")]
-    Outside {
-        /// The block's name.
-        block: String,
-        /// Offset in bytes.
-        offset: u64,
-        /// Length in bytes.
-        len: u64,
-        /// The block's length in bytes.
-        block_len: u64,
-    },
-    /// The block's length is 0 or no multiple of its page size.
-    #[error(
-        "RAM block {block:?} has {len:#x} bytes, not a positive multiple of its page size {page_size:#x}"
-    )]
-    Length {
-        /// The block's name.
-        block: String,
-        /// Length in bytes.
-        len: u64,
-        /// Page size in bytes.
-        page_size: u32,
-    },
-    /// The name can not be sent: empty, over 255 bytes, or with a NUL.
-    #[error("RAM block name {block:?} is not 1 to 255 bytes without NUL")]
-    Name {
-        /// The name.
-        block: String,
-    },
-    /// Two blocks of a map have one name, or different page sizes.
-    #[error("RAM block {block:?} does not fit the map: {reason}")]
-    Map {
-        /// The block's name.
-        block: String,
-        /// Why.
-        reason: &'static str,
-    },
-    /// The page size can not be used.
-    #[error(transparent)]
-    PageSize(#[from] PacketError),
-    /// Memory could not be had.
-    #[error("no memory for RAM block {block:?} ({len:#x} bytes): {source}")]
-    Memory {
-        /// The block's name.
-        block: String,
-        /// Length in bytes.
-        len: u64,
-        /// The operating system's reason.
-        source: Arc<io::Error>,
     },
 }
 
@@ -188,24 +140,24 @@ pub enum BlockError {
 #[non_exhaustive]
 pub enum Error {
     /// A channel's I/O failed.
-    #[error("channel {channel}: {doing}: {source}")]
+    #[error("channel {channel}: {doing}: {cause}")]
     Channel {
         /// The channel's number; before its init packet, the order in which it came.
         channel: u8,
         /// What the channel was doing.
         doing: &'static str,
         /// What went wrong.
-        source: ChannelError,
+        cause: ChannelError,
     },
     /// A packet is not valid.
-    #[error("channel {channel}: packet {index}: {source}")]
+    #[error("channel {channel}: packet {index}: {cause}")]
     Packet {
         /// The channel.
         channel: u8,
         /// How many packets came before on this channel.
         index: u64,
         /// What is wrong with it.
-        source: PacketError,
+        cause: PacketError,
     },
     /// A packet names a RAM block that does not exist.
     #[error("channel {channel}: there is no RAM block {block:?}")]
@@ -216,59 +168,59 @@ pub enum Error {
         block: String,
     },
     /// A place is not inside its RAM block, or a block is unusable.
-    #[error("channel {channel}: {source}")]
+    #[error("channel {channel}: {cause}")]
     Place {
         /// The channel.
         channel: u8,
         /// What is wrong.
-        source: BlockError,
+        cause: BlockError,
     },
     /// A RAM block or a place named by the caller is unusable.
     #[error(transparent)]
     Block(#[from] BlockError),
     /// A payload could not be put in place.
-    #[error("channel {channel}: RAM block {block:?}: {source}")]
+    #[error("channel {channel}: RAM block {block:?}: {cause}")]
     Payload {
         /// The channel.
         channel: u8,
         /// The block.
         block: String,
         /// What is wrong.
-        source: UnpackError,
+        cause: UnpackError,
     },
     /// A method could not encode.
-    #[error("channel {channel}: {source}")]
+    #[error("channel {channel}: {cause}")]
     Method {
         /// The channel.
         channel: u8,
         /// What is wrong.
-        source: MethodError,
+        cause: MethodError,
     },
     /// A method could not encode, on a thread that is no channel's.
-    #[error("preparing a packet: {source}")]
+    #[error("preparing a packet: {cause}")]
     Prepare {
         /// What is wrong.
-        source: MethodError,
+        cause: MethodError,
     },
-    /// A channel uses a method that was not agreed on, or can not be decoded here.
+    /// A channel uses a method that was not agreed on, or cannot be decoded here.
     #[error("channel {channel}: packets use compression {found}, expected {expected}")]
     UnexpectedMethod {
         /// The channel.
         channel: u8,
         /// The packet's method.
-        found: Method,
+        found: Compression,
         /// What could be taken.
         expected: String,
     },
     /// The peer's UUID is another one.
-    #[error("channel {channel}: the source's UUID is {found:032x}, expected {expected:032x}")]
+    #[error("channel {channel}: the source's UUID is {found}, expected {expected}")]
     Uuid {
         /// The channel.
         channel: u8,
         /// The UUID in the init packet.
-        found: u128,
+        found: Uuid,
         /// The UUID of the others, or the one asked for.
-        expected: u128,
+        expected: Uuid,
     },
     /// A channel id came a second time.
     #[error("channel {channel} connected a second time")]
@@ -277,7 +229,9 @@ pub enum Error {
         channel: u8,
     },
     /// A channel id is not below the number of channels.
-    #[error("a channel with id {channel} connected, but there are only {channels} channels (ids from 0)")]
+    #[error(
+        "a channel with id {channel} connected, but there are only {channels} channels (ids from 0)"
+    )]
     ChannelOutOfRange {
         /// The id.
         channel: u8,
@@ -306,7 +260,9 @@ pub enum Error {
         channels: usize,
     },
     /// Two RAM packets of a transfer have one number: one was copied, or put in another's place.
-    #[error("channel {channel}: packet {index} has number {number}, which another RAM packet had before")]
+    #[error(
+        "channel {channel}: packet {index} has number {number}, which another RAM packet had before"
+    )]
     RepeatedPacket {
         /// The channel.
         channel: u8,
@@ -316,7 +272,9 @@ pub enum Error {
         number: u64,
     },
     /// A RAM packet's number is too far from those that have come.
-    #[error("channel {channel}: packet {index} has number {number}, and {missing} has not come yet")]
+    #[error(
+        "channel {channel}: packet {index} has number {number}, and {missing} has not come yet"
+    )]
     PacketNumber {
         /// The channel.
         channel: u8,
@@ -346,7 +304,7 @@ pub enum Error {
         channel: u8,
     },
     /// Device state came and nobody takes it, or its taker failed.
-    #[error("channel {channel}: device state {label:?} (instance {instance}): {reason}")]
+    #[error("channel {channel}: device state {label:?} (instance {instance}): {cause}")]
     DeviceState {
         /// The channel.
         channel: u8,
@@ -355,11 +313,32 @@ pub enum Error {
         /// The instance.
         instance: u32,
         /// Why it could not be delivered.
-        reason: String,
+        cause: Arc<dyn std::error::Error + Send + Sync>,
     },
-    /// The parameters of an engine are unusable.
+    /// A destination could not take a packet's pages.
+    #[error("channel {channel}: RAM block {block:?}: {cause}")]
+    Destination {
+        /// The channel.
+        channel: u8,
+        /// The block.
+        block: String,
+        /// The destination's reason.
+        cause: Arc<dyn std::error::Error + Send + Sync>,
+    },
+    /// The caller named a RAM block by an index that does not exist.
+    #[error("there is no RAM block {index}: the map has {blocks}")]
+    NoSuchBlock {
+        /// The index.
+        index: usize,
+        /// How many blocks there are.
+        blocks: usize,
+    },
+    /// The parameters of an engine are unusable, or do not go together.
     #[error("{0}")]
-    Config(String),
+    Misconfigured(String),
+    /// Something was asked for that this transport, or this build, cannot do.
+    #[error("{0}")]
+    Unsupported(String),
     /// Somebody cancelled the transfer.
     #[error("the transfer was cancelled")]
     Cancelled,
@@ -381,8 +360,8 @@ impl Error {
     /// What went wrong while a packet was prepared, with the channel that did it.
     pub(crate) fn on_channel(self, channel: u8) -> Self {
         match self {
-            Self::Prepare { source } => Self::Method { channel, source },
-            Self::Block(source) => Self::Place { channel, source },
+            Self::Prepare { cause } => Self::Method { channel, cause },
+            Self::Block(cause) => Self::Place { channel, cause },
             other => other,
         }
     }

@@ -1,61 +1,55 @@
 #![doc = include_str!("../README.md")]
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
 
-mod block;
 mod budget;
-mod busy;
+mod cancel;
 mod checksum;
-mod device_state;
-mod error;
-#[cfg(feature = "vm-memory")]
-mod guest_memory;
-mod incoming;
-mod iov;
-mod known_zeros;
-// Guest memory may change under us and is only touched there.
-#[allow(unsafe_code)]
-mod memory;
-mod method;
-mod new_pages;
-mod packet_numbers;
-mod pages;
-mod plain;
-mod pooled;
-mod preallocate;
-mod prefault;
-mod prepare_pool;
-mod progress;
-mod receiver;
-mod recv_worker;
-mod relay;
-mod rounds;
-// Beside `memory`, two system calls.
-#[allow(unsafe_code)]
-mod schedule;
-mod send_worker;
-mod sender;
-mod shutdown;
-mod stats;
-mod transport;
-mod work_queue;
+// Documentation that macros of this crate write has links by this name, wherever they are used.
+extern crate self as multifd_core;
 
-pub use block::RamMap;
+#[macro_use]
+mod config;
+mod error;
+mod progress;
+mod recv;
+mod send;
+mod stats;
+pub mod sync;
+mod tables;
+mod trace;
+
 pub use budget::{HeldMemory, MemoryBudget, OverBudget};
+pub use cancel::{CancelHandle, Unblock, UnblockGuard};
 pub use checksum::Checksums;
-pub use device_state::{BufferQueue, Buffers, DeviceHandlers, DeviceStateSink};
-pub use error::{BlockError, ChannelError, Error, MethodError, UnpackError};
-pub use incoming::IncomingPages;
-pub use iov::Outgoing;
-pub use memory::{Iov, RamBlock, Region, RegionBuf};
-pub use method::{IndependentPackets, Method, Observer, PayloadBuf, Prepare, SentPacket, Unpack};
-pub use pages::{PageBatch, Run, ZeroPages, runs};
-pub use plain::Plain;
-pub use pooled::{Pooled, PreparePool, Workers};
-pub use prefault::{Prefault, PrefaultUser};
+pub use config::{Common, ThreadRole, ThreadStart};
+pub use error::{BoxError, ChannelError, Error, MethodError, UnpackError};
 pub use progress::Progress;
-pub use receiver::{Receiver, ReceiverConfig};
-pub use relay::{RelayConfig, Relayed, relay};
-pub use sender::{Sender, SenderConfig, SyncScope};
-pub use shutdown::{CancelHandle, Unblock, UnblockGuard};
+pub use recv::{DeviceHandlers, DeviceSink, Gathering, Receiver, ReceiverConfig};
+pub use send::{BufferQueue, PacketQueue, Sender, SenderConfig, SyncScope};
 pub use stats::{ChannelStats, Stats, StatsHandle};
-pub use transport::{Arrival, ChannelSource, RecvChannel, SendChannel, Transport, WriteFlags};
+pub use tables::destination::{Destination, Fill, Place};
+pub use tables::device_buffer::DeviceBuffer;
+pub use tables::encode::{Encode, Workers};
+pub use tables::incoming::IncomingPages;
+pub use tables::main::{Incoming, MainConnection, MainListener, MainTransport, Outgoing};
+pub use tables::message::Message;
+pub use tables::method::{
+    IndependentPackets, Method, Observer, PayloadBuf, Prepare, SentPacket, Unpack,
+};
+pub use tables::pages::{PageBatch, ZeroPages, ZeroTest};
+pub use tables::plain::Plain;
+pub use tables::transport::{
+    Arrival, Capabilities, ChannelSource, Placement, RecvChannel, SendChannel, Transport,
+    WriteFlags,
+};
+#[cfg(feature = "tracing")]
+#[doc(hidden)]
+pub use tracing as __tracing;
+
+pub use bytes;
+pub use multifd_memory as memory;
+pub use multifd_memory::{
+    BlockError, Iov, RamBlock, RamMap, RamWriter, Region, RegionBuf, Run, runs,
+};
+pub use multifd_packet as packet;

@@ -3,7 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// When anything last arrived, on any channel. A channel may be idle for long while others work; a transfer may not.
+/// When anything last arrived, on any channel. A channel may be idle for long while others work; a
+/// transfer may not.
 #[derive(Debug)]
 pub struct Progress {
     deadline: Duration,

@@ -68,8 +68,9 @@ impl Stats {
     }
 }
 
-/// Reads a transfer's counts while it runs, from any thread; made by [`Sender::stats_handle`](crate::Sender::stats_handle)
-/// and [`Receiver::stats_handle`](crate::Receiver::stats_handle).
+/// Reads a transfer's counts while it runs, from any thread; made by
+/// [`Sender::stats_handle`](crate::Sender::stats_handle) and
+/// [`Receiver::stats_handle`](crate::Receiver::stats_handle).
 #[derive(Debug, Clone)]
 pub struct StatsHandle {
     pub(crate) started: Instant,
@@ -90,7 +91,12 @@ impl StatsHandle {
     pub(crate) fn read_first(&self, channels: usize) -> Stats {
         Stats {
             elapsed: self.started.elapsed(),
-            channels: self.counters.iter().take(channels).map(Counters::read).collect(),
+            channels: self
+                .counters
+                .iter()
+                .take(channels)
+                .map(Counters::read)
+                .collect(),
             main: self.main.read(),
         }
     }
@@ -157,7 +163,10 @@ impl Counters {
             buffer_bytes,
             packets,
             syncs,
-        ] = self.0.each_ref().map(|counter| counter.load(Ordering::Relaxed));
+        ] = self
+            .0
+            .each_ref()
+            .map(|counter| counter.load(Ordering::Relaxed));
         ChannelStats {
             wire_bytes,
             guest_bytes,

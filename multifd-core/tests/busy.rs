@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 use multifd_core::{
-    ChannelError, Outgoing, Plain, RamBlock, RamMap, SendChannel, Sender, SenderConfig, SyncScope, Transport,
-    Unblock, WriteFlags, ZeroPages,
+    Capabilities, ChannelError, Message, Plain, RamBlock, RamMap, SendChannel, Sender,
+    SenderConfig, SyncScope, Transport, Unblock, WriteFlags, ZeroPages,
 };
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Condvar, Mutex};
@@ -36,7 +36,7 @@ impl Unblock for Gauge {
 }
 
 impl SendChannel for Gauge {
-    fn send(&mut self, message: &Outgoing<'_>, _: WriteFlags) -> Result<(), ChannelError> {
+    fn send(&mut self, message: &Message<'_>, _: WriteFlags) -> Result<(), ChannelError> {
         if message.pages().is_none() {
             return Ok(());
         }
@@ -47,7 +47,9 @@ impl SendChannel for Gauge {
         changed.notify_all();
         let held_at = std::mem::take(&mut state.hold_one).then_some(state.sent);
         let is_held = |state: &mut State| state.most < state.gather || held_at == Some(state.sent);
-        let (state, waited) = changed.wait_timeout_while(state, DEADLINE, is_held).unwrap();
+        let (state, waited) = changed
+            .wait_timeout_while(state, DEADLINE, is_held)
+            .unwrap();
         drop(state);
         if waited.timed_out() {
             return Err(ChannelError::Stalled { deadline: DEADLINE });
@@ -63,10 +65,6 @@ impl SendChannel for Gauge {
         Ok(())
     }
 
-    fn busy_at_once(&self) -> Option<NonZeroUsize> {
-        self.limit
-    }
-
     fn unblock_handle(&self) -> Result<Box<dyn Unblock>, ChannelError> {
         Ok(Box::new(self.clone()))
     }
@@ -76,6 +74,10 @@ impl Transport for Gauge {
     fn open(&self, _: u8) -> Result<Box<dyn SendChannel>, ChannelError> {
         Ok(Box::new(self.clone()))
     }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::default().useful_channels(self.limit)
+    }
 }
 
 /// Sends all pages of a guest several times; each time every channel has to end the round.
@@ -83,11 +85,9 @@ fn rounds(gauge: &Gauge, count: u64) {
     let mut ram = RamMap::new();
     ram.add(RamBlock::anonymous("pc.ram", PAGES * 4096, 4096).unwrap())
         .unwrap();
-    let config = SenderConfig {
-        channels: CHANNELS,
-        zero_pages: ZeroPages::Off,
-        ..SenderConfig::default()
-    };
+    let config = SenderConfig::default()
+        .channels(CHANNELS)
+        .zero_pages(ZeroPages::Off);
     let mut sender = Sender::start(ram, &Plain, gauge, &config).unwrap();
     for _ in 0..count {
         sender.queue_range(0, 0, PAGES * 4096).unwrap();

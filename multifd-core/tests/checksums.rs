@@ -2,11 +2,11 @@
 #![cfg(feature = "checksum")]
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-mod pipe;
-
-use multifd_core::{Checksums, Plain, RamMap, Receiver, ReceiverConfig, Sender, SenderConfig, SyncScope};
+use multifd_core::{
+    Checksums, Plain, RamMap, Receiver, ReceiverConfig, Sender, SenderConfig, SyncScope,
+};
 use multifd_packet::INIT_PACKET_LEN;
-use pipe::{Pipe, Pipes, bytes, guest, write};
+use multifd_testing::{Pipe, Pipes, bytes, guest, write};
 use proptest::prelude::*;
 
 /// The bytes of one channel: a full packet, one with zero pages, SYNCs.
@@ -16,11 +16,7 @@ fn recorded(checksums: Checksums) -> (RamMap, Vec<u8>) {
         write(&source, page, &format!("this is page {page}"));
     }
     let pipes = Pipes::new(1);
-    let config = SenderConfig {
-        channels: 1,
-        checksums,
-        ..SenderConfig::default()
-    };
+    let config = SenderConfig::default().channels(1).checksums(checksums);
     let mut sender = Sender::start(source.clone(), &Plain, &pipes, &config).unwrap();
     sender.queue_range(0, 0, 200 * 4096).unwrap();
     sender.sync(SyncScope::Peer).unwrap();
@@ -30,10 +26,7 @@ fn recorded(checksums: Checksums) -> (RamMap, Vec<u8>) {
 
 fn received(wire: &[u8], require_checksums: bool) -> Result<RamMap, multifd_core::Error> {
     let target = guest("pc.ram", 200);
-    let config = ReceiverConfig {
-        require_checksums,
-        ..ReceiverConfig::default()
-    };
+    let config = ReceiverConfig::default().require_checksums(require_checksums);
     let mut receiver = Receiver::new(target.clone(), config)?;
     receiver.attach(Box::new(Pipe::script(wire)))?;
     receiver.wait_identified()?;
@@ -88,7 +81,8 @@ proptest! {
         static WIRE: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
         let wire = WIRE.get_or_init(|| recorded(Checksums::AtRest).1);
         prop_assert!(wire.len() > 150 * 4096);
-        // The init packet has no room for a sum. Half of the flips go into the first packet, the rest anywhere after it.
+        // The init packet has no room for a sum. Half of the flips go into the first packet, the
+        // rest anywhere after it.
         let body = wire.len() - INIT_PACKET_LEN;
         let at = INIT_PACKET_LEN + place.index(if in_packet { 1344 } else { body });
         let mut damaged = wire.clone();

@@ -1,22 +1,21 @@
-//! Buffers that are no guest pages: many producers, order, flow control, handlers that fail.
+//! Buffers that are not guest pages: many producers, order, flow control, handlers that fail.
 #![allow(clippy::unwrap_used, clippy::panic)]
-
-mod pipe;
 
 use bytes::Bytes;
 use multifd_core::{
-    Buffers, DeviceHandlers, Error, Plain, RamMap, Receiver, ReceiverConfig, Sender, SenderConfig, SyncScope,
+    BoxError, DeviceBuffer, DeviceHandlers, Error, Plain, RamMap, Receiver, ReceiverConfig, Sender,
+    SenderConfig, SyncScope,
 };
-use pipe::{Pipes, bytes, guest, write};
+use multifd_testing::{Pipes, bytes, guest, write};
 use std::collections::HashMap;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-fn chunk(label: &str, instance: u32, number: u32, len: usize) -> Buffers {
+fn chunk(label: &str, instance: u32, number: u32, len: usize) -> DeviceBuffer {
     let mut data = number.to_be_bytes().to_vec();
     data.resize(len.max(4), number as u8);
-    Buffers {
+    DeviceBuffer {
         label: label.into(),
         instance,
         data: Bytes::from(data),
@@ -24,10 +23,7 @@ fn chunk(label: &str, instance: u32, number: u32, len: usize) -> Buffers {
 }
 
 fn receiver(map: &RamMap, pipes: &Pipes, handlers: DeviceHandlers) -> Receiver {
-    let config = ReceiverConfig {
-        device_state: Some(Arc::new(handlers)),
-        ..ReceiverConfig::default()
-    };
+    let config = ReceiverConfig::default().device_state(Some(Arc::new(handlers)));
     let mut receiver = Receiver::new(map.clone(), config).unwrap();
     for pipe in &pipes.0 {
         receiver.attach(Box::new(pipe.clone())).unwrap();
@@ -36,18 +32,15 @@ fn receiver(map: &RamMap, pipes: &Pipes, handlers: DeviceHandlers) -> Receiver {
 }
 
 fn config(channels: u8) -> SenderConfig {
-    SenderConfig {
-        channels,
-        ..SenderConfig::default()
-    }
+    SenderConfig::default().channels(channels)
 }
 
 /// Chunks as they came: label, instance, number, bytes.
 type Log = Arc<Mutex<Vec<(String, u32, u32, usize)>>>;
 
-fn keep(log: &Log) -> impl FnMut(Buffers) -> Result<(), String> + Send + 'static {
+fn keep(log: &Log) -> impl FnMut(DeviceBuffer) -> Result<(), BoxError> + Send + 'static {
     let log = Arc::clone(log);
-    move |Buffers {
+    move |DeviceBuffer {
               label,
               instance,
               data,
@@ -56,7 +49,9 @@ fn keep(log: &Log) -> impl FnMut(Buffers) -> Result<(), String> + Send + 'static
         if data[4..].iter().any(|&byte| byte != number as u8) {
             return Err("it is damaged".into());
         }
-        log.lock().unwrap().push((label, instance, number, data.len()));
+        log.lock()
+            .unwrap()
+            .push((label, instance, number, data.len()));
         Ok(())
     }
 }
@@ -103,7 +98,10 @@ fn several_threads_queue_beside_ram_and_order_is_kept_where_asked() {
     let late = sender.buffers();
     let sent = sender.finish().unwrap().total();
     receiver.finish().unwrap();
-    assert!(matches!(late.queue(chunk("gpu", 0, 0, 10)), Err(Error::Finished)));
+    assert!(matches!(
+        late.queue(chunk("gpu", 0, 0, 10)),
+        Err(Error::Finished)
+    ));
     assert!(bytes(&source) == bytes(&target));
     let log = log.lock().unwrap();
     assert_eq!(log.len(), 1200);
@@ -169,7 +167,10 @@ fn a_handler_that_fails_or_panics_is_named() {
             "panics",
             "\"panics\" (instance 3): its handler panicked: 7 is not 8",
         ),
-        ("nobody", "\"nobody\" (instance 3): nobody here takes this label"),
+        (
+            "nobody",
+            "\"nobody\" (instance 3): nobody here takes this label",
+        ),
     ] {
         let pipes = Pipes::new(2);
         let mut handlers = DeviceHandlers::new();
@@ -177,7 +178,7 @@ fn a_handler_that_fails_or_panics_is_named() {
         handlers.register("panics", |_| panic!("{} is not 8", 7));
         let receiver = receiver(&RamMap::new(), &pipes, handlers);
         let sender = Sender::start(RamMap::new(), &Plain, &pipes, &config(2)).unwrap();
-        sender.queue_buffers(chunk(label, 3, 1, 100)).unwrap();
+        sender.queue_buffer(chunk(label, 3, 1, 100)).unwrap();
         let error = receiver.wait_sync().unwrap_err();
         assert!(matches!(error, Error::DeviceState { .. }), "{error:?}");
         assert!(error.to_string().contains(expected), "{error}");
@@ -188,18 +189,19 @@ fn a_handler_that_fails_or_panics_is_named() {
 #[test]
 fn a_chunk_over_the_limit_is_refused_before_it_is_queued() {
     let pipes = Pipes::new(1);
-    let config = SenderConfig {
-        max_device_state: 1000,
-        ..config(1)
-    };
+    let config = config(1).max_device_state(1000);
     let sender = Sender::start(RamMap::new(), &Plain, &pipes, &config).unwrap();
     for len in [0, 1001] {
-        let buffers = Buffers {
+        let buffers = DeviceBuffer {
             data: Bytes::from(vec![0; len]),
             ..chunk("gpu", 0, 0, 4)
         };
-        let error = sender.buffers().queue_in_order(buffers).unwrap_err().to_string();
+        let error = sender
+            .buffers()
+            .queue_in_order(buffers)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("1 to 1000"), "{error}");
     }
-    sender.queue_buffers(chunk("gpu", 0, 0, 1000)).unwrap();
+    sender.queue_buffer(chunk("gpu", 0, 0, 1000)).unwrap();
 }

@@ -1,25 +1,22 @@
-//! The engines against each other, and the receiving one against peers that do not keep to the rules.
+//! The engines against each other, and the receiving one against peers that do not keep to the
+//! rules.
 #![allow(clippy::unwrap_used, clippy::panic)]
-
-mod pipe;
 
 use bytes::Bytes;
 use multifd_core::{
-    Buffers, CancelHandle, ChannelError, DeviceStateSink, Error, Plain, Progress, RamMap, Receiver,
-    ReceiverConfig, Sender, SenderConfig, SyncScope, ZeroPages,
+    BoxError, CancelHandle, ChannelError, DeviceBuffer, DeviceSink, Error, Plain, Progress, RamMap,
+    Receiver, ReceiverConfig, Sender, SenderConfig, SyncScope, ZeroPages,
 };
 use multifd_packet::{
-    DeviceStateFields, DeviceStatePacket, Flags, Geometry, InitPacket, Method, RamFields, RamPacket,
+    Compression, DeviceStateFields, DeviceStatePacket, Flags, Geometry, InitPacket, RamFields,
+    RamPacket, Uuid,
 };
-use pipe::{Pipe, Pipes, bytes, guest, write};
+use multifd_testing::{Pipe, Pipes, bytes, guest, write};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 fn send_config(channels: u8) -> SenderConfig {
-    SenderConfig {
-        channels,
-        ..SenderConfig::default()
-    }
+    SenderConfig::default().channels(channels)
 }
 
 fn receiver(map: &RamMap, pipes: &[Pipe], config: ReceiverConfig) -> Receiver {
@@ -36,7 +33,8 @@ fn every_round_arrives_and_the_latest_contents_win() {
         let (source, target) = (guest("pc.ram", 700), guest("pc.ram", 700));
         let pipes = Pipes::new(channels);
         let receiver = receiver(&target, &pipes.0, ReceiverConfig::default());
-        let mut sender = Sender::start(source.clone(), &Plain, &pipes, &send_config(channels)).unwrap();
+        let mut sender =
+            Sender::start(source.clone(), &Plain, &pipes, &send_config(channels)).unwrap();
         for round in 0..4u64 {
             for page in (round..700).step_by(3) {
                 write(&source, page, &format!("round {round} page {page}"));
@@ -68,16 +66,25 @@ fn a_bitmap_queues_just_its_pages_and_zero_pages_can_travel_whole() {
     (0..200).for_each(|page| write(&source, page, "dirty"));
     let pipes = Pipes::new(2);
     let receiver = receiver(&target, &pipes.0, ReceiverConfig::default());
-    let config = SenderConfig {
-        zero_pages: ZeroPages::Off,
-        ..send_config(2)
-    };
+    let config = send_config(2).zero_pages(ZeroPages::Off);
     let mut sender = Sender::start(source, &Plain, &pipes, &config).unwrap();
     sender.queue_bitmap(0, &[1, 1 << 63, 0b110]).unwrap();
     sender.queue_page(0, 5 * 4096).unwrap();
-    assert!(matches!(sender.queue_page(0, 200 * 4096), Err(Error::Block(_))));
-    assert!(matches!(sender.queue_page(0, 12), Err(Error::Config(_))));
-    assert!(matches!(sender.queue_page(1, 0), Err(Error::Config(_))));
+    assert!(matches!(
+        sender.queue_page(0, 200 * 4096),
+        Err(Error::Block(_))
+    ));
+    assert!(matches!(
+        sender.queue_page(0, 12),
+        Err(Error::Misconfigured(_))
+    ));
+    assert!(matches!(
+        sender.queue_page(1, 0),
+        Err(Error::NoSuchBlock {
+            index: 1,
+            blocks: 1
+        })
+    ));
     assert!(matches!(
         sender.queue_range(0, 4096, 200 * 4096),
         Err(Error::Block(_))
@@ -94,10 +101,10 @@ fn a_bitmap_queues_just_its_pages_and_zero_pages_can_travel_whole() {
 }
 
 #[derive(Default)]
-struct Taken(Mutex<Vec<Buffers>>);
+struct Taken(Mutex<Vec<DeviceBuffer>>);
 
-impl DeviceStateSink for Taken {
-    fn take(&self, buffers: Buffers) -> Result<(), String> {
+impl DeviceSink for Taken {
+    fn take(&self, buffers: DeviceBuffer) -> Result<(), BoxError> {
         if buffers.label == "refuse me" {
             return Err("not today".into());
         }
@@ -106,8 +113,8 @@ impl DeviceStateSink for Taken {
     }
 }
 
-fn state(label: &str, instance: u32, len: usize) -> Buffers {
-    Buffers {
+fn state(label: &str, instance: u32, len: usize) -> DeviceBuffer {
+    DeviceBuffer {
         label: label.into(),
         instance,
         data: Bytes::from(vec![instance as u8; len]),
@@ -120,20 +127,18 @@ fn device_state_travels_beside_pages() {
     write(&source, 7, "page");
     let pipes = Pipes::new(2);
     let taken = Arc::new(Taken::default());
-    let config = ReceiverConfig {
-        device_state: Some(Arc::clone(&taken) as Arc<dyn DeviceStateSink>),
-        ..ReceiverConfig::default()
-    };
+    let config =
+        ReceiverConfig::default().device_state(Some(Arc::clone(&taken) as Arc<dyn DeviceSink>));
     let receiver = receiver(&target, &pipes.0, config);
     let mut sender = Sender::start(source.clone(), &Plain, &pipes, &send_config(2)).unwrap();
     for instance in 1..=20 {
         sender
-            .queue_buffers(state("vfio", instance, instance as usize * 1000))
+            .queue_buffer(state("vfio", instance, instance as usize * 1000))
             .unwrap();
     }
     assert!(matches!(
-        sender.queue_buffers(state("empty", 0, 0)),
-        Err(Error::Config(_))
+        sender.queue_buffer(state("empty", 0, 0)),
+        Err(Error::Misconfigured(_))
     ));
     sender.queue_range(0, 0, 50 * 4096).unwrap();
     sender.sync(SyncScope::Peer).unwrap();
@@ -144,7 +149,10 @@ fn device_state_travels_beside_pages() {
     taken.sort_by_key(|buffers| buffers.instance);
     assert_eq!(taken.len(), 20);
     for (buffers, instance) in taken.iter().zip(1u32..) {
-        assert_eq!((buffers.label.as_str(), buffers.instance), ("vfio", instance));
+        assert_eq!(
+            (buffers.label.as_str(), buffers.instance),
+            ("vfio", instance)
+        );
         assert_eq!(buffers.data, vec![instance as u8; instance as usize * 1000]);
     }
     assert!(bytes(&source) == bytes(&target));
@@ -157,10 +165,7 @@ fn the_first_error_ends_every_channel_and_no_thread_is_left() {
     let mut pipes = Pipes::new(4);
     pipes.0[2].fail_at = Some(3);
     let cancel = CancelHandle::default();
-    let config = SenderConfig {
-        cancel: cancel.clone(),
-        ..send_config(4)
-    };
+    let config = send_config(4).cancel(cancel.clone());
     let mut sender = Sender::start(source, &Plain, &pipes, &config).unwrap();
     // Nobody reads: every channel would block for ever once its room is used up.
     let error = (0..100)
@@ -172,7 +177,7 @@ fn the_first_error_ends_every_channel_and_no_thread_is_left() {
             Error::Channel {
                 channel: 2,
                 doing: "sending",
-                source: ChannelError::Peer(_)
+                cause: ChannelError::Peer(_)
             }
         ),
         "{error}"
@@ -192,10 +197,7 @@ fn cancelling_wakes_a_receiver_that_waits() {
     let target = guest("pc.ram", 4);
     let pipes = Pipes::new(3);
     let cancel = CancelHandle::default();
-    let config = ReceiverConfig {
-        cancel: cancel.clone(),
-        ..ReceiverConfig::default()
-    };
+    let config = ReceiverConfig::default().cancel(cancel.clone());
     let receiver = receiver(&target, &pipes.0, config);
     let canceller = std::thread::spawn(move || cancel.cancel());
     assert!(matches!(receiver.wait_sync(), Err(Error::Cancelled)));
@@ -213,7 +215,7 @@ impl Peer {
         let mut bytes = vec![0; 64];
         let init = InitPacket {
             channel: id,
-            uuid: [uuid; 16],
+            uuid: Uuid([uuid; 16]),
         };
         init.encode(&mut bytes).unwrap();
         Self(bytes, 0)
@@ -233,7 +235,14 @@ impl Peer {
             packet_num: self.1,
             block,
         };
-        RamPacket::encode(&fields, Geometry::new(4096).unwrap(), normal, zero, &mut packet).unwrap();
+        RamPacket::encode(
+            &fields,
+            Geometry::new(4096).unwrap(),
+            normal,
+            zero,
+            &mut packet,
+        )
+        .unwrap();
         self.1 += 1;
         self.0.extend(packet);
         self.0.extend(vec![b'd'; normal.len() * 4096]);
@@ -258,13 +267,20 @@ impl Peer {
     }
 }
 
-/// The error a receiver of 16 pages ends with when its channels' peers do this and then end their channels.
+/// The error a receiver of 16 pages ends with when its channels' peers do this and then end their
+/// channels.
 fn refused(peers: &[&[u8]], config: ReceiverConfig) -> Error {
     let target = guest("pc.ram", 16);
     let pipes: Vec<Pipe> = peers.iter().map(|bytes| Pipe::script(bytes)).collect();
-    let receiver = receiver(&target, &pipes, config);
-    let outcome = receiver
-        .wait_identified()
+    let mut receiver = Receiver::new(target, config).unwrap();
+    // The first channel's error may be there before the last channel is.
+    let mut attached = pipes
+        .iter()
+        .map(|pipe| receiver.attach(Box::new(pipe.clone())));
+    let outcome = attached
+        .find(Result::is_err)
+        .unwrap_or(Ok(()))
+        .and_then(|()| receiver.wait_identified())
         .and_then(|()| receiver.wait_sync())
         .and_then(|()| receiver.finish().map(drop));
     let error = outcome.unwrap_err();
@@ -282,9 +298,12 @@ fn refused_one(peer: Peer) -> Error {
 
 #[test]
 fn peers_that_break_the_rules_are_refused() {
-    let data = Flags::data(Method::None);
+    let data = Flags::data(Compression::None);
     let error = refused_one(Peer::new(0, 0).ram(data, "pc.rom", &[0], &[]));
-    assert_eq!(error.to_string(), "channel 0: there is no RAM block \"pc.rom\"");
+    assert_eq!(
+        error.to_string(),
+        "channel 0: there is no RAM block \"pc.rom\""
+    );
     let error = refused_one(Peer::new(0, 0).ram(data, "pc.ram", &[0, 16 * 4096], &[]));
     assert!(matches!(error, Error::Place { channel: 0, .. }), "{error}");
     let error = refused_one(Peer::new(0, 0).ram(data, "pc.ram", &[], &[1 << 60]));
@@ -304,30 +323,42 @@ fn peers_that_break_the_rules_are_refused() {
         &[&Peer::new(0, 0).0, &Peer::new(0, 0).0],
         ReceiverConfig::default(),
     );
-    assert!(matches!(error, Error::DuplicateChannel { channel: 0 }), "{error}");
+    assert!(
+        matches!(error, Error::DuplicateChannel { channel: 0 }),
+        "{error}"
+    );
     let error = refused(
         &[&Peer::new(0, 1).0, &Peer::new(1, 2).0],
         ReceiverConfig::default(),
     );
     assert!(matches!(error, Error::Uuid { .. }), "{error}");
-    let pinned = ReceiverConfig {
-        uuid: Some([9; 16]),
-        ..ReceiverConfig::default()
-    };
+    let pinned = ReceiverConfig::default().uuid(Some(Uuid([9; 16])));
     let error = refused(&[&Peer::new(0, 1).0], pinned);
     assert!(matches!(error, Error::Uuid { channel: 0, .. }), "{error}");
     let error = refused_one(Peer::new(0, 0));
     assert!(matches!(error, Error::EndedEarly { channel: 0 }), "{error}");
     let error = refused_one(Peer::new(0, 0).sync().sync());
-    assert!(matches!(error, Error::AfterLastRound { channel: 0 }), "{error}");
+    assert!(
+        matches!(error, Error::AfterLastRound { channel: 0 }),
+        "{error}"
+    );
     let error = refused_one(Peer::new(0, 0).sync().ram(data, "pc.ram", &[0], &[]));
-    assert!(matches!(error, Error::EndedInRound { channel: 0 }), "{error}");
+    assert!(
+        matches!(error, Error::EndedInRound { channel: 0 }),
+        "{error}"
+    );
     let error = refused_one(Peer::new(0, 0).device_state("vfio", 9));
-    assert!(matches!(error, Error::DeviceState { channel: 0, .. }), "{error}");
+    assert!(
+        matches!(error, Error::DeviceState { channel: 0, .. }),
+        "{error}"
+    );
     let mut cut = Peer::new(0, 0).ram(data, "pc.ram", &[0], &[]);
     cut.0.truncate(cut.0.len() - 1);
     let error = refused_one(cut);
-    assert!(matches!(error, Error::Payload { channel: 0, .. }), "{error}");
+    assert!(
+        matches!(error, Error::Payload { channel: 0, .. }),
+        "{error}"
+    );
     for len in [0, 10, 63, 64 + 11, 64 + 1343] {
         let mut cut = Peer::new(0, 0).sync();
         cut.0.truncate(len);
@@ -336,7 +367,7 @@ fn peers_that_break_the_rules_are_refused() {
             matches!(
                 &error,
                 Error::Channel {
-                    source: ChannelError::Closed { .. },
+                    cause: ChannelError::Closed { .. },
                     ..
                 }
             ),
@@ -347,7 +378,7 @@ fn peers_that_break_the_rules_are_refused() {
     wrong.0[0] = 0x16;
     let error = refused_one(wrong);
     assert!(matches!(error, Error::Packet { index: 0, .. }), "{error}");
-    let zlib = Peer::new(0, 0).ram(Flags::data(Method::Zlib), "pc.ram", &[0], &[]);
+    let zlib = Peer::new(0, 0).ram(Flags::data(Compression::Zlib), "pc.ram", &[0], &[]);
     let error = refused_one(zlib);
     assert_eq!(
         error.to_string(),
@@ -357,7 +388,7 @@ fn peers_that_break_the_rules_are_refused() {
 
 #[test]
 fn packets_are_numbered_without_gap_or_copy_over_all_channels() {
-    let data = Flags::data(Method::None);
+    let data = Flags::data(Compression::None);
     let page = |peer: Peer, at: u64| peer.ram(data, "pc.ram", &[at * 4096], &[]);
     let two = |one: &Peer, other: &Peer| refused(&[&one.0, &other.0], ReceiverConfig::default());
     // Numbers 0, 1, 3 | 2, 4, 5: whole. Then packet 1 is lost, or replaced by a copy of packet 0,
@@ -373,7 +404,9 @@ fn packets_are_numbered_without_gap_or_copy_over_all_channels() {
     else {
         panic!("{error}");
     };
-    let copied = page(page(Peer::new(0, 0), 0).numbered(0), 0).numbered(3).sync();
+    let copied = page(page(Peer::new(0, 0), 0).numbered(0), 0)
+        .numbered(3)
+        .sync();
     assert!(matches!(
         two(&copied, &other),
         Error::RepeatedPacket {
@@ -383,7 +416,10 @@ fn packets_are_numbered_without_gap_or_copy_over_all_channels() {
         }
     ));
     // Across channels, too: whichever comes second is refused.
-    let error = two(&whole(), &page(Peer::new(1, 0).numbered(1), 2).numbered(4).sync());
+    let error = two(
+        &whole(),
+        &page(Peer::new(1, 0).numbered(1), 2).numbered(4).sync(),
+    );
     assert!(
         matches!(error, Error::RepeatedPacket { number: 1, .. }),
         "{error}"
@@ -422,10 +458,10 @@ fn packets_are_numbered_without_gap_or_copy_over_all_channels() {
 
 #[test]
 fn device_state_has_a_limit_and_a_taker_may_refuse() {
-    let config = || ReceiverConfig {
-        device_state: Some(Arc::new(Taken::default())),
-        max_device_state: 1000,
-        ..ReceiverConfig::default()
+    let config = || {
+        ReceiverConfig::default()
+            .device_state(Some(Arc::new(Taken::default())))
+            .max_device_state(1000)
     };
     let error = refused(&[&Peer::new(0, 0).device_state("vfio", 1001).0], config());
     assert!(
@@ -439,7 +475,10 @@ fn device_state_has_a_limit_and_a_taker_may_refuse() {
         ),
         "{error}"
     );
-    let error = refused(&[&Peer::new(0, 0).device_state("refuse me", 10).0], config());
+    let error = refused(
+        &[&Peer::new(0, 0).device_state("refuse me", 10).0],
+        config(),
+    );
     assert!(error.to_string().ends_with("not today"), "{error}");
 }
 
@@ -449,10 +488,8 @@ fn a_peer_that_falls_silent_is_a_stall_that_names_its_channel() {
     let pipes = [Pipe::default(), Pipe::default()];
     pipes[0].feed(&Peer::new(0, 0).sync().0);
     pipes[1].feed(&Peer::new(1, 0).0);
-    let config = ReceiverConfig {
-        progress: Arc::new(Progress::new(Duration::from_millis(100))),
-        ..ReceiverConfig::default()
-    };
+    let config =
+        ReceiverConfig::default().progress(Arc::new(Progress::new(Duration::from_millis(100))));
     let receiver = receiver(&target, &pipes, config);
     let error = receiver.wait_sync().unwrap_err();
     assert!(
@@ -460,7 +497,7 @@ fn a_peer_that_falls_silent_is_a_stall_that_names_its_channel() {
             &error,
             Error::Channel {
                 channel: 1,
-                source: ChannelError::Stalled { .. },
+                cause: ChannelError::Stalled { .. },
                 ..
             }
         ),
@@ -476,7 +513,7 @@ struct OnlyOne(Pipe);
 impl multifd_core::Transport for OnlyOne {
     fn open(&self, id: u8) -> Result<Box<dyn multifd_core::SendChannel>, ChannelError> {
         match id {
-            0 => Ok(Box::new(self.0.clone())),
+            0 => Ok(self.0.sender()),
             _ => Err(ChannelError::Peer("nobody is there".into())),
         }
     }
@@ -485,23 +522,21 @@ impl multifd_core::Transport for OnlyOne {
 #[test]
 fn a_start_that_fails_half_way_says_why_to_all() {
     let cancel = CancelHandle::default();
-    let config = SenderConfig {
-        cancel: cancel.clone(),
-        ..send_config(3)
-    };
+    let config = send_config(3).cancel(cancel.clone());
     let transport = OnlyOne(Pipe::default());
     let error = Sender::start(guest("pc.ram", 1), &Plain, &transport, &config).unwrap_err();
     assert_eq!(error.to_string(), "channel 1: connecting: nobody is there");
     assert_eq!(cancel.error().unwrap().to_string(), error.to_string());
-    assert_eq!(transport.0.handles(), 1, "the first channel's thread is gone");
+    assert_eq!(
+        transport.0.handles(),
+        1,
+        "the first channel's thread is gone"
+    );
 }
 
 #[test]
 fn too_many_channels_are_refused() {
-    let config = ReceiverConfig {
-        max_channels: 1,
-        ..ReceiverConfig::default()
-    };
+    let config = ReceiverConfig::default().max_channels(1);
     let mut receiver = Receiver::new(guest("pc.ram", 1), config).unwrap();
     receiver.attach(Box::new(Pipe::default())).unwrap();
     let error = receiver.attach(Box::new(Pipe::default())).unwrap_err();

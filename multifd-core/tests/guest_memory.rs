@@ -2,9 +2,8 @@
 #![cfg(feature = "vm-memory")]
 #![allow(clippy::unwrap_used)]
 
-mod pipe;
-
 use multifd_core::{Plain, RamMap, Receiver, ReceiverConfig, Sender, SenderConfig, SyncScope};
+use multifd_testing::Pipes;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 #[test]
@@ -20,13 +19,15 @@ fn a_guest_memory_moves_into_another() {
         (1 << 32) + (1 << 20) - 300,
     ];
     for (n, &at) in places.iter().enumerate() {
-        source.write_slice(&[n as u8 + 1; 300], GuestAddress(at)).unwrap();
+        source
+            .write_slice(&[n as u8 + 1; 300], GuestAddress(at))
+            .unwrap();
     }
     target
         .write_slice(&[0xff; 300], GuestAddress(4096 * 100))
         .unwrap();
 
-    let pipes = pipe::Pipes::new(2);
+    let pipes = Pipes::new(2);
     let map = RamMap::from_guest_memory(&target, 4096).unwrap();
     let mut receiver = Receiver::new(map, ReceiverConfig::default()).unwrap();
     for pipe in &pipes.0 {

@@ -1,14 +1,13 @@
 //! Packets prepared on threads that are not the channels'.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-mod pipe;
-
+use multifd_core::packet::Compression;
 use multifd_core::{
-    Error, IncomingPages, IndependentPackets, Method, MethodError, PageBatch, PayloadBuf, Plain, Pooled,
-    Prepare, Receiver, ReceiverConfig, RecvChannel, Sender, SenderConfig, SyncScope, Unpack, UnpackError,
-    Workers,
+    Encode, Error, IncomingPages, IndependentPackets, Method, MethodError, PageBatch, PayloadBuf,
+    Plain, Prepare, Receiver, ReceiverConfig, RecvChannel, Sender, SenderConfig, SyncScope, Unpack,
+    UnpackError, Workers,
 };
-use pipe::{Pipes, bytes, guest, write};
+use multifd_testing::{Pipes, bytes, guest, write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -36,8 +35,8 @@ impl Workers for Threads {
 struct Flip;
 
 impl Method for Flip {
-    fn kind(&self) -> multifd_packet::Method {
-        multifd_packet::Method::Zstd
+    fn kind(&self) -> Compression {
+        Compression::Zstd
     }
 
     fn preparer(&self) -> Result<Box<dyn Prepare>, MethodError> {
@@ -90,10 +89,7 @@ impl Unpack for Flip {
 }
 
 fn config(channels: u8) -> SenderConfig {
-    SenderConfig {
-        channels,
-        ..SenderConfig::default()
-    }
+    SenderConfig::default().channels(channels)
 }
 
 #[test]
@@ -102,20 +98,14 @@ fn every_round_arrives_whatever_thread_prepared_it() {
         let (source, target) = (guest("pc.ram", 1500), guest("pc.ram", 1500));
         let pipes = Pipes::new(channels);
         let methods: Vec<Arc<dyn Method>> = vec![Arc::new(Flip), Arc::new(Plain)];
-        let mut receiver = Receiver::new(
-            target.clone(),
-            ReceiverConfig {
-                methods,
-                ..ReceiverConfig::default()
-            },
-        )
-        .unwrap();
+        let mut receiver =
+            Receiver::new(target.clone(), ReceiverConfig::default().methods(methods)).unwrap();
         for pipe in &pipes.0 {
             receiver.attach(Box::new(pipe.clone())).unwrap();
         }
         let threads = Arc::new(Threads::default());
-        let method = Pooled::new(Flip, Arc::clone(&threads) as Arc<dyn Workers>);
-        let mut sender = Sender::start(source.clone(), &method, &pipes, &config(channels)).unwrap();
+        let method = Encode::on_pool(&Flip, Arc::clone(&threads) as Arc<dyn Workers>);
+        let mut sender = Sender::start(source.clone(), method, &pipes, &config(channels)).unwrap();
         for round in 0..6u64 {
             for page in (round..1500).step_by(2) {
                 write(&source, page, &format!("round {round} page {page}"));
@@ -139,10 +129,12 @@ fn a_codec_that_fails_or_panics_on_the_pool_ends_the_transfer() {
         let source = guest("pc.ram", 1500);
         write(&source, 700, text);
         let pipes = Pipes::new(2);
-        let method = Pooled::new(Flip, Arc::new(Threads::default()));
-        let mut sender = Sender::start(source, &method, &pipes, &config(2)).unwrap();
+        let method = Encode::on_pool(&Flip, Arc::new(Threads::default()));
+        let mut sender = Sender::start(source, method, &pipes, &config(2)).unwrap();
         let queued = sender.queue_range(0, 0, 1500 * 4096);
-        let error = queued.and_then(|()| sender.sync(SyncScope::Peer)).unwrap_err();
+        let error = queued
+            .and_then(|()| sender.sync(SyncScope::Peer))
+            .unwrap_err();
         match text {
             "fail" => assert!(matches!(error, Error::Prepare { .. }), "{error}"),
             _ => assert!(matches!(error, Error::PoolPanicked), "{error}"),
@@ -168,10 +160,12 @@ impl Workers for Nobody {
 fn a_pool_that_does_not_run_its_jobs_ends_the_transfer() {
     let source = guest("pc.ram", 1500);
     let pipes = Pipes::new(2);
-    let method = Pooled::new(Flip, Arc::new(Nobody));
-    let mut sender = Sender::start(source, &method, &pipes, &config(2)).unwrap();
+    let method = Encode::on_pool(&Flip, Arc::new(Nobody));
+    let mut sender = Sender::start(source, method, &pipes, &config(2)).unwrap();
     let queued = sender.queue_range(0, 0, 1500 * 4096);
-    let error = queued.and_then(|()| sender.sync(SyncScope::Peer)).unwrap_err();
+    let error = queued
+        .and_then(|()| sender.sync(SyncScope::Peer))
+        .unwrap_err();
     assert!(matches!(error, Error::PoolPanicked), "{error}");
     assert!(sender.finish().is_err());
 }
@@ -181,10 +175,10 @@ fn a_transfer_dropped_half_way_waits_for_its_jobs() {
     let source = guest("pc.ram", 5000);
     (0..5000).for_each(|page| write(&source, page, "text"));
     let pipes = Pipes::new(1);
-    let method = Arc::new(Flip);
+    let method = Flip;
     let mut sender = Sender::start(
         source,
-        &Pooled::new(Arc::clone(&method), Arc::new(Threads::default())),
+        Encode::on_pool(&method, Arc::new(Threads::default())),
         &pipes,
         &config(1),
     )

@@ -1,11 +1,10 @@
-//! Receiving zero pages leaves memory alone that is zero already: it stays without a page of its own.
+//! Receiving zero pages leaves memory alone that is zero already: it stays without a page of its
+//! own.
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-mod pipe;
-
 use multifd_core::{Plain, Receiver, ReceiverConfig, Sender, SenderConfig, SyncScope};
-use pipe::{Pipes, guest, write};
+use multifd_testing::{Pipes, guest, write};
 
 /// KiB of memory of its own that the mapping with this address has.
 fn own_kib(address: usize) -> u64 {

@@ -1,5 +1,5 @@
-//! The checksum extension: CRC-32 over a RAM packet and its payload, in reserved bytes that QEMU sends as zeros and never
-//! looks at.
+//! The checksum extension: CRC-32 over a RAM packet and its payload, in reserved bytes that QEMU
+//! sends as zeros and never looks at.
 
 use crate::ram::RAM_PACKET_FIXED_LEN;
 use crate::{Field, PacketError};
@@ -24,15 +24,16 @@ struct RawSeal {
 
 /// The checksums a RAM packet carries.
 ///
-/// Layout, big-endian, in the packet's bytes 40..56: `tag u32 = "MFCK" | CRC-32 of the packet, with this field as zero u32 |
-/// CRC-32 of the payload as it is on the wire u32 | flags u32` (bit 0: the payload's CRC is there; the others are zero). The CRC
-/// is the one of Ethernet, zlib and gzip. Bytes 56..64 stay zero.
+/// Layout, big-endian, in the packet's bytes 40..56: `tag u32 = "MFCK" | CRC-32 of the packet, with
+/// this field as zero u32 | CRC-32 of the payload as it is on the wire u32 | flags u32` (bit 0: the
+/// payload's CRC is there; the others are zero). The CRC is the one of Ethernet, zlib and gzip.
+/// Bytes 56..64 stay zero.
 ///
 /// ```
-/// use multifd_packet::{Flags, Geometry, Method, RamFields, RamPacket, Seal};
+/// use multifd_packet::{Compression, Flags, Geometry, RamFields, RamPacket, Seal};
 ///
 /// let geometry = Geometry::new(4096)?;
-/// let fields = RamFields { flags: Flags::data(Method::None), payload_len: 4096, packet_num: 0, block: "pc.ram" };
+/// let fields = RamFields { flags: Flags::data(Compression::None), payload_len: 4096, packet_num: 0, block: "pc.ram" };
 /// let payload = [7u8; 4096];
 /// let mut packet = [0u8; 1344];
 /// RamPacket::encode(&fields, geometry, &[0x1000], &[], &mut packet)?;
@@ -46,7 +47,7 @@ struct RawSeal {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seal {
-    /// CRC-32 of the payload on the wire; only a payload that can not change on its way has one.
+    /// CRC-32 of the payload on the wire; only a payload that cannot change on its way has one.
     pub payload: Option<u32>,
 }
 
@@ -93,12 +94,12 @@ impl Seal {
         put(&raw, packet)
     }
 
-    /// Checks the packet against the checksum it carries; `None` if it carries none. `packet` is all of it, and nothing
-    /// else.
+    /// Checks the packet against the checksum it carries; `None` if it carries none. `packet` is
+    /// all of it, and nothing else.
     ///
     /// # Errors
-    /// [`PacketError::Mismatch`] if the packet is not what was sealed; [`PacketError::TooLarge`] for flags without a
-    /// meaning; [`PacketError::Short`].
+    /// [`PacketError::Mismatch`] if the packet is not what was sealed; [`PacketError::TooLarge`]
+    /// for flags without a meaning; [`PacketError::Short`].
     pub fn verify(packet: &[u8]) -> Result<Option<Self>, PacketError> {
         let sealed = packet.get(AT..).unwrap_or_default();
         let (raw, _) = RawSeal::ref_from_prefix(sealed).map_err(|_| short(packet.len()))?;
@@ -145,18 +146,25 @@ impl Seal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Flags, Geometry, Method, RamFields, RamPacket};
+    use crate::{Compression, Flags, Geometry, RamFields, RamPacket};
     use proptest::prelude::*;
 
     fn packet(normal: &[u64], payload: Option<u32>) -> [u8; 1344] {
         let mut packet = [0; 1344];
         let fields = RamFields {
-            flags: Flags::data(Method::None),
+            flags: Flags::data(Compression::None),
             payload_len: u32::try_from(normal.len()).unwrap() * 4096,
             packet_num: 77,
             block: "pc.ram",
         };
-        RamPacket::encode(&fields, Geometry::new(4096).unwrap(), normal, &[], &mut packet).unwrap();
+        RamPacket::encode(
+            &fields,
+            Geometry::new(4096).unwrap(),
+            normal,
+            &[],
+            &mut packet,
+        )
+        .unwrap();
         Seal::write(&mut packet, payload).unwrap();
         packet
     }
@@ -186,7 +194,8 @@ mod tests {
             let mut sealed = packet(&normal, payload);
             prop_assert_eq!(Seal::verify(&sealed), Ok(Some(Seal { payload })));
             sealed[bit / 8] ^= 1 << (bit % 8);
-            // The tag's own bits make it a packet without a checksum: whoever asks for one sees that.
+            // The tag's own bits make it a packet without a checksum: whoever asks for one sees
+            // that.
             let expected = if (40 * 8..44 * 8).contains(&bit) { matches!(Seal::verify(&sealed), Ok(None)) } else { Seal::verify(&sealed).is_err() };
             prop_assert!(expected);
         }

@@ -29,16 +29,18 @@ pub struct DeviceStateFields<'a> {
     pub payload_len: u32,
 }
 
-/// A checked device-state packet: `header | idstr char[256] | instance_id u32 | next_packet_size u32`, big-endian.
+/// A checked device-state packet: `header | idstr char[256] | instance_id u32 | next_packet_size
+/// u32`, big-endian.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceStatePacket;
 
 impl DeviceStatePacket {
-    /// Reads a packet from the first [`DEVICE_STATE_PACKET_LEN`] bytes; the label is borrowed from them.
+    /// Reads a packet from the first [`DEVICE_STATE_PACKET_LEN`] bytes; the label is borrowed from
+    /// them.
     ///
     /// # Errors
-    /// A wrong magic, version or flags word; a label that is empty, unterminated or not UTF-8; a payload of 0
-    /// bytes, or of more than `max_payload`.
+    /// A wrong magic, version or flags word; a label that is empty, unterminated or not UTF-8; a
+    /// payload of 0 bytes, or of more than `max_payload`.
     pub fn parse(bytes: &[u8], max_payload: u32) -> Result<DeviceStateFields<'_>, PacketError> {
         let (raw, _) = RawDeviceState::ref_from_prefix(bytes).map_err(|_| PacketError::Short {
             what: "device-state packet",
@@ -73,7 +75,8 @@ impl DeviceStatePacket {
     /// Writes a packet to the start of `out` and returns its length.
     ///
     /// # Errors
-    /// [`PacketError::Short`], [`PacketError::BadName`], or [`PacketError::BadPayload`] for an empty payload.
+    /// [`PacketError::Short`], [`PacketError::BadName`], or [`PacketError::BadPayload`] for an
+    /// empty payload.
     pub fn encode(fields: &DeviceStateFields<'_>, out: &mut [u8]) -> Result<usize, PacketError> {
         check_payload(fields.payload_len)?;
         let raw = RawDeviceState {

@@ -63,7 +63,7 @@ impl fmt::Display for Field {
     }
 }
 
-/// Why bytes are not the structure they were read as, or why a structure can not be encoded.
+/// Why bytes are not the structure they were read as, or why a structure cannot be encoded.
 ///
 /// Every variant names what was found and what was expected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -101,9 +101,9 @@ pub enum PacketError {
     },
     /// The compression bits of `flags` are no method this crate knows.
     #[error(
-        "flags {flags:#x} carry the unknown compression method {bits:#x}; known are none, zlib, zstd, QPL, UADK and QATzip"
+        "flags {flags:#x} carry the unknown compression method {bits:#x}; known are none, zlib, zstd, QPL, UADK, QATzip and private methods"
     )]
-    UnknownMethod {
+    UnknownCompression {
         /// The whole flags word.
         flags: u32,
         /// Its method bits, in place.

@@ -4,10 +4,32 @@ use crate::{Field, Flags, PacketError};
 use zerocopy::byteorder::big_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// First four bytes of every multifd packet, big-endian; also what tells a multifd connection from the main one.
+/// First four bytes of every multifd packet, big-endian; also what tells a multifd connection from
+/// the main one.
 pub const MAGIC: u32 = 0x1122_3344;
 /// First four bytes of the main connection ("QEVM"), big-endian.
 pub const MAIN_MAGIC: u32 = 0x5145_564d;
+
+/// What a connection is, by its first four bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Greeting {
+    /// QEMU's main connection: [`MAIN_MAGIC`].
+    Main,
+    /// A multifd channel: [`MAGIC`].
+    Channel,
+}
+
+impl Greeting {
+    /// What a connection that starts with `head` is; `None` if it is neither.
+    pub const fn of(head: [u8; 4]) -> Option<Self> {
+        match u32::from_be_bytes(head) {
+            MAIN_MAGIC => Some(Self::Main),
+            MAGIC => Some(Self::Channel),
+            _ => None,
+        }
+    }
+}
+
 /// The only version of the multifd protocol.
 pub const VERSION: u32 = 1;
 /// Bytes of a [`Header`].
@@ -57,10 +79,12 @@ pub struct Header {
 }
 
 impl Header {
-    /// Reads the first [`HEADER_LEN`] bytes of a packet: `magic u32 | version u32 | flags u32`, big-endian.
+    /// Reads the first [`HEADER_LEN`] bytes of a packet: `magic u32 | version u32 | flags u32`,
+    /// big-endian.
     ///
     /// # Errors
-    /// [`PacketError::Short`], [`PacketError::Mismatch`] for magic or version, and what [`Flags::from_wire`] refuses.
+    /// [`PacketError::Short`], [`PacketError::Mismatch`] for magic or version, and what
+    /// [`Flags::from_wire`] refuses.
     pub fn parse(bytes: &[u8]) -> Result<Self, PacketError> {
         let (raw, _) = RawHeader::ref_from_prefix(bytes).map_err(|_| PacketError::Short {
             what: "packet header",

@@ -1,7 +1,7 @@
 //! The init packet: the first 64 bytes on every multifd channel.
 
 use crate::header::check_magic;
-use crate::{MAGIC, PacketError, VERSION};
+use crate::{MAGIC, PacketError, Uuid, VERSION};
 use zerocopy::byteorder::big_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -18,13 +18,14 @@ struct RawInit {
     reserved: [u8; 39],
 }
 
-/// Says whose channel this is: `magic u32 | version u32 | uuid[16] | id u8 | reserved[39]`, big-endian.
+/// Says whose channel this is: `magic u32 | version u32 | uuid[16] | id u8 | reserved[39]`,
+/// big-endian.
 ///
 /// The reserved bytes are written as zeros and not looked at, as in QEMU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InitPacket {
     /// The source VM's UUID (`-uuid`), or zeros.
-    pub uuid: [u8; 16],
+    pub uuid: Uuid,
     /// The channel's number, from 0.
     pub channel: u8,
 }
@@ -33,8 +34,8 @@ impl InitPacket {
     /// Reads an init packet from the first [`INIT_PACKET_LEN`] bytes.
     ///
     /// # Errors
-    /// [`PacketError::Short`], and [`PacketError::Mismatch`] for magic or version. UUID and channel are the
-    /// caller's to compare: only it knows the right ones.
+    /// [`PacketError::Short`], and [`PacketError::Mismatch`] for magic or version. UUID and channel
+    /// are the caller's to compare: only it knows the right ones.
     pub fn parse(bytes: &[u8]) -> Result<Self, PacketError> {
         let (raw, _) = RawInit::ref_from_prefix(bytes).map_err(|_| PacketError::Short {
             what: "init packet",
@@ -43,7 +44,7 @@ impl InitPacket {
         })?;
         check_magic(raw.magic.get(), raw.version.get())?;
         Ok(Self {
-            uuid: raw.uuid,
+            uuid: Uuid(raw.uuid),
             channel: raw.id,
         })
     }
@@ -56,7 +57,7 @@ impl InitPacket {
         let raw = RawInit {
             magic: U32::new(MAGIC),
             version: U32::new(VERSION),
-            uuid: self.uuid,
+            uuid: self.uuid.0,
             id: self.channel,
             reserved: [0; 39],
         };
@@ -77,7 +78,7 @@ mod tests {
     #[test]
     fn init_packet_survives_the_wire_and_refuses_a_wrong_start() {
         let packet = InitPacket {
-            uuid: *b"0123456789abcdef",
+            uuid: Uuid(*b"0123456789abcdef"),
             channel: 7,
         };
         let mut bytes = [0xff; 70];

@@ -37,8 +37,8 @@ impl MappedRamHeader {
     /// Reads a header from the first [`MAPPED_RAM_HEADER_LEN`] bytes.
     ///
     /// # Errors
-    /// [`PacketError::Short`]; a version other than 1; a page size that is no power of two from 512 bytes to
-    /// 512 KiB; pages that are not page-aligned. Whether the regions fit the file is for
+    /// [`PacketError::Short`]; a version other than 1; a page size that is no power of two from 512
+    /// bytes to 512 KiB; pages that are not page-aligned. Whether the regions fit the file is for
     /// [`MappedRamLayout::from_header`] and the caller to say.
     pub fn parse(bytes: &[u8]) -> Result<Self, PacketError> {
         let (raw, _) = RawMapped::ref_from_prefix(bytes).map_err(|_| PacketError::Short {
@@ -107,8 +107,8 @@ pub struct MappedRamLayout {
 }
 
 impl MappedRamLayout {
-    /// The layout QEMU gives a block whose mapped-ram header starts at `header_at`: bitmap right after the header,
-    /// pages at the next multiple of [`PAGES_ALIGN`].
+    /// The layout QEMU gives a block whose mapped-ram header starts at `header_at`: bitmap right
+    /// after the header, pages at the next multiple of [`PAGES_ALIGN`].
     ///
     /// # Errors
     /// [`PacketError::BadPageSize`], and [`PacketError::Overflow`] if a region would end past 2^64.
@@ -139,8 +139,9 @@ impl MappedRamLayout {
     /// The layout a header read from a file describes, for a block of `used_length` bytes.
     ///
     /// # Errors
-    /// [`PacketError::Overflow`] if a region would end past 2^64, [`PacketError::TooLarge`] if the bitmap runs into
-    /// the pages, [`PacketError::Unaligned`] if `used_length` is no multiple of the page size.
+    /// [`PacketError::Overflow`] if a region would end past 2^64, [`PacketError::TooLarge`] if the
+    /// bitmap runs into the pages, [`PacketError::Unaligned`] if `used_length` is no multiple of
+    /// the page size.
     pub fn from_header(header: MappedRamHeader, used_length: u64) -> Result<Self, PacketError> {
         header.check()?;
         if !used_length.is_multiple_of(header.page_size) {
@@ -150,14 +151,16 @@ impl MappedRamLayout {
                 align: header.page_size,
             });
         }
-        let layout = Self { header, used_length };
-        let bitmap_end =
-            header
-                .bitmap_offset
-                .checked_add(layout.bitmap_len())
-                .ok_or(PacketError::Overflow {
-                    field: Field::BitmapOffset,
-                })?;
+        let layout = Self {
+            header,
+            used_length,
+        };
+        let bitmap_end = header
+            .bitmap_offset
+            .checked_add(layout.bitmap_len())
+            .ok_or(PacketError::Overflow {
+                field: Field::BitmapOffset,
+            })?;
         if bitmap_end > header.pages_offset {
             return Err(PacketError::TooLarge {
                 field: Field::BitmapOffset,
@@ -204,7 +207,8 @@ fn bitmap_len(used_length: u64, page_size: u64) -> u64 {
     (used_length / page_size).div_ceil(64) * 8
 }
 
-/// A page bitmap as it lies in the file: bit `i % 64` of little-endian word `i / 64` says that page `i` is stored.
+/// A page bitmap as it lies in the file: bit `i % 64` of little-endian word `i / 64` says that page
+/// `i` is stored.
 #[derive(Debug, Clone, Copy)]
 pub struct Bitmap<'a> {
     bytes: &'a [u8],
@@ -258,8 +262,11 @@ mod tests {
         assert_eq!(layout.bitmap_len(), 512);
         assert_eq!(layout.header().pages_offset, 1 << 20);
         assert_eq!(layout.end(), 17 << 20);
-        let recorded = include_bytes!("../fuzz/seeds/mapped_ram/pc.ram");
-        assert_eq!(MappedRamHeader::parse(recorded).as_ref(), Ok(layout.header()));
+        let recorded = include_bytes!("../tests/fuzz/seeds/mapped_ram/pc.ram");
+        assert_eq!(
+            MappedRamHeader::parse(recorded).as_ref(),
+            Ok(layout.header())
+        );
     }
 
     #[test]

@@ -5,7 +5,8 @@ use crate::{Field, PacketError};
 /// Bytes of a name field on the wire, its terminating NUL included.
 pub const NAME_LEN: usize = 256;
 
-/// The name in a NUL-terminated field. What follows the first NUL is not looked at (QEMU leaves it as it was).
+/// The name in a NUL-terminated field. What follows the first NUL is not looked at (QEMU leaves it
+/// as it was).
 pub(crate) fn parse(bytes: &[u8; NAME_LEN], field: Field) -> Result<&str, PacketError> {
     let end = bytes
         .iter()

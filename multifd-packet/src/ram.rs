@@ -42,7 +42,10 @@ impl Geometry {
     /// # Errors
     /// [`PacketError::BadPageSize`] unless it is a power of two from 512 bytes to 512 KiB.
     pub const fn new(page_size: u32) -> Result<Self, PacketError> {
-        if !page_size.is_power_of_two() || page_size < MIN_PAGE_SIZE || page_size > PACKET_GUEST_BYTES {
+        if !page_size.is_power_of_two()
+            || page_size < MIN_PAGE_SIZE
+            || page_size > PACKET_GUEST_BYTES
+        {
             return Err(PacketError::BadPageSize {
                 found: page_size as u64,
             });
@@ -81,12 +84,14 @@ pub struct RamFields<'a> {
 
 /// A checked, borrowed view of a RAM packet.
 ///
-/// Layout, big-endian: `header | pages_alloc u32 | normal_pages u32 | next_packet_size u32 | packet_num u64 |
-/// zero_pages u32 | reserved u32 | reserved[24] | ramblock char[256] | offset u64[pages_per_packet]`.
+/// Layout, big-endian: `header | pages_alloc u32 | normal_pages u32 | next_packet_size u32 |
+/// packet_num u64 | zero_pages u32 | reserved u32 | reserved[24] | ramblock char[256] | offset
+/// u64[pages_per_packet]`.
 ///
-/// The counts are checked against each other and the geometry, offsets for page alignment. Whether the block exists
-/// and an offset lies inside it only the caller can know. Senders before QEMU 9.0 have a reserved zero in place of
-/// `zero_pages` and may put pages in a SYNC packet: both read right.
+/// The counts are checked against each other and the geometry, offsets for page alignment. Whether
+/// the block exists and an offset lies inside it only the caller can know. Senders before QEMU 9.0
+/// have a reserved zero in place of `zero_pages` and may put pages in a SYNC packet: both read
+/// right.
 #[derive(Debug, Clone, Copy)]
 pub struct RamPacket<'a> {
     fields: RamFields<'a>,
@@ -99,9 +104,11 @@ impl<'a> RamPacket<'a> {
     /// Reads a packet of [`Geometry::packet_len`] bytes from the start of `bytes`, copying nothing.
     ///
     /// # Errors
-    /// Any [`PacketError`]: wrong magic, version or flags; counts that exceed each other or the geometry; a block
-    /// name that is missing while pages are named; an offset that is not page-aligned; normal pages without a payload; under method none, a payload that is not exactly the normal pages;
-    /// under any method, a payload of more than twice the packet's guest bytes.
+    /// Any [`PacketError`]: wrong magic, version or flags; counts that exceed each other or the
+    /// geometry; a block name that is missing while pages are named; an offset that is not
+    /// page-aligned; normal pages without a payload; under method none, a payload that is not
+    /// exactly the normal pages; under any method, a payload of more than twice the packet's guest
+    /// bytes.
     ///
     /// Without normal pages there is no payload, whatever `next_packet_size` says.
     pub fn parse(bytes: &'a [u8], geometry: Geometry) -> Result<Self, PacketError> {
@@ -123,8 +130,11 @@ impl<'a> RamPacket<'a> {
         let alloc = at_most(Field::PagesAlloc, raw.pages_alloc.get(), capacity)?;
         let normal_pages = at_most(Field::NormalPages, raw.normal_pages.get(), alloc)?;
         let zero_pages = at_most(Field::ZeroPages, raw.zero_pages.get(), alloc - normal_pages)?;
-        let (offsets, _) = <[U64]>::ref_from_prefix_with_elems(rest, capacity as usize).map_err(|_| short)?;
-        let named = offsets.get(..(normal_pages + zero_pages) as usize).ok_or(short)?;
+        let (offsets, _) =
+            <[U64]>::ref_from_prefix_with_elems(rest, capacity as usize).map_err(|_| short)?;
+        let named = offsets
+            .get(..(normal_pages + zero_pages) as usize)
+            .ok_or(short)?;
         let (normal, zero) = named.split_at_checked(normal_pages as usize).ok_or(short)?;
         for offset in named {
             let align = u64::from(geometry.page_size);
@@ -144,7 +154,8 @@ impl<'a> RamPacket<'a> {
         };
         check_payload(flags, payload_len, normal_pages, geometry)?;
         let block = if named.is_empty() {
-            // A SYNC packet's name is whatever the sender's buffer held last: an unreadable one means nothing.
+            // A SYNC packet's name is whatever the sender's buffer held last: an unreadable one
+            // means nothing.
             name::parse(&raw.ramblock, Field::RamBlock).unwrap_or_default()
         } else {
             name::parse(&raw.ramblock, Field::RamBlock)?
@@ -165,12 +176,12 @@ impl<'a> RamPacket<'a> {
 
     /// Writes a packet to the start of `out` and returns its length, [`Geometry::packet_len`].
     ///
-    /// `normal` are the offsets of pages whose contents follow, `zero` those of zero pages, in bytes from the start
-    /// of the block.
+    /// `normal` are the offsets of pages whose contents follow, `zero` those of zero pages, in
+    /// bytes from the start of the block.
     ///
     /// # Errors
-    /// Whatever [`RamPacket::parse`] would refuse, and [`PacketError::Short`] if `out` is too small; then `out` is
-    /// unspecified.
+    /// Whatever [`RamPacket::parse`] would refuse, and [`PacketError::Short`] if `out` is too
+    /// small; then `out` is unspecified.
     pub fn encode(
         fields: &RamFields<'_>,
         geometry: Geometry,
@@ -213,8 +224,11 @@ impl<'a> RamPacket<'a> {
             ramblock,
         };
         raw.write_to_prefix(out).map_err(|_| short)?;
-        let (_, rest) = out.split_at_mut_checked(RAM_PACKET_FIXED_LEN).ok_or(short)?;
-        let (slots, _) = <[U64]>::mut_from_prefix_with_elems(rest, capacity as usize).map_err(|_| short)?;
+        let (_, rest) = out
+            .split_at_mut_checked(RAM_PACKET_FIXED_LEN)
+            .ok_or(short)?;
+        let (slots, _) =
+            <[U64]>::mut_from_prefix_with_elems(rest, capacity as usize).map_err(|_| short)?;
         let align = u64::from(geometry.page_size);
         let mut named = normal.iter().chain(zero);
         for slot in slots {
@@ -295,7 +309,12 @@ fn at_most(field: Field, found: u32, limit: u32) -> Result<u32, PacketError> {
     Ok(found)
 }
 
-fn check_payload(flags: Flags, len: u32, normal_pages: u32, geometry: Geometry) -> Result<(), PacketError> {
+fn check_payload(
+    flags: Flags,
+    len: u32,
+    normal_pages: u32,
+    geometry: Geometry,
+) -> Result<(), PacketError> {
     let raw = normal_pages * geometry.page_size;
     if normal_pages == 0 && len != 0 {
         return Err(PacketError::BadPayload {
@@ -309,7 +328,7 @@ fn check_payload(flags: Flags, len: u32, normal_pages: u32, geometry: Geometry) 
             expected: "the packet names normal pages",
         });
     }
-    if flags.method() == crate::Method::None && len != raw {
+    if flags.compression() == crate::Compression::None && len != raw {
         return Err(PacketError::BadPayload {
             found: len,
             expected: "without compression it is the normal pages' bytes",
@@ -322,7 +341,7 @@ fn check_payload(flags: Flags, len: u32, normal_pages: u32, geometry: Geometry) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Method;
+    use crate::Compression;
     use proptest::prelude::*;
 
     fn geometry() -> Geometry {
@@ -332,7 +351,7 @@ mod tests {
     fn encode_ok(normal: &[u64], zero: &[u64]) -> [u8; 1344] {
         let mut out = [0xaa; 1344];
         let fields = RamFields {
-            flags: Flags::data(Method::None),
+            flags: Flags::data(Compression::None),
             payload_len: u32::try_from(normal.len()).unwrap() * 4096,
             packet_num: 9,
             block: "pc.ram",
@@ -363,7 +382,9 @@ mod tests {
         let parse = |at: usize, value: u32| {
             let mut bytes = good;
             bytes[at..at + 4].copy_from_slice(&value.to_be_bytes());
-            RamPacket::parse(&bytes, geometry()).map(|_| ()).unwrap_err()
+            RamPacket::parse(&bytes, geometry())
+                .map(|_| ())
+                .unwrap_err()
         };
         assert_eq!(
             parse(12, 129),
@@ -397,7 +418,10 @@ mod tests {
                 limit: 126
             }
         );
-        assert!(matches!(parse(20, 1), PacketError::BadPayload { found: 1, .. }));
+        assert!(matches!(
+            parse(20, 1),
+            PacketError::BadPayload { found: 1, .. }
+        ));
         assert!(matches!(parse(8, 0x40), PacketError::BadFlags { .. }));
         assert!(matches!(
             parse(324, 1),
@@ -439,7 +463,10 @@ mod tests {
             block: "",
         };
         RamPacket::encode(&fields, geometry(), &[], &[], &mut out).unwrap();
-        assert_eq!(RamPacket::parse(&out, geometry()).unwrap().fields(), &fields);
+        assert_eq!(
+            RamPacket::parse(&out, geometry()).unwrap().fields(),
+            &fields
+        );
         assert_eq!(
             RamPacket::encode(&fields, geometry(), &[], &[0], &mut out),
             Err(PacketError::BadName {

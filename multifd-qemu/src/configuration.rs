@@ -1,7 +1,10 @@
 //! The configuration section: which machine this is, and what the source has switched on.
 
 use crate::input::Input;
+use crate::output::push_name;
+use crate::sections::CONFIGURATION;
 use crate::{Error, Limits};
+use multifd_core::packet::Uuid;
 use std::io::Read;
 
 const SUBSECTION: u8 = 0x05;
@@ -25,7 +28,7 @@ pub enum Subsection {
     /// The guest's page size as a power of two, where the architecture leaves it open.
     TargetPageBits(u32),
     /// The VM's UUID, where one was given.
-    Uuid([u8; 16]),
+    Uuid(Uuid),
 }
 
 /// What the configuration section says: `u32 len | machine name | subsections`.
@@ -58,11 +61,12 @@ impl Configuration {
         } else {
             4096
         };
-        bits.and_then(|bits| 1u32.checked_shl(bits)).unwrap_or(fixed)
+        bits.and_then(|bits| 1u32.checked_shl(bits))
+            .unwrap_or(fixed)
     }
 
     /// The VM's UUID, if it was sent.
-    pub fn uuid(&self) -> Option<[u8; 16]> {
+    pub fn uuid(&self) -> Option<Uuid> {
         self.subsections.iter().find_map(|sub| match sub {
             Subsection::Uuid(uuid) => Some(*uuid),
             _ => None,
@@ -107,19 +111,20 @@ impl Configuration {
         }
     }
 
-    /// Whether machines of this type sync at the end of every section and not only of every round: QEMU's types up to
-    /// 8.0. `None` if the name does not tell.
+    /// Whether machines of this type sync at the end of every section and not only of every round:
+    /// QEMU's types up to 8.0. `None` if the name does not tell.
     pub fn syncs_each_section(&self) -> Option<bool> {
         self.version().map(|version| version <= (8, 0))
     }
 
-    /// Whether a QEMU of the age of this machine type knows zero pages in packets: from 9.0 on. `None` if the name does
-    /// not tell.
+    /// Whether a QEMU of the age of this machine type knows zero pages in packets: from 9.0 on.
+    /// `None` if the name does not tell.
     pub fn knows_zero_pages_in_packets(&self) -> Option<bool> {
         self.version().map(|version| version >= (9, 0))
     }
 
-    /// The QEMU version the machine type is of, as far as its name tells: distributions have names of their own.
+    /// The QEMU version the machine type is of, as far as its name tells: distributions have names
+    /// of their own.
     fn version(&self) -> Option<(u32, u32)> {
         let (_, version) = self.machine.rsplit_once('-')?;
         let numbers = |text: &str| {
@@ -152,7 +157,10 @@ impl Configuration {
     }
 
     /// Reads the section's body; returns it with the type byte of the element after it.
-    pub(crate) fn read<R: Read>(input: &mut Input<R>, limits: &Limits) -> Result<(Self, u8), Error> {
+    pub(crate) fn read<R: Read>(
+        input: &mut Input<R>,
+        limits: &Limits,
+    ) -> Result<(Self, u8), Error> {
         let offset = input.offset();
         let len = input.u32("the machine name's length")?;
         if len > limits.machine_name {
@@ -168,11 +176,18 @@ impl Configuration {
         loop {
             let kind = input.u8("the element after the configuration")?;
             if kind != SUBSECTION {
-                return Ok((Self { machine, subsections }, kind));
+                return Ok((
+                    Self {
+                        machine,
+                        subsections,
+                    },
+                    kind,
+                ));
             }
             let subsection = Self::read_subsection(input)?;
-            let same =
-                |other: &Subsection| std::mem::discriminant(other) == std::mem::discriminant(&subsection);
+            let same = |other: &Subsection| {
+                std::mem::discriminant(other) == std::mem::discriminant(&subsection)
+            };
             if subsections.iter().any(same) {
                 return Err(Error::Malformed {
                     offset: input.offset(),
@@ -217,10 +232,10 @@ impl Configuration {
                 }
                 Ok(Subsection::TargetPageBits(bits))
             }
-            UUID => Ok(Subsection::Uuid(input.bytes("the UUID")?)),
+            UUID => Ok(Subsection::Uuid(Uuid(input.bytes("the UUID")?))),
             _ => Err(Error::Refused {
                 offset,
-                what: format!("the configuration subsection {name:?}"),
+                what: format!("the configuration subsection {name:?}, which is not known"),
                 advice: "this version knows capabilities, target-page-bits and uuid".into(),
             }),
         }
@@ -228,7 +243,7 @@ impl Configuration {
 
     /// Appends the section, its type byte included.
     pub(crate) fn write(&self, out: &mut Vec<u8>) {
-        out.push(crate::sections::CONFIGURATION);
+        out.push(CONFIGURATION);
         out.extend(
             u32::try_from(self.machine.len())
                 .unwrap_or(u32::MAX)
@@ -255,18 +270,11 @@ impl Configuration {
                 }
                 Subsection::Uuid(uuid) => {
                     head(out, UUID);
-                    out.extend(uuid);
+                    out.extend(uuid.0);
                 }
             }
         }
     }
-}
-
-/// Appends a name after its length in one byte. Names are at most 255 bytes: they came from such a field, or are a RAM
-/// block's.
-pub(crate) fn push_name(out: &mut Vec<u8>, name: &str) {
-    out.push(u8::try_from(name.len()).unwrap_or(u8::MAX));
-    out.extend(name.bytes().take(255));
 }
 
 #[cfg(test)]
@@ -289,7 +297,7 @@ mod tests {
             let mut configuration = Configuration::new(&machine);
             configuration.subsections.extend(bits.map(Subsection::TargetPageBits));
             configuration.subsections.push(Subsection::Capabilities(list));
-            configuration.subsections.extend(uuid.map(Subsection::Uuid));
+            configuration.subsections.extend(uuid.map(|uuid| Subsection::Uuid(Uuid(uuid))));
             let mut bytes = Vec::new();
             configuration.write(&mut bytes);
             bytes.push(1);
@@ -308,7 +316,7 @@ mod tests {
     #[test]
     fn mapped_ram_is_put_in_and_taken_out_in_its_place() {
         let mut plain = Configuration::new("pc-i440fx-10.0");
-        plain.subsections.push(Subsection::Uuid([7; 16]));
+        plain.subsections.push(Subsection::Uuid(Uuid([7; 16])));
         let mapped = plain.with_mapped_ram(true);
         assert!(mapped.is_mapped_ram() && !plain.is_mapped_ram());
         assert!(matches!(

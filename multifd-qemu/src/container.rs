@@ -71,10 +71,10 @@ fn read(file: &mut (impl Read + Seek), at: u64) -> Result<Vec<u8>, Error> {
     let result = file
         .seek(SeekFrom::Start(at))
         .and_then(|_| file.take(24).read_to_end(&mut bytes));
-    result.map_err(|source: io::Error| Error::Io {
+    result.map_err(|cause: io::Error| Error::Io {
         offset: at,
         what: "looking for a migration",
-        source,
+        cause,
     })?;
     Ok(bytes)
 }
@@ -115,11 +115,15 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("--image-format sparse"), "{error}");
-        let error = find_migration(Cursor::new(image(0, 92))).unwrap_err().to_string();
+        let error = find_migration(Cursor::new(image(0, 92)))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("--image-format sparse"), "{error}");
         let mut partial = image(0, 4096);
         partial[..16].copy_from_slice(PARTIAL_IMAGE);
-        let error = find_migration(Cursor::new(partial)).unwrap_err().to_string();
+        let error = find_migration(Cursor::new(partial))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("not finished"), "{error}");
     }
 }

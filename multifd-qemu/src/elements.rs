@@ -85,20 +85,25 @@ impl Elements {
                 }
                 (START, Some(_)) => {
                     let found = read_ram_start(input)?;
-                    return Err(unexpected(offset, format!("a second RAM section (id {found})")));
+                    return Err(unexpected(
+                        offset,
+                        format!("a second RAM section (id {found})"),
+                    ));
                 }
                 (PART | END, Some(id)) if !self.ended => {
                     input.expect_u32("a section's id", id)?;
                     self.more(kind);
                     return Ok(Element::Ram);
                 }
-                (FULL, Some(id)) if !self.parts => match self.read_early(id, input, limits, held)? {
-                    COMMAND => self.switchover_start = true,
-                    kind => {
-                        self.more(kind);
-                        return Ok(Element::Ram);
+                (FULL, Some(id)) if !self.parts => {
+                    match self.read_early(id, input, limits, held)? {
+                        COMMAND => self.switchover_start = true,
+                        kind => {
+                            self.more(kind);
+                            return Ok(Element::Ram);
+                        }
                     }
-                },
+                }
                 (COMMAND, _) => match read_command(input, self.asks)? {
                     SWITCHOVER_START => self.switchover_start = true,
                     asks => self.asks = Some(*self.asks.get_or_insert((offset, asks))),
@@ -122,7 +127,7 @@ impl Elements {
         };
         Err(Error::Refused {
             offset,
-            what: format!("a return-path command ({command})"),
+            what: format!("a return-path command ({command}), which is not supported"),
             advice: "switch the return-path capability off".into(),
         })
     }
@@ -147,7 +152,7 @@ impl Elements {
             if bytes.len() == bytes.capacity() {
                 let more = (bytes.capacity() as u64 * 2).max(4096);
                 held.grow_to("the device sections", more)
-                    .map_err(|source| Error::Memory { offset, source })?;
+                    .map_err(|cause| Error::Memory { offset, cause })?;
                 bytes.reserve_exact(bytes.capacity().max(4096));
             }
             bytes.push(input.u8("a device section before the RAM")?);
@@ -161,7 +166,9 @@ impl Elements {
             }
             let kind = match bytes.last_chunk::<10>() {
                 Some([FOOTER, _, _, _, _, kind @ (PART | END), id @ ..]) if *id == section => *kind,
-                Some([FOOTER, _, _, _, _, COMMAND, a, b, 0, 0]) if [*a, *b] == switchover => COMMAND,
+                Some([FOOTER, _, _, _, _, COMMAND, a, b, 0, 0]) if [*a, *b] == switchover => {
+                    COMMAND
+                }
                 _ => continue,
             };
             bytes.truncate(bytes.len() - 5);

@@ -1,12 +1,12 @@
 //! What can go wrong on the main channel.
 
-use multifd_core::{BlockError, Error as EngineError, OverBudget};
+use multifd_core::{BlockError, BoxError, ChannelError, Error as EngineError, OverBudget};
 use multifd_packet::PacketError;
 use std::io;
 use std::time::Duration;
 
-/// Why a migration could not be received, sent, or read from a file. Offsets are bytes from the start of the main channel
-/// or of the file.
+/// Why a migration could not be received, sent, or read from a file. Offsets are bytes from the
+/// start of the main channel or of the file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -19,25 +19,27 @@ pub enum Error {
         what: &'static str,
     },
     /// The main channel's I/O failed.
-    #[error("the main channel, at byte {offset}, {what}: {source}")]
+    #[error("the main channel, at byte {offset}, {what}: {cause}")]
     Io {
         /// How far it had come.
         offset: u64,
         /// What was being read or written.
         what: &'static str,
         /// The reason.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A file could not be written.
-    #[error("writing the file, at byte {offset}: {source}")]
+    #[error("writing the file, at byte {offset}: {cause}")]
     File {
         /// Where.
         offset: u64,
         /// The reason.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Nothing came, on any connection, for the whole deadline.
-    #[error("nothing came for {deadline:?}, waiting for {what} at byte {offset} of the main channel")]
+    #[error(
+        "nothing came for {deadline:?}, waiting for {what} at byte {offset} of the main channel"
+    )]
     Stalled {
         /// How far the main channel had come.
         offset: u64,
@@ -72,14 +74,14 @@ pub enum Error {
     },
     /// The VM is not wanted here.
     #[error("{0}")]
-    Declined(String),
+    Declined(BoxError),
     /// Something takes more memory than there may be for what a peer makes us hold.
-    #[error("byte {offset} of the main channel: {source}")]
+    #[error("byte {offset} of the main channel: {cause}")]
     Memory {
         /// Where.
         offset: u64,
         /// How much there was.
-        source: OverBudget,
+        cause: OverBudget,
     },
     /// A file does not begin as a migration does.
     #[error(
@@ -93,7 +95,7 @@ pub enum Error {
         found: u32,
     },
     /// The source uses something that is not handled here.
-    #[error("byte {offset} of the main channel: the source sends {what}, which is not supported: {advice}")]
+    #[error("byte {offset} of the main channel: the source sends {what}: {advice}")]
     Refused {
         /// Where.
         offset: u64,
@@ -103,19 +105,79 @@ pub enum Error {
         advice: String,
     },
     /// A mapped-ram header is not valid.
-    #[error("byte {offset} of the file: RAM block {block:?}: {source}")]
+    #[error("byte {offset} of the file: RAM block {block:?}: {cause}")]
     Mapped {
         /// Where the header is.
         offset: u64,
         /// The block.
         block: String,
         /// What is wrong with it.
-        source: PacketError,
+        cause: PacketError,
+    },
+    /// The main connection could not be made or ended.
+    #[error("{doing}: {cause}")]
+    Connection {
+        /// What was being done.
+        doing: &'static str,
+        /// The reason.
+        cause: ChannelError,
+    },
+    /// The memory that was made for a RAM block is not what was asked for.
+    #[error("the memory made for RAM block {block:?} has another name, or not {len} bytes")]
+    OtherMemory {
+        /// The block.
+        block: String,
+        /// Bytes asked for.
+        len: u64,
+    },
+    /// A snapshot's file could not be written or read.
+    #[cfg(feature = "file")]
+    #[error(transparent)]
+    SnapshotFile(#[from] multifd_transport_file::FileError),
+    /// Something is wrong in a snapshot's file.
+    #[cfg(feature = "file")]
+    #[error("{path}: {cause}", path = .path.display())]
+    InFile {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong.
+        cause: Box<Self>,
+    },
+    /// The disk has less space than a guest's RAM may take.
+    #[cfg(feature = "file")]
+    #[error(
+        "{path}: No space left on device for all of the guest's RAM: {free} free, and it has {needed}", path = .path.display(), free = mebibytes(*.free), needed = mebibytes(*.needed)
+    )]
+    NoSpace {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Bytes of guest RAM.
+        needed: u64,
+        /// Bytes that are free.
+        free: u64,
+    },
+    /// A raw image is not made of whole pages.
+    #[cfg(feature = "file")]
+    #[error("{path} has {len} bytes, not a positive multiple of the page size {page_size}", path = .path.display())]
+    RawLength {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Its length in bytes.
+        len: u64,
+        /// Bytes of a page.
+        page_size: u32,
     },
     /// The engine's first error, with its channel.
     #[error(transparent)]
     Engine(#[from] EngineError),
-    /// A RAM block can not be used, or memory for it not be had.
+    /// A RAM block is unusable, or its memory cannot be allocated.
     #[error(transparent)]
     Block(#[from] BlockError),
+}
+
+/// A size for people.
+#[cfg(feature = "file")]
+#[allow(clippy::cast_precision_loss)] // Two digits are shown.
+fn mebibytes(bytes: u64) -> String {
+    format!("{:.2} MiB", bytes as f64 / f64::from(1 << 20))
 }

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 /// What a main channel has said, as far as it was followed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Followed {
     /// Rounds that it had the channels join (`MULTIFD_FLUSH`); none of a machine type up to 8.0,
     /// which does not say it.
@@ -42,7 +43,7 @@ pub fn follow(
     let page_size = configuration.page_size();
     let mut held = budget
         .take("the device sections", 0)
-        .map_err(|source| Error::Memory { offset: 0, source })?;
+        .map_err(|cause| Error::Memory { offset: 0, cause })?;
     let mut elements = Elements::new(kind);
     let mut followed = Followed::default();
     let mut page = vec![0; page_size as usize];
@@ -52,8 +53,12 @@ pub fn follow(
         }
         loop {
             match ram::read_record(&mut input)? {
-                Record::Blocks { total } => drop(ram::read_blocks(&mut input, total, page_size, limits)?),
-                Record::Page { zero, same_block, .. } => {
+                Record::Blocks { total } => {
+                    drop(ram::read_blocks(&mut input, total, page_size, limits)?);
+                }
+                Record::Page {
+                    zero, same_block, ..
+                } => {
                     if !same_block {
                         input.name("a page's RAM block")?;
                     }
@@ -76,7 +81,11 @@ pub fn follow(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sections::{END, PART, push_footer, push_header, push_ram_more, push_ram_start};
+    use crate::output::{
+        push_block, push_end, push_flush, push_footer, push_header, push_ram_more, push_ram_start,
+        push_total, push_zero_page,
+    };
+    use crate::sections::{END, PART};
 
     #[test]
     fn rounds_are_counted_and_the_last_part_is_when_the_guest_had_stopped() {
@@ -84,17 +93,17 @@ mod tests {
         push_header(&mut bytes);
         Configuration::new("pc-i440fx-10.0").write(&mut bytes);
         push_ram_start(&mut bytes, 2);
-        ram::push_total(&mut bytes, 4096);
-        ram::push_block(&mut bytes, "pc.ram", 4096);
+        push_total(&mut bytes, 4096);
+        push_block(&mut bytes, "pc.ram", 4096);
         for kind in [PART, PART, END] {
-            ram::push_flush(&mut bytes);
-            ram::push_end(&mut bytes);
+            push_flush(&mut bytes);
+            push_end(&mut bytes);
             push_footer(&mut bytes, 2);
             push_ram_more(&mut bytes, kind, 2);
         }
-        ram::push_zero_page(&mut bytes, "pc.ram", 0);
-        ram::push_flush(&mut bytes);
-        ram::push_end(&mut bytes);
+        push_zero_page(&mut bytes, "pc.ram", 0);
+        push_flush(&mut bytes);
+        push_end(&mut bytes);
         push_footer(&mut bytes, 2);
         bytes.extend(crate::Tail::empty(4096).bytes());
         let mut stopped = Vec::new();

@@ -1,4 +1,5 @@
-//! Reading the main channel: big-endian integers and counted names, with the place of every byte known.
+//! Reading the main channel: big-endian integers and counted names, with the place of every byte
+//! known.
 
 use crate::Error;
 use multifd_core::{HeldMemory, Progress};
@@ -20,8 +21,8 @@ pub(crate) struct Input<R> {
 }
 
 impl<R: Read> Input<R> {
-    /// Reads `from`, which is `offset` bytes into the channel. A read that times out is tried again until the whole
-    /// transfer has stalled.
+    /// Reads `from`, which is `offset` bytes into the channel. A read that times out is tried again
+    /// until the whole transfer has stalled.
     pub(crate) fn new(from: R, offset: u64, progress: Option<Arc<Progress>>) -> Self {
         Self {
             from,
@@ -34,8 +35,8 @@ impl<R: Read> Input<R> {
         }
     }
 
-    /// From now on a stall is for the channels to tell, as they know which of them it is; here it is told of only if none has done so
-    /// within another deadline.
+    /// From now on the channels report stalls, as they know which of them it is. The main channel
+    /// reports one only if none of them has done so within another deadline.
     pub(crate) fn let_channels_speak(&mut self) {
         self.has_channels = true;
     }
@@ -57,11 +58,18 @@ impl<R: Read> Input<R> {
                     }
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) if [io::ErrorKind::TimedOut, io::ErrorKind::WouldBlock].contains(&e.kind()) => {
-                    let deadline = self.progress.as_ref().map(|p| p.deadline()).unwrap_or_default();
+                Err(e)
+                    if [io::ErrorKind::TimedOut, io::ErrorKind::WouldBlock].contains(&e.kind()) =>
+                {
+                    let deadline = self
+                        .progress
+                        .as_ref()
+                        .map(|p| p.deadline())
+                        .unwrap_or_default();
                     // The main channel may be silent for long while the others are busy.
                     if let Some(progress) = &self.progress
-                        && progress.quiet() < deadline.saturating_mul(1 + u32::from(self.has_channels))
+                        && progress.quiet()
+                            < deadline.saturating_mul(1 + u32::from(self.has_channels))
                     {
                         continue;
                     }
@@ -71,11 +79,11 @@ impl<R: Read> Input<R> {
                         deadline,
                     });
                 }
-                Err(source) => {
+                Err(cause) => {
                     return Err(Error::Io {
                         offset: self.offset,
                         what,
-                        source,
+                        cause,
                     });
                 }
             }
@@ -96,7 +104,9 @@ impl<R: Read> Input<R> {
             let available = self.buffer.get(self.at..self.filled).unwrap_or_default();
             let n = available.len().min(out.len());
             let (now, rest) = out.split_at_mut(n);
-            now.iter_mut().zip(available).for_each(|(to, from)| *to = *from);
+            now.iter_mut()
+                .zip(available)
+                .for_each(|(to, from)| *to = *from);
             out = rest;
             self.at += n;
             self.offset += n as u64;
@@ -194,7 +204,7 @@ impl<R: Read> Input<R> {
                     .max(all.capacity() * 2)
                     .min(usize::try_from(limit).unwrap_or(len).max(len));
                 held.grow_to(what, before + capacity as u64)
-                    .map_err(|source| Error::Memory { offset, source })?;
+                    .map_err(|cause| Error::Memory { offset, cause })?;
                 all.reserve_exact(capacity - all.len());
             }
             all.extend_from_slice(available);
@@ -209,10 +219,10 @@ impl<R: Read + io::Seek> Input<R> {
     /// Goes on at `offset` of the file.
     pub(crate) fn seek(&mut self, offset: u64, what: &'static str) -> Result<(), Error> {
         let at = io::SeekFrom::Start(offset);
-        self.from.seek(at).map_err(|source| Error::Io {
+        self.from.seek(at).map_err(|cause| Error::Io {
             offset: self.offset,
             what,
-            source,
+            cause,
         })?;
         (self.at, self.filled, self.offset) = (0, 0, offset);
         Ok(())

@@ -2,24 +2,18 @@
 
 use crate::elements::{Element, Elements, unexpected};
 use crate::input::Input;
-use crate::ram::{self, Record};
-use crate::sections::{
-    CONFIGURATION, END, MAGIC, VERSION, push_footer, push_header, push_ram_more, push_ram_start,
-    push_switchover_start, read_footer,
+use crate::output::{
+    push_block, push_end, push_footer, push_header, push_ram_more, push_ram_start,
+    push_switchover_start, push_total,
 };
+use crate::ram::{self, Record};
+use crate::sections::{CONFIGURATION, END, MAGIC, VERSION, read_footer};
 use crate::{BlockInfo, Configuration, Error, Limits, Tail};
 use multifd_core::{MemoryBudget, OverBudget};
-use multifd_packet::{Field, MAPPED_RAM_HEADER_LEN, MappedRamHeader, MappedRamLayout, PacketError};
+use multifd_packet::{
+    Field, MAPPED_RAM_HEADER_LEN, MappedRamHeader, MappedRamLayout, PacketError, PlacedBlock,
+};
 use std::io::{self, Read, Seek, Write};
-
-/// A RAM block of a mapped-ram file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MappedBlock {
-    /// The block's name.
-    pub name: String,
-    /// Where its bitmap and pages lie in the file.
-    pub layout: MappedRamLayout,
-}
 
 /// What a mapped-ram file holds, apart from the bitmaps and the pages.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +23,7 @@ pub struct MappedFile {
     /// The machine, and what the source had switched on.
     pub configuration: Configuration,
     /// The RAM blocks in their order, which is also that of the file.
-    pub blocks: Vec<MappedBlock>,
+    pub blocks: Vec<PlacedBlock>,
     /// The number of the RAM section.
     pub ram_section: u32,
     /// Whether the source said that the guest is stopped.
@@ -42,7 +36,8 @@ impl MappedFile {
     /// Reads a file whose migration starts at `base`. Neither bitmaps nor pages are read.
     ///
     /// # Errors
-    /// [`Error`], as when the file is no migration, was written without the capability `mapped-ram`, or is not whole.
+    /// [`Error`], as when the file is no migration, was written without the capability
+    /// `mapped-ram`, or is not whole.
     pub fn read(
         file: impl Read + Seek,
         base: u64,
@@ -67,8 +62,10 @@ impl MappedFile {
         if !configuration.is_mapped_ram() {
             return Err(Error::Refused {
                 offset: input.offset(),
-                what: "a stream that was saved to a file".into(),
-                advice: "switch the capabilities mapped-ram and multifd on before migrating to a file".into(),
+                what: "a stream that was saved to a file, which is read in another way".into(),
+                advice:
+                    "switch the capabilities mapped-ram and multifd on before migrating to a file"
+                        .into(),
             });
         }
         let mut elements = Elements::new(kind);
@@ -83,7 +80,8 @@ impl MappedFile {
                 }
                 Element::Devices(kind) if elements.ram_has_ended() => {
                     let offset = input.offset().saturating_sub(1);
-                    let bytes = input.rest(kind, limits.tail_bytes, "the device sections", &mut held)?;
+                    let bytes =
+                        input.rest(kind, limits.tail_bytes, "the device sections", &mut held)?;
                     let tail = Tail::new(bytes, offset, need_vmdesc, limits)?;
                     return Ok(Self {
                         base,
@@ -112,13 +110,16 @@ impl MappedFile {
 
     /// Bytes of guest RAM over all blocks.
     pub fn ram_bytes(&self) -> u64 {
-        self.blocks.iter().map(|block| block.layout.used_length()).sum()
+        self.blocks
+            .iter()
+            .map(|block| block.layout.used_length())
+            .sum()
     }
 }
 
 /// What cannot happen: nothing is taken yet.
-fn over(source: OverBudget) -> Error {
-    Error::Memory { offset: 0, source }
+fn over(cause: OverBudget) -> Error {
+    Error::Memory { offset: 0, cause }
 }
 
 /// Reads the body of a part of the RAM section: the block list, or nothing.
@@ -126,7 +127,7 @@ fn read_body<F: Read + Seek>(
     input: &mut Input<F>,
     configuration: &Configuration,
     limits: &Limits,
-    blocks: &mut Option<Vec<MappedBlock>>,
+    blocks: &mut Option<Vec<PlacedBlock>>,
 ) -> Result<(), Error> {
     loop {
         let offset = input.offset();
@@ -140,7 +141,8 @@ fn read_body<F: Read + Seek>(
                     offset,
                     what: "a record of the RAM section",
                     found: format!("{other:?}"),
-                    expected: "one block list, then the section's end: pages have their places".into(),
+                    expected: "one block list, then the section's end: pages have their places"
+                        .into(),
                 });
             }
         }
@@ -152,19 +154,20 @@ fn read_blocks<F: Read + Seek>(
     total: u64,
     configuration: &Configuration,
     limits: &Limits,
-) -> Result<Vec<MappedBlock>, Error> {
+) -> Result<Vec<PlacedBlock>, Error> {
     ram::check_total(total, input.offset(), limits)?;
-    let mut blocks: Vec<MappedBlock> = Vec::new();
+    let mut blocks: Vec<PlacedBlock> = Vec::new();
     let mut left = total;
     while left > 0 {
         ram::check_count(blocks.len(), input.offset(), limits)?;
-        let BlockInfo { name, used_length } = ram::read_block(input, left, configuration.page_size())?;
+        let BlockInfo { name, used_length } =
+            ram::read_block(input, left, configuration.page_size())?;
         left -= used_length;
         let offset = input.offset();
-        let invalid = |source| Error::Mapped {
+        let invalid = |cause| Error::Mapped {
             offset,
             block: name.clone(),
-            source,
+            cause,
         };
         let header: [u8; MAPPED_RAM_HEADER_LEN] = input.bytes("a mapped-ram header")?;
         let header = MappedRamHeader::parse(&header).map_err(invalid)?;
@@ -193,7 +196,7 @@ fn read_blocks<F: Read + Seek>(
             });
         }
         input.seek(layout.end(), "the end of a RAM block's pages")?;
-        blocks.push(MappedBlock { name, layout });
+        blocks.push(PlacedBlock { name, layout });
     }
     Ok(blocks)
 }
@@ -207,8 +210,8 @@ pub struct MappedWriter<F> {
 }
 
 impl<F: Write + Seek> MappedWriter<F> {
-    /// Writes everything up to the end of the block list, the migration starting at `base`, and says where each block's
-    /// bitmap and pages go; a page has `page_size` bytes.
+    /// Writes everything up to the end of the block list, the migration starting at `base`, and
+    /// says where each block's bitmap and pages go; a page has `page_size` bytes.
     ///
     /// # Errors
     /// [`Error::File`]; [`Error::Mapped`] for blocks that do not fit a file.
@@ -219,7 +222,7 @@ impl<F: Write + Seek> MappedWriter<F> {
         page_size: u32,
         ram_section: u32,
         blocks: &[BlockInfo],
-    ) -> Result<(Self, Vec<MappedBlock>), Error> {
+    ) -> Result<(Self, Vec<PlacedBlock>), Error> {
         let mut writer = Self {
             file,
             at: base,
@@ -229,29 +232,33 @@ impl<F: Write + Seek> MappedWriter<F> {
         push_header(&mut room);
         configuration.with_mapped_ram(true).write(&mut room);
         push_ram_start(&mut room, ram_section);
-        ram::push_total(&mut room, blocks.iter().map(|block| block.used_length).sum());
+        push_total(
+            &mut room,
+            blocks.iter().map(|block| block.used_length).sum(),
+        );
         let mut placed = Vec::with_capacity(blocks.len());
         for BlockInfo { name, used_length } in blocks {
-            ram::push_block(&mut room, name, *used_length);
+            push_block(&mut room, name, *used_length);
             let offset = writer.at + room.len() as u64;
-            let invalid = |source| Error::Mapped {
+            let invalid = |cause| Error::Mapped {
                 offset,
                 block: name.clone(),
-                source,
+                cause,
             };
-            let layout = MappedRamLayout::place(offset, *used_length, page_size).map_err(invalid)?;
+            let layout =
+                MappedRamLayout::place(offset, *used_length, page_size).map_err(invalid)?;
             let mut header = [0; MAPPED_RAM_HEADER_LEN];
             layout.header().encode(&mut header).map_err(invalid)?;
             room.extend(header);
             writer.put(&room)?;
             room.clear();
             writer.at = layout.end();
-            placed.push(MappedBlock {
+            placed.push(PlacedBlock {
                 name: name.clone(),
                 layout,
             });
         }
-        ram::push_end(&mut room);
+        push_end(&mut room);
         push_footer(&mut room, ram_section);
         writer.put(&room)?;
         Ok((writer, placed))
@@ -269,7 +276,7 @@ impl<F: Write + Seek> MappedWriter<F> {
             push_switchover_start(&mut room);
         }
         push_ram_more(&mut room, END, self.ram_section);
-        ram::push_end(&mut room);
+        push_end(&mut room);
         push_footer(&mut room, self.ram_section);
         self.put(&room)?;
         self.put(tail.bytes())?;
@@ -280,9 +287,9 @@ impl<F: Write + Seek> MappedWriter<F> {
     fn put(&mut self, bytes: &[u8]) -> Result<(), Error> {
         let at = io::SeekFrom::Start(self.at);
         let result = self.file.seek(at).and_then(|_| self.file.write_all(bytes));
-        result.map_err(|source| Error::File {
+        result.map_err(|cause| Error::File {
             offset: self.at,
-            source,
+            cause,
         })?;
         self.at += bytes.len() as u64;
         Ok(())

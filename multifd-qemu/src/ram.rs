@@ -1,20 +1,19 @@
 //! The RAM section's body: words of flags and addresses, up to the end of the section.
 
-use crate::configuration::push_name;
 use crate::input::Input;
 use crate::{Error, Limits};
-use multifd_core::RamMap;
+use multifd_core::{RamMap, RamWriter, Run};
 use std::io::Read;
 
-const ZERO: u64 = 0x02;
-const MEM_SIZE: u64 = 0x04;
+pub(crate) const ZERO: u64 = 0x02;
+pub(crate) const MEM_SIZE: u64 = 0x04;
 const PAGE: u64 = 0x08;
-const EOS: u64 = 0x10;
+pub(crate) const EOS: u64 = 0x10;
 const CONTINUE: u64 = 0x20;
 const XBZRLE: u64 = 0x40;
 const HOOK: u64 = 0x80;
 const COMPRESSED: u64 = 0x100;
-const FLUSH: u64 = 0x200;
+pub(crate) const FLUSH: u64 = 0x200;
 /// Flags are the low 12 bits, whatever the guest's page size.
 const FLAGS: u64 = 0xfff;
 
@@ -67,7 +66,9 @@ pub(crate) fn read_record<R: Read>(input: &mut Input<R>) -> Result<Record, Error
         }),
         _ if flags & XBZRLE != 0 => refused("XBZRLE pages", "switch the xbzrle capability off"),
         _ if flags & HOOK != 0 => refused("an RDMA hook", "migrate over tcp or unix, not rdma"),
-        _ if flags & COMPRESSED != 0 => refused("compressed pages", "switch the compress capability off"),
+        _ if flags & COMPRESSED != 0 => {
+            refused("compressed pages", "switch the compress capability off")
+        }
         _ => Err(Error::Malformed {
             offset,
             what: "a word of the RAM section",
@@ -77,8 +78,8 @@ pub(crate) fn read_record<R: Read>(input: &mut Input<R>) -> Result<Record, Error
     }
 }
 
-/// Reads one entry of the block list, without the mapped-ram header that may follow it. `left` are the bytes of RAM not
-/// named yet.
+/// Reads one entry of the block list, without the mapped-ram header that may follow it. `left` are
+/// the bytes of RAM not named yet.
 pub(crate) fn read_block<R: Read>(
     input: &mut Input<R>,
     left: u64,
@@ -169,6 +170,7 @@ pub(crate) fn read_page<R: Read>(
     ram: &RamMap,
     record: (u64, bool, bool),
     (last, room): (&mut Option<String>, &mut Vec<u8>),
+    writer: &mut dyn RamWriter,
 ) -> Result<u32, Error> {
     let (address, zero, same_block) = record;
     let offset = input.offset();
@@ -206,40 +208,16 @@ pub(crate) fn read_page<R: Read>(
                 expected: "0".into(),
             });
         }
-        block.clear_page(address)?;
+        writer.clear(block, address)?;
     } else {
         room.resize(page.len(), 0);
         input.fill(room, "a page")?;
-        block.prepare_to_write(address, page.len());
+        let run = Run {
+            offset: address,
+            len: page.len(),
+        };
+        writer.prepare(block, &mut std::iter::once(run));
         page.copy_from(room);
     }
     Ok(block.page_size())
-}
-
-/// Appends the start of the block list.
-pub(crate) fn push_total(out: &mut Vec<u8>, total: u64) {
-    out.extend((total | MEM_SIZE).to_be_bytes());
-}
-
-/// Appends an entry of the block list.
-pub(crate) fn push_block(out: &mut Vec<u8>, name: &str, used_length: u64) {
-    push_name(out, name);
-    out.extend(used_length.to_be_bytes());
-}
-
-/// Appends a zero page.
-pub(crate) fn push_zero_page(out: &mut Vec<u8>, block: &str, offset: u64) {
-    out.extend((offset | ZERO).to_be_bytes());
-    push_name(out, block);
-    out.push(0);
-}
-
-/// Appends the word that joins a round.
-pub(crate) fn push_flush(out: &mut Vec<u8>) {
-    out.extend(FLUSH.to_be_bytes());
-}
-
-/// Appends the section's end.
-pub(crate) fn push_end(out: &mut Vec<u8>) {
-    out.extend(EOS.to_be_bytes());
 }

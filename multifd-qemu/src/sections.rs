@@ -1,7 +1,6 @@
 //! The main channel's elements: their type bytes, and section headers and footers.
 
 use crate::Error;
-use crate::configuration::push_name;
 use crate::input::Input;
 use std::io::Read;
 
@@ -20,7 +19,7 @@ pub(crate) const FOOTER: u8 = 0x7e;
 
 /// The RAM section as QEMU names and versions it.
 pub(crate) const RAM_NAME: &str = "ram";
-const RAM_VERSION: u32 = 4;
+pub(crate) const RAM_VERSION: u32 = 4;
 /// The command by which a source says that the guest is stopped; it has no body.
 pub(crate) const SWITCHOVER_START: u16 = 11;
 /// The command by which a source prepares for postcopy: of RAM if it has a body, of dirty bitmaps
@@ -73,7 +72,10 @@ pub(crate) fn read_footer<R: Read>(input: &mut Input<R>, id: u32) -> Result<(), 
 /// Reads a command, and returns it if what it means for us is not said by it alone: the start of
 /// the switchover, and what asks for an answer. `asks` is a command of the latter kind that came
 /// right before.
-pub(crate) fn read_command<R: Read>(input: &mut Input<R>, asks: Option<(u64, u16)>) -> Result<u16, Error> {
+pub(crate) fn read_command<R: Read>(
+    input: &mut Input<R>,
+    asks: Option<(u64, u16)>,
+) -> Result<u16, Error> {
     let offset = input.offset();
     let command = input.u16("a command")?;
     let len = input.u16("a command's length")?;
@@ -84,7 +86,10 @@ pub(crate) fn read_command<R: Read>(input: &mut Input<R>, asks: Option<(u64, u16
             input.u32("a ping")?;
             return Ok(command);
         }
-        (SWITCHOVER_START | 1 | 2, _) => ("a return-path command", "switch the return-path capability off"),
+        (SWITCHOVER_START | 1 | 2, _) => (
+            "a return-path command",
+            "switch the return-path capability off",
+        ),
         (POSTCOPY_ADVISE, 0) => (
             "what announces postcopy of dirty bitmaps",
             "switch the dirty-bitmaps capability off",
@@ -93,8 +98,14 @@ pub(crate) fn read_command<R: Read>(input: &mut Input<R>, asks: Option<(u64, u16
             "what announces postcopy of RAM",
             "switch the postcopy-ram capability off",
         ),
-        (4..=6 | 9 | 10, _) => ("a postcopy command", "switch the postcopy-ram capability off"),
-        (7, _) => ("a packaged stream", "switch the postcopy-ram capability off"),
+        (4..=6 | 9 | 10, _) => (
+            "a postcopy command",
+            "switch the postcopy-ram capability off",
+        ),
+        (7, _) => (
+            "a packaged stream",
+            "switch the postcopy-ram capability off",
+        ),
         (8, _) => ("a COLO command", "switch the x-colo capability off"),
         _ => (
             "an unknown command",
@@ -106,38 +117,4 @@ pub(crate) fn read_command<R: Read>(input: &mut Input<R>, asks: Option<(u64, u16
         what: format!("{what} ({command})"),
         advice: advice.into(),
     })
-}
-
-/// Appends the channel's first eight bytes.
-pub(crate) fn push_header(out: &mut Vec<u8>) {
-    out.extend(MAGIC.to_be_bytes());
-    out.extend(VERSION.to_be_bytes());
-}
-
-/// Appends the header of the RAM section's start.
-pub(crate) fn push_ram_start(out: &mut Vec<u8>, id: u32) {
-    out.push(START);
-    out.extend(id.to_be_bytes());
-    push_name(out, RAM_NAME);
-    out.extend(0u32.to_be_bytes());
-    out.extend(RAM_VERSION.to_be_bytes());
-}
-
-/// Appends the header of a part, or of the end, of the RAM section.
-pub(crate) fn push_ram_more(out: &mut Vec<u8>, kind: u8, id: u32) {
-    out.push(kind);
-    out.extend(id.to_be_bytes());
-}
-
-/// Appends a section's footer.
-pub(crate) fn push_footer(out: &mut Vec<u8>, id: u32) {
-    out.push(FOOTER);
-    out.extend(id.to_be_bytes());
-}
-
-/// Appends the command that says the guest is stopped.
-pub(crate) fn push_switchover_start(out: &mut Vec<u8>) {
-    out.push(COMMAND);
-    out.extend(SWITCHOVER_START.to_be_bytes());
-    out.extend(0u16.to_be_bytes());
 }

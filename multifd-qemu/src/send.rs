@@ -1,30 +1,35 @@
 //! The source of a migration: a VM at rest, sent as QEMU would send it.
 
-use crate::sections::{
-    END, PART, push_footer, push_header, push_ram_more, push_ram_start, push_switchover_start,
+use crate::output::{
+    push_block, push_end, push_flush, push_footer, push_header, push_ram_more, push_ram_start,
+    push_switchover_start, push_total, push_zero_page,
 };
-use crate::{Error, Snapshot, Started, SyncStyle, ram};
+use crate::sections::{END, PART};
+use crate::{Error, Snapshot, Started, SyncStyle};
 use multifd_core::{
-    CancelHandle, Method, RamBlock, Sender, SenderConfig, Stats, SyncScope, Transport, ZeroPages,
+    CancelHandle, Encode, RamBlock, Sender, SenderConfig, Stats, SyncScope, Transport, ZeroPages,
+    common_setters, config,
 };
 use std::io::Write;
 
 /// Bytes of the main channel that are written at once.
 const ROOM: usize = 64 << 10;
 
-/// How to send.
-#[derive(Default)]
-pub struct SendOptions {
-    /// Channels, zero pages, write flags, and the handle that ends the migration from elsewhere. Register the main
-    /// connection with that handle, so that a channel's failure ends a wait on it. The UUID is the snapshot's.
-    pub sender: SenderConfig,
-    /// When to sync; without it, as the machine type does.
-    pub sync: Option<SyncStyle>,
-    /// How zero pages go; without it, as a QEMU of the machine type's age understands.
-    pub zero_pages: Option<ZeroPageStyle>,
-    /// Called once, when the channels are open.
-    pub on_start: Option<Box<dyn FnOnce(Started) + Send>>,
+config! {
+    /// How to send a VM.
+    pub struct SendOptions {
+        /// Channels, zero pages, write flags, and the handle that ends the migration from
+        /// elsewhere. The UUID is the snapshot's.
+        sender: SenderConfig = SenderConfig::default(),
+        /// When to sync. `None`: as the machine type does.
+        sync: Option<SyncStyle> = None,
+        /// How zero pages travel. `None`: as a QEMU of the machine type's age understands.
+        zero_pages: Option<ZeroPageStyle> = None,
+        /// Called once, when the channels are open.
+        on_start: Option<Box<dyn FnOnce(Started) + Send>> = None,
+    }
 }
+common_setters!(SendOptions, sender.common);
 
 impl std::fmt::Debug for SendOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -38,6 +43,7 @@ impl std::fmt::Debug for SendOptions {
 
 /// How zero pages go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ZeroPageStyle {
     /// Named in packets (QEMU's `multifd`, from 9.0 on).
     Packets,
@@ -49,6 +55,7 @@ pub enum ZeroPageStyle {
 
 /// A migration that has been sent.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Sent {
     /// What went over the channels, each and all.
     pub stats: Stats,
@@ -58,36 +65,38 @@ pub struct Sent {
     pub sync: SyncStyle,
 }
 
-/// Sends a VM: everything of it over `main` and the channels of `transport`. When this returns, all of it is on its way;
-/// whether it has arrived, nobody says in this protocol: that the destination closes the main connection in an orderly way
-/// is the best sign there is.
+/// Sends a VM: all of it over `main` and the channels of `transport`. When this returns, all of it
+/// is on its way. [`OutgoingMigration`](crate::OutgoingMigration) learns whether it has arrived.
 ///
 /// # Errors
 /// [`Error`]: the first thing that went wrong, on any channel. All threads are gone then.
-pub fn send(
+pub fn send<'a>(
     snapshot: &Snapshot,
     main: impl Write,
-    method: &dyn Method,
+    encode: impl Into<Encode<'a>>,
     transport: &dyn Transport,
     options: SendOptions,
 ) -> Result<Sent, Error> {
     let configuration = snapshot.configuration.with_mapped_ram(false);
-    let sync = options.sync.unwrap_or(match configuration.syncs_each_section() {
-        Some(true) => SyncStyle::EachSection,
-        Some(false) | None => SyncStyle::EachRound,
-    });
-    let zero_pages = options
-        .zero_pages
-        .unwrap_or(match configuration.knows_zero_pages_in_packets() {
-            Some(false) => ZeroPageStyle::Main,
-            Some(true) | None => ZeroPageStyle::Packets,
+    let sync = options
+        .sync
+        .unwrap_or(match configuration.syncs_each_section() {
+            Some(true) => SyncStyle::EachSection,
+            Some(false) | None => SyncStyle::EachRound,
         });
+    let zero_pages =
+        options
+            .zero_pages
+            .unwrap_or(match configuration.knows_zero_pages_in_packets() {
+                Some(false) => ZeroPageStyle::Main,
+                Some(true) | None => ZeroPageStyle::Packets,
+            });
     let id = snapshot.ram_section;
     let mut out = Output {
         main,
         room: Vec::new(),
         written: 0,
-        cancel: options.sender.cancel.clone(),
+        cancel: options.sender.common.cancel.clone(),
         id,
     };
     push_header(&mut out.room);
@@ -95,20 +104,16 @@ pub fn send(
     // The main connection says what it is before any channel does.
     out.flush("the configuration")?;
 
-    let config = SenderConfig {
-        uuid: snapshot.uuid,
-        zero_pages: match zero_pages {
-            ZeroPageStyle::Packets => ZeroPages::Detect,
-            ZeroPageStyle::Main | ZeroPageStyle::Data => ZeroPages::Off,
-        },
-        ..options.sender
-    };
-    let mut sender = Sender::start(snapshot.ram.clone(), method, transport, &config)?;
+    let mut config = options.sender.uuid(snapshot.uuid);
+    if zero_pages != ZeroPageStyle::Packets {
+        config.zero_pages = ZeroPages::Off;
+    }
+    let mut sender = Sender::start(snapshot.ram.clone(), encode, transport, &config)?;
     let blocks = snapshot.blocks();
     push_ram_start(&mut out.room, id);
-    ram::push_total(&mut out.room, snapshot.ram.total_len());
+    push_total(&mut out.room, snapshot.ram.total_len());
     for block in &blocks {
-        ram::push_block(&mut out.room, &block.name, block.used_length);
+        push_block(&mut out.room, &block.name, block.used_length);
     }
     if let Some(on_start) = options.on_start {
         let stats = sender.stats_handle();
@@ -164,13 +169,13 @@ impl<W: Write> Output<W> {
     /// Writes bytes that lie elsewhere.
     fn write(&mut self, bytes: &[u8], what: &'static str) -> Result<(), Error> {
         let result = self.main.write_all(bytes).and_then(|()| self.main.flush());
-        result.map_err(|source| match self.cancel.error() {
+        result.map_err(|cause| match self.cancel.error() {
             // A channel that failed has ended the wait on the main channel.
             Some(first) => first.into(),
             None => Error::Io {
                 offset: self.written,
                 what,
-                source,
+                cause,
             },
         })?;
         self.written += bytes.len() as u64;
@@ -189,7 +194,7 @@ impl<W: Write> Output<W> {
                 sender.queue_page(index, offset)?;
                 continue;
             }
-            ram::push_zero_page(&mut self.room, block.name(), offset);
+            push_zero_page(&mut self.room, block.name(), offset);
             sender.stats_handle().count_main(0, 1, block.page_size());
             if self.room.len() >= ROOM {
                 self.flush("the RAM section")?;
@@ -199,14 +204,19 @@ impl<W: Write> Output<W> {
     }
 
     /// Ends a part of the RAM section, and the round if it ends here.
-    fn end_section(&mut self, sender: &mut Sender, sync: SyncStyle, round: bool) -> Result<(), Error> {
+    fn end_section(
+        &mut self,
+        sender: &mut Sender,
+        sync: SyncStyle,
+        round: bool,
+    ) -> Result<(), Error> {
         if round || sync == SyncStyle::EachSection {
             sender.sync(SyncScope::Peer)?;
             if sync == SyncStyle::EachRound {
-                ram::push_flush(&mut self.room);
+                push_flush(&mut self.room);
             }
         }
-        ram::push_end(&mut self.room);
+        push_end(&mut self.room);
         push_footer(&mut self.room, self.id);
         self.flush("the RAM section")
     }

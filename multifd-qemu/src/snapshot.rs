@@ -1,9 +1,11 @@
 //! A whole VM at rest.
 
 use crate::{BlockInfo, Configuration, Tail};
+use multifd_core::packet::Uuid;
 use multifd_core::{RamMap, StatsHandle};
 
-/// The RAM section's number where there is nothing to keep: that of the recordings from a machine of the type `pc`.
+/// The RAM section's number where there is nothing to keep: that of the recordings from a machine
+/// of the type `pc`.
 const RAM_SECTION: u32 = 1;
 
 /// A whole VM: which machine it is, its RAM, and the state of its devices.
@@ -11,13 +13,15 @@ const RAM_SECTION: u32 = 1;
 pub struct Snapshot {
     /// The machine, and what the source had switched on.
     pub configuration: Configuration,
-    /// The VM's UUID, or zeros. Channels say it, a mapped-ram file does not; a QEMU that was given one accepts no other.
-    pub uuid: [u8; 16],
+    /// The VM's UUID, or zeros. Channels say it, a mapped-ram file does not; a QEMU that was given
+    /// one accepts no other.
+    pub uuid: Uuid,
     /// Guest RAM.
     pub ram: RamMap,
     /// The number of the RAM section: any that no device section has.
     pub ram_section: u32,
-    /// Whether the source said that the guest is stopped (machine types from 10.0 on do), so that we say it too.
+    /// Whether the source said that the guest is stopped (machine types from 10.0 on do), so that
+    /// we say it too.
     pub switchover_start: bool,
     /// The device sections, byte for byte.
     pub tail: Tail,
@@ -29,7 +33,7 @@ impl Snapshot {
         let page_size = ram.blocks().first().map_or(4096, |block| block.page_size());
         Self {
             configuration: Configuration::new("none"),
-            uuid: [0; 16],
+            uuid: Uuid::NIL,
             ram,
             ram_section: RAM_SECTION,
             switchover_start: false,
@@ -62,8 +66,9 @@ pub enum SyncStyle {
     EachSection,
 }
 
-/// What is known when the RAM blocks are: handed to whoever shows the progress.
+/// Passed to the progress callback once the RAM blocks are known.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Started {
     /// The engine's counts, to be read while it runs.
     pub stats: StatsHandle,

@@ -1,4 +1,5 @@
-//! What follows the RAM: device sections, whose bodies have no length on the wire, and the description that knows them.
+//! What follows the RAM: device sections, whose bodies have no length on the wire, and the
+//! description that knows them.
 
 use crate::sections::{EOF, FOOTER, FULL, VMDESC};
 use crate::{Error, Limits};
@@ -16,15 +17,21 @@ pub struct Tail {
 }
 
 impl Tail {
-    /// Checks that `bytes`, which begin with a section's type byte `offset` bytes into the channel, are a whole tail.
+    /// Checks that `bytes`, which begin with a section's type byte `offset` bytes into the channel,
+    /// are a whole tail.
     ///
-    /// It must end in the end mark and a description, `0x00 | 0x06 | u32 len | JSON`, exactly to the last byte. Without
-    /// `need_vmdesc`, for machines with `suppress-vmdesc=on`, a section's footer and the end mark will do; then a source
-    /// that stopped between the two is not noticed.
+    /// It must end in the end mark and a description, `0x00 | 0x06 | u32 len | JSON`, exactly to
+    /// the last byte. Without `need_vmdesc`, for machines with `suppress-vmdesc=on`, a section's
+    /// footer and the end mark will do; then a source that stopped between the two is not noticed.
     ///
     /// # Errors
     /// [`Error::Truncated`] for one that ends otherwise: the source stopped in the middle.
-    pub fn new(bytes: Vec<u8>, offset: u64, need_vmdesc: bool, limits: &Limits) -> Result<Self, Error> {
+    pub fn new(
+        bytes: Vec<u8>,
+        offset: u64,
+        need_vmdesc: bool,
+        limits: &Limits,
+    ) -> Result<Self, Error> {
         let vmdesc = find_vmdesc(&bytes, limits.vmdesc_bytes);
         let last = bytes.len().checked_sub(6).and_then(|at| bytes.get(at..));
         let ends_in_footer = matches!(last, Some([FOOTER, _, _, _, _, EOF]));
@@ -91,7 +98,8 @@ struct Shape {
     _devices: Vec<IgnoredAny>,
 }
 
-/// Where the description's JSON starts, if the bytes end in one: its length must reach exactly to the end.
+/// Where the description's JSON starts, if the bytes end in one: its length must reach exactly to
+/// the end.
 fn find_vmdesc(bytes: &[u8], limit: usize) -> Option<usize> {
     // Searched from the end of what can be its header, no further than its limit.
     let first = bytes.len().saturating_sub(limit).max(6);
@@ -132,7 +140,10 @@ mod tests {
         }
         bytes.push(0);
         assert!(Tail::new(bytes, 0, false, &limits).is_err());
-        assert_eq!(Tail::new(vec![EOF], 0, false, &limits).unwrap().vmdesc(), None);
+        assert_eq!(
+            Tail::new(vec![EOF], 0, false, &limits).unwrap().vmdesc(),
+            None
+        );
         let empty = Tail::empty(4096);
         assert_eq!(
             Tail::new(empty.bytes().to_vec(), 0, true, &limits).unwrap(),

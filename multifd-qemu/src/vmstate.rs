@@ -46,23 +46,44 @@ impl DeviceState {
     /// A field of 1, 2, 4 or 8 bytes, as an unsigned integer.
     pub fn number(&self, name: &str) -> Option<u64> {
         let bytes = self.field(name)?;
-        matches!(bytes.len(), 1 | 2 | 4 | 8)
-            .then(|| bytes.iter().fold(0, |value, &byte| value << 8 | u64::from(byte)))
+        matches!(bytes.len(), 1 | 2 | 4 | 8).then(|| {
+            bytes
+                .iter()
+                .fold(0, |value, &byte| value << 8 | u64::from(byte))
+        })
     }
 }
 
 impl Tail {
+    /// The state that the guest was in when it was saved, in QEMU's words, if the device sections
+    /// say it.
+    pub fn run_state(&self) -> Option<String> {
+        let states = self.states("globalstate")?;
+        let name = states.first()?.field("runstate")?;
+        let name = name.split(|&byte| byte == 0).next()?;
+        (!name.is_empty()).then(|| String::from_utf8_lossy(name).into_owned())
+    }
+
     /// The device sections in their order, if the description at the end is there and fits them
     /// byte for byte.
     pub fn sections(&self) -> Option<Vec<DeviceSection>> {
-        Some(self.devices()?.into_iter().map(|(section, ..)| section).collect())
+        Some(
+            self.devices()?
+                .into_iter()
+                .map(|(section, ..)| section)
+                .collect(),
+        )
     }
 
     /// The device sections whose name is, or ends in a slash and, `name`, with their fields. `None`
     /// as for [`Tail::sections`].
     pub fn states(&self, name: &str) -> Option<Vec<DeviceState>> {
-        let is =
-            |found: &str| found == name || found.strip_suffix(name).is_some_and(|rest| rest.ends_with('/'));
+        let is = |found: &str| {
+            found == name
+                || found
+                    .strip_suffix(name)
+                    .is_some_and(|rest| rest.ends_with('/'))
+        };
         let mut states = Vec::new();
         for (section, body, device) in self.devices()? {
             if is(&section.name) {
@@ -176,7 +197,9 @@ impl Device {
         for subsection in &self.subsections {
             // Type byte, length byte, name, version.
             let name = subsection.vmsd_name.len() as u64;
-            size = size.checked_add(6 + name)?.checked_add(subsection.size()?)?;
+            size = size
+                .checked_add(6 + name)?
+                .checked_add(subsection.size()?)?;
         }
         Some(size)
     }

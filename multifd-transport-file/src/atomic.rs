@@ -19,8 +19,8 @@ const MAX_STEM: usize = 200;
 /// a `kill -9`, the next [`AtomicFile`] in the same folder removes it. A lock on the file (`flock`)
 /// says that its writer lives.
 ///
-/// A target written as `/dev/fdset/N` is the file of descriptor `N`, which somebody else has named: it is emptied at the
-/// start, and again if it is not committed.
+/// A target written as `/dev/fdset/N` is the file of descriptor `N`, which somebody else has named:
+/// it is emptied at the start, and again if it is not committed.
 #[derive(Debug)]
 pub struct AtomicFile {
     file: File,
@@ -48,11 +48,11 @@ pub fn check_target(target: &Path, replace: bool) -> Result<(), FileError> {
     let data = match target.symlink_metadata() {
         Ok(data) => data,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(source) => {
+        Err(cause) => {
             return Err(FileError::Path {
                 path: target.into(),
                 doing: "looking for it",
-                source,
+                cause,
             });
         }
     };
@@ -66,7 +66,9 @@ pub fn check_target(target: &Path, replace: bool) -> Result<(), FileError> {
     if replace {
         Ok(())
     } else {
-        Err(FileError::Exists { path: target.into() })
+        Err(FileError::Exists {
+            path: target.into(),
+        })
     }
 }
 
@@ -79,10 +81,10 @@ impl AtomicFile {
     /// As [`check_target`]; [`FileError::Path`], as when the folder does not exist, or may not be
     /// read or written to.
     pub fn create(target: &Path, replace: bool) -> Result<Self, FileError> {
-        let failed = |source| FileError::Path {
+        let failed = |cause| FileError::Path {
             path: target.into(),
             doing: "creating",
-            source,
+            cause,
         };
         if descriptor_number(target).is_some() {
             let file = open_descriptor(target)?;
@@ -104,7 +106,8 @@ impl AtomicFile {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
-        // Opened now, so that nothing but the disk itself can keep the name from being synced in the end.
+        // Opened now, so that nothing but the disk itself can keep the name from being synced in
+        // the end.
         let folder = File::open(folder_path).map_err(failed)?;
         sweep(folder_path);
         let (file, partial) = create_partial(target, name.as_bytes()).map_err(failed)?;
@@ -123,19 +126,20 @@ impl AtomicFile {
         &self.file
     }
 
-    fn failed(&self, doing: &'static str, source: io::Error) -> FileError {
+    fn failed(&self, doing: &'static str, cause: io::Error) -> FileError {
         FileError::Path {
             path: self.target.clone(),
             doing,
-            source,
+            cause,
         }
     }
 
     /// Brings the contents to the disk, gives the file its name, and brings that to the disk.
     ///
     /// # Errors
-    /// [`FileError::Path`]. Then there is no new file under the target's name, unless it is the syncing of the folder that
-    /// failed: then the file is there and whole, and only a power failure could take its name away again.
+    /// [`FileError::Path`]. Then there is no new file under the target's name, unless it is the
+    /// syncing of the folder that failed: then the file is there and whole, and only a power
+    /// failure could take its name away again.
     pub fn commit(mut self) -> Result<(), FileError> {
         self.sync()?;
         self.appear()?;
@@ -163,6 +167,7 @@ impl AtomicFile {
 
     /// Moves what is at `path` to the temporary name, in place of this file, which is empty. It is
     /// locked as this was, by the descriptor that is returned.
+    #[cfg(feature = "digest")]
     pub(crate) fn take_from(&self, path: &Path) -> io::Result<File> {
         let partial = self.partial.as_ref().ok_or(io::ErrorKind::Unsupported)?;
         let moved = OpenOptions::new()
@@ -175,6 +180,7 @@ impl AtomicFile {
     }
 
     /// Whether a path names this file.
+    #[cfg(feature = "digest")]
     pub(crate) fn is_at(&self, path: &Path) -> bool {
         let identity = |data: std::fs::Metadata| (data.dev(), data.ino());
         let (own, there) = (self.file.metadata(), path.symlink_metadata());
@@ -184,6 +190,7 @@ impl AtomicFile {
     }
 
     /// Takes the file's name away again, unless another has it.
+    #[cfg(feature = "digest")]
     pub(crate) fn disappear(&self, path: &Path) {
         if self.is_at(path) {
             let _ = std::fs::remove_file(path);
@@ -191,6 +198,7 @@ impl AtomicFile {
     }
 
     /// Moves what [`AtomicFile::take_from`] moved back, unless something else has its name by now.
+    #[cfg(feature = "digest")]
     pub(crate) fn give_back(&self, path: &Path) -> io::Result<()> {
         let partial = self.partial.as_ref().ok_or(io::ErrorKind::Unsupported)?;
         sys::rename(partial, path, false)
@@ -210,7 +218,8 @@ impl AtomicFile {
 impl Drop for AtomicFile {
     fn drop(&mut self) {
         if !self.committed {
-            // Nothing more can be done about a file that can not be removed; its name says what it is.
+            // Nothing more can be done about a file that cannot be removed; its name says what it
+            // is.
             let _ = match &self.partial {
                 Some(partial) => std::fs::remove_file(partial),
                 None => self.file.set_len(0),

@@ -21,7 +21,8 @@ const FIXED: u64 = 4 + 4 + 4 + 16 + 4 + 4 + 4;
 /// Most blocks a companion may name.
 const MAX_BLOCKS: u32 = 65536;
 
-/// Checksums (CRC-32, as in gzip) of a snapshot: one for each MiB of each RAM block, and one for everything else.
+/// Checksums (CRC-32, as in gzip) of a snapshot: one for each MiB of each RAM block, and one for
+/// everything else.
 ///
 /// The companion of `FILE` is `FILE.crc`: big-endian, `magic "MFSM" | version u32 | chunk size u32
 /// | uuid[16] | CRC of the rest u32 | block count u32`, then for each block `u16 length | name |
@@ -57,6 +58,7 @@ pub struct GuestRange {
 
 /// Checksums of one RAM block.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct BlockDigest {
     /// The block's name.
     pub name: String,
@@ -104,14 +106,17 @@ impl BlockDigest {
         Ok(Self {
             name: block.name().into(),
             used_length: block.len(),
-            sums: chunks(block.len()).map(sum).collect::<Result<_, FileError>>()?,
+            sums: chunks(block.len())
+                .map(sum)
+                .collect::<Result<_, FileError>>()?,
         })
     }
 
-    /// Checks a block of a file against these checksums, by all processors; returns the offsets of the chunks that differ.
+    /// Checks a block of a file against these checksums, by all processors; returns the offsets of
+    /// the chunks that differ.
     ///
     /// # Errors
-    /// [`FileError`] if the file can not be read, or is of another length.
+    /// [`FileError`] if the file cannot be read, or is of another length.
     pub fn check(&self, reader: &BlockReader<'_>) -> Result<Vec<u64>, FileError> {
         let len = reader.block().layout.used_length();
         if len != self.used_length {
@@ -242,13 +247,17 @@ impl Digest {
             .ok_or_else(short)?;
         let mut blocks = Vec::new();
         for _ in 0..count {
-            let len = take::<2>(&mut left).map(u16::from_be_bytes).ok_or_else(short)?;
+            let len = take::<2>(&mut left)
+                .map(u16::from_be_bytes)
+                .ok_or_else(short)?;
             let name = left.split_off(..usize::from(len)).ok_or_else(short)?;
             let used_length = take_u64(&mut left).ok_or_else(short)?;
             let size = usize::try_from(used_length.div_ceil(CHUNK))
                 .ok()
                 .and_then(|n| n.checked_mul(4));
-            let sums = size.and_then(|size| left.split_off(..size)).ok_or_else(short)?;
+            let sums = size
+                .and_then(|size| left.split_off(..size))
+                .ok_or_else(short)?;
             let (sums, _) = sums.as_chunks::<4>();
             blocks.push(BlockDigest {
                 name: String::from_utf8(name.to_vec()).map_err(|_| bad("a name is not UTF-8"))?,
@@ -269,7 +278,10 @@ impl Digest {
                     offset: take_u64(&mut left).ok_or_else(short)?,
                 });
             }
-            if layout.iter().any(|range| range.block as usize >= blocks.len()) {
+            if layout
+                .iter()
+                .any(|range| range.block as usize >= blocks.len())
+            {
                 return Err(bad("its memory layout names a block that it does not have"));
             }
         }
@@ -301,14 +313,14 @@ impl Digest {
     /// [`FileError::Path`], [`FileError::NotRegular`], [`FileError::Companion`].
     pub fn read(file: &Path, limit: u64) -> Result<Option<Self>, FileError> {
         let path = companion(file);
-        let failed = |source| FileError::Path {
+        let failed = |cause| FileError::Path {
             path: path.clone(),
             doing: "reading",
-            source,
+            cause,
         };
         let file = match open_read(&path) {
             Ok(file) => file,
-            Err(FileError::Path { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            Err(FileError::Path { cause, .. }) if cause.kind() == std::io::ErrorKind::NotFound => {
                 return Ok(None);
             }
             Err(error) => return Err(error),

@@ -1,4 +1,5 @@
-//! Direct I/O beside buffered I/O: aligned page data goes past the page cache, whatever is not aligned through it.
+//! Direct I/O beside buffered I/O: aligned page data goes past the page cache, whatever is not
+//! aligned through it.
 
 use crate::{FileError, sys};
 use memmap2::MmapMut;
@@ -49,7 +50,7 @@ impl PageFile {
             DirectIo::Off => None,
             DirectIo::On => {
                 let direct = open_direct(&file, write);
-                Some(direct.map_err(|source| FileError::DirectRefused { source })?)
+                Some(direct.map_err(|cause| FileError::DirectRefused { cause })?)
             }
             DirectIo::IfPossible => open_direct(&file, write).ok(),
         };
@@ -76,16 +77,24 @@ impl PageFile {
     /// The descriptor past the page cache, if that is in use and the place is aligned for it.
     fn direct(&self, at: u64, len: usize) -> Option<&Direct> {
         let fits = |direct: &&Direct| {
-            at.is_multiple_of(direct.offset_align) && (len as u64).is_multiple_of(direct.offset_align)
+            at.is_multiple_of(direct.offset_align)
+                && (len as u64).is_multiple_of(direct.offset_align)
         };
         self.direct.as_ref().filter(fits)
     }
 
     /// Writes all of `iov` at `at`, however many calls that takes.
-    pub(crate) fn write_all(&self, mut iov: Iov<'_>, mut at: u64, bounce: &mut Bounce) -> io::Result<()> {
+    pub(crate) fn write_all(
+        &self,
+        mut iov: Iov<'_>,
+        mut at: u64,
+        bounce: &mut Bounce,
+    ) -> io::Result<()> {
         while !iov.is_empty() {
             let written = match self.direct(at, iov.len()) {
-                Some(direct) if direct.memory_fits(iov.as_ptr()) => sys::write_at(&direct.file, iov, at)?,
+                Some(direct) if direct.memory_fits(iov.as_ptr()) => {
+                    sys::write_at(&direct.file, iov, at)?
+                }
                 Some(direct) => {
                     let staged = bounce.room(iov.len())?;
                     iov.copy_to(staged);

@@ -9,14 +9,14 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum FileError {
     /// The operating system refused, at a path.
-    #[error("{path}: {doing}: {source}", path = .path.display())]
+    #[error("{path}: {doing}: {cause}", path = .path.display())]
     Path {
         /// The path.
         path: PathBuf,
         /// What was being done.
         doing: &'static str,
         /// The system's reason.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A file has the name already.
     #[error("{path} exists already, and is not to be replaced", path = .path.display())]
@@ -35,7 +35,7 @@ pub enum FileError {
         advice: &'static str,
     },
     /// The operating system refused, at a place in the file.
-    #[error("{doing} {len} bytes at offset {offset:#x} of the file: {source}")]
+    #[error("{doing} {len} bytes at offset {offset:#x} of the file: {cause}")]
     At {
         /// What was being done.
         doing: &'static str,
@@ -44,10 +44,20 @@ pub enum FileError {
         /// Length in bytes.
         len: usize,
         /// The system's reason.
-        source: io::Error,
+        cause: io::Error,
+    },
+    /// RAM blocks have pages of different sizes.
+    #[error("the RAM blocks have pages of {first} and of {other} bytes; all must have the same")]
+    MixedPageSizes {
+        /// Of the first block.
+        first: u64,
+        /// Of another one.
+        other: u64,
     },
     /// The file ends before what it says it holds.
-    #[error("the file ends at {end:#x}, within {what} at {offset:#x} (+{len:#x} bytes): it is not whole")]
+    #[error(
+        "the file ends at {end:#x}, within {what} at {offset:#x} (+{len:#x} bytes): it is not whole"
+    )]
     Short {
         /// What is cut.
         what: &'static str,
@@ -59,13 +69,15 @@ pub enum FileError {
         end: u64,
     },
     /// The file system does not do direct I/O.
-    #[error("the file system refuses direct I/O: {source}; use buffered I/O, or allow it as a fallback")]
+    #[error(
+        "the file system refuses direct I/O: {cause}; use buffered I/O, or allow it as a fallback"
+    )]
     DirectRefused {
         /// The system's reason.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A companion with checksums is not what it should be.
-    #[error("the companion with checksums can not be used: {0}")]
+    #[error("the companion with checksums cannot be used: {0}")]
     Companion(String),
     /// A block of the file and the memory it is to be loaded into do not fit.
     #[error(transparent)]

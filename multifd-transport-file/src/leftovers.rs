@@ -14,8 +14,12 @@ pub(crate) fn lock(file: &File) -> io::Result<bool> {
         Ok(()) => Ok(true),
         Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(false),
         Err(e)
-            if [Some(libc::ENOLCK), Some(libc::EOPNOTSUPP), Some(libc::ENOSYS)]
-                .contains(&e.raw_os_error()) =>
+            if [
+                Some(libc::ENOLCK),
+                Some(libc::EOPNOTSUPP),
+                Some(libc::ENOSYS),
+            ]
+            .contains(&e.raw_os_error()) =>
         {
             Ok(true)
         }
@@ -35,7 +39,9 @@ fn is_partial(name: &[u8]) -> bool {
     let is_number = |part: Option<&[u8]>| {
         part.is_some_and(|part| !part.is_empty() && part.iter().all(u8::is_ascii_digit))
     };
-    is_number(parts.next()) && is_number(parts.next()) && parts.next().is_some_and(|stem| stem.len() > 1)
+    is_number(parts.next())
+        && is_number(parts.next())
+        && parts.next().is_some_and(|stem| stem.len() > 1)
 }
 
 /// Removes temporary files of dead processes from a folder. Only regular files of ours that nobody
@@ -98,7 +104,12 @@ mod tests {
         names.sort();
         assert_eq!(
             names,
-            [".dir.7.1.partial", ".link.7.1.partial", ".vm.7.0.partial", "vm"]
+            [
+                ".dir.7.1.partial",
+                ".link.7.1.partial",
+                ".vm.7.0.partial",
+                "vm"
+            ]
         );
     }
 }

@@ -1,18 +1,24 @@
 #![doc = include_str!("../README.md")]
 #![deny(unsafe_code)]
+#![deny(missing_docs)]
 
 mod atomic;
 mod bitmap;
 mod channel;
+#[cfg(feature = "digest")]
 mod compare;
+mod destination;
+#[cfg(feature = "digest")]
 mod digest;
 mod direct;
 mod error;
 mod extract;
 mod leftovers;
 mod load;
+#[cfg(feature = "digest")]
 mod pair;
 mod place;
+mod places;
 mod reader;
 mod stored_pages;
 // All of this crate's unsafe code: raw IOVs handed to the kernel.
@@ -20,14 +26,22 @@ mod stored_pages;
 mod sys;
 
 pub use atomic::{AtomicFile, check_target};
-pub use channel::{FileTransport, PlacedBlock, Written};
+pub use channel::FileTransport;
+#[cfg(feature = "digest")]
 pub use compare::changed_pages;
+pub use destination::FileDestination;
+#[cfg(feature = "digest")]
 pub use digest::{BlockDigest, Digest, GuestRange, companion};
 pub use direct::DirectIo;
 pub use error::FileError;
 pub use extract::extract;
-pub use load::{Loaded, load, load_raw, map};
+pub use load::{Loaded, MakeWriter, load, load_raw, map};
+pub use multifd_core::packet::PlacedBlock;
+#[cfg(feature = "digest")]
 pub use pair::FileWithCompanion;
 pub use place::{descriptor_number, open_read, same_file};
+pub use places::Written;
 pub use reader::BlockReader;
 pub use stored_pages::StoredPages;
+
+pub use multifd_core;

@@ -2,7 +2,8 @@
 
 use crate::direct::{Bounce, DirectIo, PageFile};
 use crate::{FileError, PlacedBlock, StoredPages, sys};
-use multifd_core::{Prefault, PrefaultUser, RamBlock, RamMap, Run};
+use multifd_core::sync::lock;
+use multifd_core::{RamBlock, RamMap, RamWriter, Run};
 use std::fs::File;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,6 +17,7 @@ const HINT: u64 = 256 << 10;
 
 /// What [`load`] has read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct Loaded {
     /// Pages read from the file.
     pub pages: u64,
@@ -54,7 +56,8 @@ impl Piece<'_> {
         gaps(self.stored(), self.start..self.end)
     }
 
-    /// Has the kernel begin to read what is stored. It would not by itself: to it, several threads' reads are random ones.
+    /// Has the kernel begin to read what is stored. It would not by itself: to it, several threads'
+    /// reads are random ones.
     fn read_ahead(&self, file: &PageFile) {
         for run in self.stored() {
             let (at, end) = (self.pages_offset + run.offset, run.len as u64);
@@ -68,21 +71,21 @@ impl Piece<'_> {
         &self,
         file: &PageFile,
         bounce: &mut Bounce,
-        prefault: &mut PrefaultUser,
+        writer: &mut dyn RamWriter,
     ) -> Result<Loaded, FileError> {
         let page_size = u64::from(self.block.page_size());
         let mut loaded = Loaded::default();
-        prefault.prepare_to_write(self.block, self.stored());
+        writer.prepare(self.block, &mut self.stored());
         for run in self.stored() {
             let at = self.pages_offset + run.offset;
             let region = self.block.region(run.offset, run.len)?;
             let read = file
                 .read_full(region, at, bounce)
-                .map_err(|source| FileError::At {
+                .map_err(|cause| FileError::At {
                     doing: "reading",
                     offset: at,
                     len: run.len,
-                    source,
+                    cause,
                 })?;
             if read < run.len {
                 return Err(FileError::Short {
@@ -96,7 +99,7 @@ impl Piece<'_> {
         }
         for run in self.absent() {
             for offset in (run.offset..run.offset + run.len as u64).step_by(page_size as usize) {
-                self.block.clear_page(offset)?;
+                writer.clear(self.block, offset)?;
             }
             loaded.zero_pages += run.len as u64 / page_size;
         }
@@ -104,8 +107,13 @@ impl Piece<'_> {
     }
 }
 
-/// Loads all blocks into the RAM blocks of the same names, with `threads` threads reading at once. What a RAM block held
-/// before is gone. With direct I/O, pages come past the page cache wherever that is possible.
+/// Makes what prepares memory for each thread that reads into it, such as a writer of
+/// `multifd-residency`, or a [`PlainWriter`](multifd_core::memory::PlainWriter).
+pub type MakeWriter<'a> = &'a dyn Fn() -> Box<dyn RamWriter>;
+
+/// Loads all blocks into the RAM blocks of the same names, with `threads` threads reading at once.
+/// What a RAM block held before is gone. With direct I/O, pages bypass the page cache wherever that
+/// is possible.
 ///
 /// # Errors
 /// [`FileError`]; what the RAM blocks hold then is unspecified.
@@ -115,6 +123,7 @@ pub fn load(
     ram: &RamMap,
     threads: usize,
     direct: DirectIo,
+    writer: MakeWriter<'_>,
 ) -> Result<Loaded, FileError> {
     let mut stored = Vec::with_capacity(blocks.len());
     for placed in blocks {
@@ -124,26 +133,43 @@ pub fn load(
     for (placed, stored) in blocks.iter().zip(&stored) {
         let layout = &placed.layout;
         let len = layout.used_length();
-        let block = ram
-            .find(&placed.name)
-            .filter(|block| block.len() == len && u64::from(block.page_size()) == layout.header().page_size);
+        let block = ram.find(&placed.name).filter(|block| {
+            block.len() == len && u64::from(block.page_size()) == layout.header().page_size
+        });
         let block = block.ok_or_else(|| FileError::NoBlock {
             block: placed.name.clone(),
             len,
         })?;
-        cut(block, layout.header().pages_offset, Some(stored), &mut pieces);
+        cut(
+            block,
+            layout.header().pages_offset,
+            Some(stored),
+            &mut pieces,
+        );
     }
-    run_pieces(&page_file(file, direct)?, &pieces, threads.max(1))
+    run_pieces(&page_file(file, direct)?, &pieces, threads.max(1), writer)
 }
 
-/// Loads a file that is the block's memory and nothing else, with `threads` threads reading at once.
+/// Loads a file that is the block's memory and nothing else, with `threads` threads reading at
+/// once.
 ///
 /// # Errors
-/// [`FileError`], as when the file is shorter than the block; what the block holds then is unspecified.
-pub fn load_raw(file: &File, block: &Arc<RamBlock>, threads: usize) -> Result<Loaded, FileError> {
+/// [`FileError`], as when the file is shorter than the block; what the block holds then is
+/// unspecified.
+pub fn load_raw(
+    file: &File,
+    block: &Arc<RamBlock>,
+    threads: usize,
+    writer: MakeWriter<'_>,
+) -> Result<Loaded, FileError> {
     let mut pieces = Vec::new();
     cut(block, 0, None, &mut pieces);
-    run_pieces(&page_file(file, DirectIo::Off)?, &pieces, threads.max(1))
+    run_pieces(
+        &page_file(file, DirectIo::Off)?,
+        &pieces,
+        threads.max(1),
+        writer,
+    )
 }
 
 fn cut<'a>(
@@ -168,20 +194,25 @@ fn cut<'a>(
 
 /// A handle of our own, to read from by offset.
 fn page_file(file: &File, direct: DirectIo) -> Result<PageFile, FileError> {
-    let own = file.try_clone().map_err(|source| FileError::At {
+    let own = file.try_clone().map_err(|cause| FileError::At {
         doing: "opening the file again to read",
         offset: 0,
         len: 0,
-        source,
+        cause,
     })?;
     PageFile::new(own, direct, false)
 }
 
-fn run_pieces(file: &PageFile, pieces: &[Piece<'_>], threads: usize) -> Result<Loaded, FileError> {
+fn run_pieces(
+    file: &PageFile,
+    pieces: &[Piece<'_>],
+    threads: usize,
+    writer: MakeWriter<'_>,
+) -> Result<Loaded, FileError> {
     let next = AtomicUsize::new(0);
     let total: Mutex<Result<Loaded, FileError>> = Mutex::new(Ok(Loaded::default()));
     let finish = |outcome: Result<Loaded, FileError>| {
-        let mut total = total.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut total = lock(&total);
         match (&mut *total, outcome) {
             (Ok(sum), Ok(part)) => {
                 sum.pages += part.pages;
@@ -194,11 +225,10 @@ fn run_pieces(file: &PageFile, pieces: &[Piece<'_>], threads: usize) -> Result<L
         total.is_ok()
     };
     let threads = threads.min(pieces.len());
-    let prefault = Prefault::new();
-    let users: Vec<_> = (0..threads).map(|_| prefault.user()).collect();
+    let writers: Vec<_> = (0..threads).map(|_| writer()).collect();
     let next = &next;
     std::thread::scope(|scope| {
-        for mut prefault in users {
+        for mut writer in writers {
             scope.spawn(move || {
                 let mut bounce = Bounce::default();
                 loop {
@@ -213,7 +243,7 @@ fn run_pieces(file: &PageFile, pieces: &[Piece<'_>], threads: usize) -> Result<L
                             .chain(soon)
                             .for_each(|piece| piece.read_ahead(file));
                     }
-                    if !finish(piece.load(file, &mut bounce, &mut prefault)) {
+                    if !finish(piece.load(file, &mut bounce, writer.as_mut())) {
                         next.store(pieces.len(), Ordering::Relaxed);
                     }
                 }
@@ -225,24 +255,26 @@ fn run_pieces(file: &PageFile, pieces: &[Piece<'_>], threads: usize) -> Result<L
         .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// A block's memory as a copy-on-write mapping of the file: nothing is read before it is looked at, and nothing written to
-/// the block reaches the file. For restores that start at once, and for tools.
+/// A block's memory as a copy-on-write mapping of the file: nothing is read before it is looked at,
+/// and nothing written to the block reaches the file. For restores that start at once, and for
+/// tools.
 ///
-/// A file that is made shorter meanwhile ends the process with `SIGBUS` where a missing page is touched: map only files
-/// that nobody truncates.
+/// A file that is made shorter meanwhile ends the process with `SIGBUS` where a missing page is
+/// touched: map only files that nobody truncates.
 ///
 /// # Errors
-/// [`FileError::Short`] if the file ends within the block's pages; [`FileError::At`] if it can not be mapped.
+/// [`FileError::Short`] if the file ends within the block's pages; [`FileError::At`] if it cannot
+/// be mapped.
 pub fn map(file: &File, placed: &PlacedBlock) -> Result<RamBlock, FileError> {
     let layout = &placed.layout;
     let (offset, len) = (layout.header().pages_offset, layout.used_length());
     let stored = StoredPages::read(file, layout)?;
     let size = usize::try_from(len).unwrap_or(usize::MAX);
-    let failed = |source| FileError::At {
+    let failed = |cause| FileError::At {
         doing: "mapping",
         offset,
         len: size,
-        source,
+        cause,
     };
     let end = file.metadata().map_err(failed)?.len();
     if layout.end() > end {

@@ -77,10 +77,10 @@ impl FileWithCompanion {
         if let Some(digest) = digest {
             let mut out = companion.file();
             out.write_all(&digest.encode())
-                .map_err(|source| FileError::Path {
+                .map_err(|cause| FileError::Path {
                     path: beside.clone(),
                     doing: "writing",
-                    source,
+                    cause,
                 })?;
         }
         companion.sync()?;
@@ -133,10 +133,10 @@ impl Moved {
                 discarded: false,
             })),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(FileError::Path {
+            Err(cause) => Err(FileError::Path {
                 path: path.into(),
                 doing: "moving aside",
-                source,
+                cause,
             }),
         }
     }

@@ -5,7 +5,8 @@ use std::fs::{File, FileType, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// The descriptor a path names, if it is written as `/dev/fdset/N` or `/dev/fd/N`: descriptor `N` of this process.
+/// The descriptor a path names, if it is written as `/dev/fdset/N` or `/dev/fd/N`: descriptor `N`
+/// of this process.
 pub fn descriptor_number(path: &Path) -> Option<u32> {
     let text = path.to_str()?;
     let number = text
@@ -23,17 +24,18 @@ pub fn open_read(path: &Path) -> Result<File, FileError> {
     open(path, OpenOptions::new().read(true))
 }
 
-/// Opens a descriptor's file for reading and writing. It is opened anew: whoever passed it keeps its own.
+/// Opens a descriptor's file for reading and writing. It is opened anew: whoever passed it keeps
+/// its own.
 pub(crate) fn open_descriptor(path: &Path) -> Result<File, FileError> {
     open(path, OpenOptions::new().read(true).write(true))
 }
 
 fn open(path: &Path, options: &mut OpenOptions) -> Result<File, FileError> {
     let real = real(path);
-    let failed = |source| FileError::Path {
+    let failed = |cause| FileError::Path {
         path: path.into(),
         doing: "opening",
-        source,
+        cause,
     };
     // Without waiting: a fifo would be opened only once somebody writes to it.
     let file = options
@@ -107,7 +109,11 @@ mod tests {
         let mut text = String::new();
         again.read_to_string(&mut text).unwrap();
         assert_eq!(text, "hello");
-        assert_eq!(file.stream_position().unwrap(), 5, "the one passed is left alone");
+        assert_eq!(
+            file.stream_position().unwrap(),
+            5,
+            "the one passed is left alone"
+        );
         assert!(open_read(Path::new("/dev/fdset/999999")).is_err());
     }
 }

@@ -21,7 +21,11 @@ impl<'a> BlockReader<'a> {
     /// As [`StoredPages::read`].
     pub fn new(file: &'a File, block: &'a PlacedBlock) -> Result<Self, FileError> {
         let stored = StoredPages::read(file, &block.layout)?;
-        Ok(Self { file, block, stored })
+        Ok(Self {
+            file,
+            block,
+            stored,
+        })
     }
 
     /// The block.
@@ -76,7 +80,7 @@ impl<'a> BlockReader<'a> {
             let at = header.pages_offset + run.start * page;
             self.file
                 .read_exact_at(piece, at)
-                .map_err(|source| match source.kind() {
+                .map_err(|cause| match cause.kind() {
                     io::ErrorKind::UnexpectedEof => FileError::Short {
                         what: "pages",
                         offset: at,
@@ -87,7 +91,7 @@ impl<'a> BlockReader<'a> {
                         doing: "reading",
                         offset: at,
                         len,
-                        source,
+                        cause,
                     },
                 })?;
         }

@@ -34,11 +34,11 @@ impl StoredPages {
     /// [`FileError::Short`] if the file ends within it; [`FileError::At`].
     pub fn read(file: &File, layout: &MappedRamLayout) -> Result<Self, FileError> {
         let (offset, len) = (layout.header().bitmap_offset, layout.bitmap_len());
-        let failed = |source| FileError::At {
+        let failed = |cause| FileError::At {
             doing: "reading the bitmap,",
             offset,
             len: usize::try_from(len).unwrap_or(usize::MAX),
-            source,
+            cause,
         };
         let end = file.metadata().map_err(failed)?.len();
         let short = || FileError::Short {
@@ -61,9 +61,9 @@ impl StoredPages {
                 let size = usize::try_from(last - at).unwrap_or(STEP).min(STEP);
                 let bytes = room.get_mut(..size).unwrap_or_default();
                 file.read_exact_at(bytes, at)
-                    .map_err(|source| match source.kind() {
+                    .map_err(|cause| match cause.kind() {
                         io::ErrorKind::UnexpectedEof => short(),
-                        _ => failed(source),
+                        _ => failed(cause),
                     })?;
                 stored.push((at - offset) / BYTES as u64, bytes);
                 at += size as u64;
@@ -88,7 +88,10 @@ impl StoredPages {
             let mut words = Box::new([0; WORDS]);
             for (word, bytes) in words.iter_mut().zip(part.chunks(8)) {
                 let mut whole = [0; 8];
-                whole.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+                whole
+                    .iter_mut()
+                    .zip(bytes)
+                    .for_each(|(to, from)| *to = *from);
                 *word = u64::from_le_bytes(whole);
             }
             self.parts.push((number, words));
@@ -118,7 +121,11 @@ impl StoredPages {
     /// The last page that is stored.
     pub fn last(&self) -> Option<u64> {
         let (number, words) = self.parts.last()?;
-        let (at, word) = words.iter().enumerate().rev().find(|(_, word)| **word != 0)?;
+        let (at, word) = words
+            .iter()
+            .enumerate()
+            .rev()
+            .find(|(_, word)| **word != 0)?;
         Some(number * PAGES + at as u64 * 64 + u64::from(63 - word.leading_zeros()))
     }
 
@@ -130,7 +137,9 @@ impl StoredPages {
             .partition_point(|(number, _)| (number + 1) * PAGES <= at);
         std::iter::from_fn(move || {
             let start = self.seek(&mut part, at, pages.end, true)?;
-            let end = self.seek(&mut part, start, pages.end, false).unwrap_or(pages.end);
+            let end = self
+                .seek(&mut part, start, pages.end, false)
+                .unwrap_or(pages.end);
             at = end;
             Some(start..end)
         })

@@ -38,8 +38,16 @@ pub(crate) fn write_at(file: &File, iov: Iov<'_>, at: u64) -> io::Result<usize> 
 /// One positioned read; returns the bytes read, 0 at the end of the file.
 pub(crate) fn read_at(file: &File, region: Region<'_>, at: u64) -> io::Result<usize> {
     let at = offset(at)?;
-    // SAFETY: the region names guest memory that stays mapped while it lives, and that anyone may write to.
-    retry(|| unsafe { libc::pread(file.as_raw_fd(), region.as_mut_ptr().cast(), region.len(), at) })
+    // SAFETY: the region names guest memory that stays mapped while it lives, and that anyone may
+    // write to.
+    retry(|| unsafe {
+        libc::pread(
+            file.as_raw_fd(),
+            region.as_mut_ptr().cast(),
+            region.len(),
+            at,
+        )
+    })
 }
 
 /// The next stretch of a range that is not a hole; `None` if there is nothing more but holes. Where
@@ -50,7 +58,8 @@ pub(crate) fn next_data(file: &File, within: Range<u64>) -> io::Result<Option<Ra
     }
     let seek = |at: u64, whence| {
         let at = offset(at)?;
-        // SAFETY: a plain call on an open descriptor. Readers set the file's own offset before they use it.
+        // SAFETY: a plain call on an open descriptor. Readers set the file's own offset before they
+        // use it.
         let result = unsafe { libc::lseek(file.as_raw_fd(), at, whence) };
         u64::try_from(result).map_err(|_| io::Error::last_os_error())
     };
@@ -79,7 +88,8 @@ pub(crate) fn will_need(file: &File, at: u64, len: usize) {
 /// Locks a file for as long as it is open, unless another has: `WouldBlock` then.
 pub(crate) fn lock(file: &File) -> io::Result<()> {
     // SAFETY: a plain call on an open descriptor.
-    retry(|| unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } as isize).map(drop)
+    retry(|| unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } as isize)
+        .map(drop)
 }
 
 /// Whether the file system keeps its files in memory, where there is nothing to read ahead.
@@ -93,17 +103,25 @@ pub(crate) fn is_in_memory(file: &File) -> bool {
     result == 0 && [libc::TMPFS_MAGIC, libc::HUGETLBFS_MAGIC].contains(&status.f_type)
 }
 
-/// What direct I/O on a file must be aligned to, as far as the file system says: addresses and offsets, in bytes.
-/// `None` where it says nothing (before Linux 6.1, and some file systems).
+/// What direct I/O on a file must be aligned to, as far as the file system says: addresses and
+/// offsets, in bytes. `None` where it says nothing (before Linux 6.1, and some file systems).
 pub(crate) fn direct_alignment(file: &File) -> Option<(usize, u64)> {
-    // SAFETY: a statx of zeros is a valid one to be filled in; the path is an empty C string; both outlive the call.
+    // SAFETY: a statx of zeros is a valid one to be filled in; the path is an empty C string; both
+    // outlive the call.
     let (result, status) = unsafe {
         let mut status: libc::statx = std::mem::zeroed();
         let (fd, flags) = (file.as_raw_fd(), libc::AT_EMPTY_PATH);
-        let result = libc::statx(fd, c"".as_ptr(), flags, libc::STATX_DIOALIGN, &raw mut status);
+        let result = libc::statx(
+            fd,
+            c"".as_ptr(),
+            flags,
+            libc::STATX_DIOALIGN,
+            &raw mut status,
+        );
         (result, status)
     };
-    let known = result == 0 && status.stx_mask & libc::STATX_DIOALIGN != 0 && status.stx_dio_mem_align != 0;
+    let known =
+        result == 0 && status.stx_mask & libc::STATX_DIOALIGN != 0 && status.stx_dio_mem_align != 0;
     known.then(|| {
         (
             status.stx_dio_mem_align as usize,
@@ -114,8 +132,8 @@ pub(crate) fn direct_alignment(file: &File) -> Option<(usize, u64)> {
 
 /// Maps part of a file, copy on write.
 pub(crate) fn map_private(file: &File, at: u64, len: usize) -> io::Result<MmapMut> {
-    // SAFETY: the mapping is only handed on to a RAM block, which touches it by volatile accesses: that others may write
-    // to the file meanwhile is allowed for.
+    // SAFETY: the mapping is only handed on to a RAM block, which touches it by volatile accesses:
+    // that others may write to the file meanwhile is allowed for.
     unsafe { MmapOptions::new().offset(at).len(len).map_copy(file) }
 }
 
@@ -136,7 +154,13 @@ pub(crate) fn rename(from: &Path, to: &Path, replace: bool) -> io::Result<()> {
     // SAFETY: both are NUL-terminated strings that outlive the call.
     let result = retry(|| unsafe {
         let here = libc::AT_FDCWD;
-        libc::renameat2(here, old.as_ptr(), here, new.as_ptr(), libc::RENAME_NOREPLACE) as isize
+        libc::renameat2(
+            here,
+            old.as_ptr(),
+            here,
+            new.as_ptr(),
+            libc::RENAME_NOREPLACE,
+        ) as isize
     });
     match result {
         Ok(_) => Ok(()),
@@ -149,7 +173,8 @@ pub(crate) fn rename(from: &Path, to: &Path, replace: bool) -> io::Result<()> {
     }
 }
 
-/// Makes `len` bytes at `at` a hole that reads as zeros. `Ok(false)` where the file system has none.
+/// Makes `len` bytes at `at` a hole that reads as zeros. `Ok(false)` where the file system has
+/// none.
 pub(crate) fn punch_hole(file: &File, at: u64, len: u64) -> io::Result<bool> {
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     let (at, len) = (offset(at)?, offset(len)?);

@@ -1,14 +1,17 @@
-//! Files as channels, without an engine's peer: what lies in them, how it got there, and what happens when it can not.
+//! Files as channels, without an engine's peer: what lies in them, how it got there, and what
+//! happens when it cannot.
 #![allow(clippy::unwrap_used, clippy::panic, unsafe_code)]
 
+use multifd_core::memory::PlainWriter;
 use multifd_core::{
-    Error, Iov, Outgoing, PageBatch, Plain, RamBlock, RamMap, Sender, SenderConfig, SyncScope, Transport,
-    WriteFlags,
+    Error, Iov, Message, PageBatch, Plain, RamBlock, RamMap, RamWriter, Sender, SenderConfig,
+    SyncScope, Transport, WriteFlags,
 };
 use multifd_packet::MappedRamLayout;
+use multifd_testing::{bytes, write};
 use multifd_transport_file::{
-    AtomicFile, BlockReader, DirectIo, FileError, FileTransport, PlacedBlock, StoredPages, changed_pages,
-    extract, load, load_raw, map,
+    AtomicFile, BlockReader, DirectIo, FileError, FileTransport, PlacedBlock, StoredPages, load,
+    load_raw, map,
 };
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -19,10 +22,12 @@ use std::process::Command;
 const PAGES: u64 = 600;
 
 fn guest() -> RamMap {
-    let mut map = RamMap::new();
-    map.add(RamBlock::anonymous("pc.ram", PAGES * 4096, 4096).unwrap())
-        .unwrap();
-    map
+    multifd_testing::guest("pc.ram", PAGES)
+}
+
+/// Memory that is read into gets nothing beforehand.
+fn plain() -> Box<dyn RamWriter> {
+    Box::new(PlainWriter)
 }
 
 /// A guest whose memory starts at an odd address.
@@ -32,30 +37,17 @@ fn crooked_guest() -> RamMap {
     let mut map = RamMap::new();
     // SAFETY: the vector moves into the block as its owner, and nothing else refers to it.
     let block = unsafe {
-        RamBlock::from_raw_parts("pc.ram", base.add(24), PAGES as usize * 4096, 4096, memory).unwrap()
+        RamBlock::from_raw_parts("pc.ram", base.add(24), PAGES as usize * 4096, 4096, memory)
+            .unwrap()
     };
     map.add(block).unwrap();
     map
-}
-
-fn write(map: &RamMap, page: u64, text: &str) {
-    map.blocks()[0]
-        .page(page * 4096)
-        .unwrap()
-        .copy_from(text.as_bytes());
 }
 
 fn fill(map: &RamMap) {
     (0..PAGES)
         .filter(|page| page % 5 != 0)
         .for_each(|page| write(map, page, &format!("page {page}")));
-}
-
-fn contents(map: &RamMap) -> Vec<u8> {
-    let block = &map.blocks()[0];
-    let mut all = vec![0; block.len() as usize];
-    block.region(0, all.len()).unwrap().copy_to(&mut all);
-    all
 }
 
 /// One block, its header `at` bytes into the file.
@@ -66,12 +58,15 @@ fn placed(at: u64) -> Vec<PlacedBlock> {
     }]
 }
 
-fn store(map: &RamMap, file: &File, blocks: &[PlacedBlock], direct: DirectIo, channels: u8) -> FileTransport {
+fn store(
+    map: &RamMap,
+    file: &File,
+    blocks: &[PlacedBlock],
+    direct: DirectIo,
+    channels: u8,
+) -> FileTransport {
     let transport = FileTransport::new(file.try_clone().unwrap(), blocks.to_vec(), direct).unwrap();
-    let config = SenderConfig {
-        channels,
-        ..SenderConfig::default()
-    };
+    let config = SenderConfig::default().channels(channels);
     let mut sender = Sender::start(map.clone(), &Plain, &transport, &config).unwrap();
     sender.queue_range(0, 0, PAGES * 4096).unwrap();
     sender.sync(SyncScope::Local).unwrap();
@@ -98,10 +93,10 @@ fn pages_come_back_by_every_kind_of_io_from_memory_however_aligned() {
                 for again in [DirectIo::Off, DirectIo::On] {
                     let target = if crooked { crooked_guest() } else { guest() };
                     write(&target, 5, "what was there before");
-                    let loaded = load(&file, &blocks, &target, 2, again).unwrap();
+                    let loaded = load(&file, &blocks, &target, 2, again, &plain).unwrap();
                     assert_eq!((loaded.pages, loaded.zero_pages), (480, 120));
                     assert!(
-                        contents(&source) == contents(&target),
+                        bytes(&source) == bytes(&target),
                         "{crooked} {base} {direct:?} {again:?}"
                     );
                 }
@@ -118,8 +113,10 @@ fn pages_come_back_by_every_kind_of_io_from_memory_however_aligned() {
 fn a_page_that_becomes_zero_leaves_the_bitmap_and_the_file() {
     let (source, file, blocks) = (guest(), disk_file(), placed(0));
     (0..PAGES).for_each(|page| write(&source, page, "x"));
-    let transport = FileTransport::new(file.try_clone().unwrap(), blocks.clone(), DirectIo::Off).unwrap();
-    let mut sender = Sender::start(source.clone(), &Plain, &transport, &SenderConfig::default()).unwrap();
+    let transport =
+        FileTransport::new(file.try_clone().unwrap(), blocks.clone(), DirectIo::Off).unwrap();
+    let mut sender =
+        Sender::start(source.clone(), &Plain, &transport, &SenderConfig::default()).unwrap();
     sender.queue_range(0, 0, PAGES * 4096).unwrap();
     sender.sync(SyncScope::Local).unwrap();
     file.sync_all().unwrap();
@@ -142,15 +139,17 @@ fn a_page_that_becomes_zero_leaves_the_bitmap_and_the_file() {
     let stored = StoredPages::read(&file, &blocks[0].layout).unwrap();
     assert!((0..PAGES).all(|page| stored.contains(page) != (100..300).contains(&page)));
     let target = guest();
-    load(&file, &blocks, &target, 2, DirectIo::Off).unwrap();
-    assert!(contents(&source) == contents(&target));
+    load(&file, &blocks, &target, 2, DirectIo::Off, &plain).unwrap();
+    assert!(bytes(&source) == bytes(&target));
 }
 
 #[test]
 fn a_mapping_is_copy_on_write_and_knows_which_pages_are_zero() {
     let (source, file, blocks) = (guest(), disk_file(), placed(0));
     fill(&source);
-    store(&source, &file, &blocks, DirectIo::Off, 1).finish().unwrap();
+    store(&source, &file, &blocks, DirectIo::Off, 1)
+        .finish()
+        .unwrap();
     // What an earlier round left in the place of a page that is zero now.
     let header = *blocks[0].layout.header();
     file.write_all_at(b"stale", header.pages_offset + 10 * 4096)
@@ -158,18 +157,23 @@ fn a_mapping_is_copy_on_write_and_knows_which_pages_are_zero() {
     let block = map(&file, &blocks[0]).unwrap();
     let mut all = vec![0; block.len() as usize];
     block.region(0, all.len()).unwrap().copy_to(&mut all);
-    assert!(all == contents(&source));
+    assert!(all == bytes(&source));
     block.page(4096).unwrap().copy_from(b"ours alone");
     let mut bytes = [0; 6];
     file.read_exact_at(&mut bytes, header.pages_offset + 4096)
         .unwrap();
     assert_eq!(&bytes, b"page 1");
     file.set_len(header.pages_offset + 4096).unwrap();
-    assert!(matches!(map(&file, &blocks[0]), Err(FileError::Short { .. })));
+    assert!(matches!(
+        map(&file, &blocks[0]),
+        Err(FileError::Short { .. })
+    ));
 }
 
+#[cfg(feature = "digest")]
 #[test]
 fn readers_extract_and_compare_what_is_stored() {
+    use multifd_transport_file::{changed_pages, extract};
     let (one, other) = (guest(), guest());
     fill(&one);
     fill(&other);
@@ -178,7 +182,9 @@ fn readers_extract_and_compare_what_is_stored() {
     write(&other, 500, "was zero");
     let (a, b, blocks) = (disk_file(), disk_file(), placed(0));
     store(&one, &a, &blocks, DirectIo::Off, 2).finish().unwrap();
-    store(&other, &b, &blocks, DirectIo::Off, 2).finish().unwrap();
+    store(&other, &b, &blocks, DirectIo::Off, 2)
+        .finish()
+        .unwrap();
     let (a, b) = (
         BlockReader::new(&a, &blocks[0]).unwrap(),
         BlockReader::new(&b, &blocks[0]).unwrap(),
@@ -192,36 +198,51 @@ fn readers_extract_and_compare_what_is_stored() {
     assert!(changed_pages(&a, &a).unwrap().is_empty());
     let out = tempfile::tempfile().unwrap();
     extract(&a, 4096..PAGES * 4096, &out, 100).unwrap();
-    let mut bytes = vec![0; (PAGES as usize - 1) * 4096];
-    out.read_at(&mut bytes, 100).unwrap();
-    assert!(bytes == contents(&one)[4096..]);
+    let mut extracted = vec![0; (PAGES as usize - 1) * 4096];
+    out.read_at(&mut extracted, 100).unwrap();
+    assert!(extracted == multifd_testing::bytes(&one)[4096..]);
 }
 
 #[test]
 fn files_that_end_early_are_not_whole() {
     let (source, file, blocks) = (guest(), disk_file(), placed(0));
     fill(&source);
-    store(&source, &file, &blocks, DirectIo::Off, 1).finish().unwrap();
+    store(&source, &file, &blocks, DirectIo::Off, 1)
+        .finish()
+        .unwrap();
     let header = *blocks[0].layout.header();
-    file.set_len(header.pages_offset + 599 * 4096 + 100).unwrap();
-    let error = load(&file, &blocks, &guest(), 2, DirectIo::Off).unwrap_err();
-    assert!(matches!(error, FileError::Short { what: "pages", .. }), "{error}");
-    let reader = BlockReader::new(&file, &blocks[0]).unwrap();
-    let error = reader.read(599 * 4096, &mut [0; 4096]).unwrap_err();
-    assert!(matches!(error, FileError::Short { what: "pages", .. }), "{error}");
-    file.set_len(header.bitmap_offset + 3).unwrap();
-    let error = load(&file, &blocks, &guest(), 2, DirectIo::Off).unwrap_err();
+    file.set_len(header.pages_offset + 599 * 4096 + 100)
+        .unwrap();
+    let error = load(&file, &blocks, &guest(), 2, DirectIo::Off, &plain).unwrap_err();
     assert!(
-        matches!(error, FileError::Short { what: "a bitmap", .. }),
+        matches!(error, FileError::Short { what: "pages", .. }),
         "{error}"
     );
-    let error = load_raw(&file, &guest().blocks()[0], 1).unwrap_err();
+    let reader = BlockReader::new(&file, &blocks[0]).unwrap();
+    let error = reader.read(599 * 4096, &mut [0; 4096]).unwrap_err();
+    assert!(
+        matches!(error, FileError::Short { what: "pages", .. }),
+        "{error}"
+    );
+    file.set_len(header.bitmap_offset + 3).unwrap();
+    let error = load(&file, &blocks, &guest(), 2, DirectIo::Off, &plain).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            FileError::Short {
+                what: "a bitmap",
+                ..
+            }
+        ),
+        "{error}"
+    );
+    let error = load_raw(&file, &guest().blocks()[0], 1, &plain).unwrap_err();
     assert!(matches!(error, FileError::Short { .. }), "{error}");
     let mut other = RamMap::new();
     other
         .add(RamBlock::anonymous("pc.ram", 4096, 4096).unwrap())
         .unwrap();
-    let error = load(&file, &[], &other, 1, DirectIo::Off).unwrap();
+    let error = load(&file, &[], &other, 1, DirectIo::Off, &plain).unwrap();
     assert_eq!(error.pages, 0);
 }
 
@@ -230,21 +251,25 @@ fn what_has_no_place_is_refused() {
     let (file, source) = (disk_file(), guest());
     let transport = FileTransport::new(file, placed(0), DirectIo::Off).unwrap();
     let mut channel = transport.open(0).unwrap();
-    let busy = channel.busy_at_once().map(std::num::NonZeroUsize::get);
+    let useful = transport.capabilities().useful_channels;
+    let busy = useful.map(std::num::NonZeroUsize::get);
     assert_eq!(busy, Some(1), "one writes through the page cache at a time");
     let header = [Iov::from(&b"header"[..])];
     channel
-        .send(&Outgoing::new(&header, None), WriteFlags::default())
+        .send(&Message::new(&header, None), WriteFlags::default())
         .unwrap();
     let state = [header[0], Iov::from(&b"device state"[..])];
     let error = channel
-        .send(&Outgoing::new(&state, None), WriteFlags::default())
+        .send(&Message::new(&state, None), WriteFlags::default())
         .unwrap_err();
-    assert!(error.to_string().contains("device state has no place"), "{error}");
+    assert!(
+        error.to_string().contains("device state has no place"),
+        "{error}"
+    );
     write(&source, 0, "x");
     let batch = PageBatch::from_offsets(&source.blocks()[0], &[0]).unwrap();
     let error = channel
-        .send(&Outgoing::new(&state, Some(&batch)), WriteFlags::default())
+        .send(&Message::new(&state, Some(&batch)), WriteFlags::default())
         .unwrap_err();
     assert!(error.to_string().contains("use the method none"), "{error}");
     let mut other = RamMap::new();
@@ -255,11 +280,19 @@ fn what_has_no_place_is_refused() {
     sender.queue_page(0, 0).unwrap();
     let error = sender.sync(SyncScope::Local).unwrap_err();
     assert!(
-        matches!(&error, Error::Channel { doing: "sending", .. }),
+        matches!(
+            &error,
+            Error::Channel {
+                doing: "sending",
+                ..
+            }
+        ),
         "{error}"
     );
     assert!(
-        error.to_string().contains("\"pc.rom\" has no place in the file"),
+        error
+            .to_string()
+            .contains("\"pc.rom\" has no place in the file"),
         "{error}"
     );
 }
@@ -267,7 +300,8 @@ fn what_has_no_place_is_refused() {
 #[test]
 fn room_can_be_set_aside() {
     let (file, blocks) = (disk_file(), placed(0));
-    let transport = FileTransport::new(file.try_clone().unwrap(), blocks.clone(), DirectIo::Off).unwrap();
+    let transport =
+        FileTransport::new(file.try_clone().unwrap(), blocks.clone(), DirectIo::Off).unwrap();
     transport.preallocate().unwrap();
     assert!(file.metadata().unwrap().blocks() >= PAGES * 8);
     assert_eq!(file.metadata().unwrap().len(), blocks[0].layout.end());
@@ -323,13 +357,17 @@ fn a_descriptor_is_emptied_if_it_is_not_finished() {
 
 #[test]
 fn a_file_system_that_refuses_direct_io_says_so_and_may_be_worked_around() {
-    // A ramfs in a mount namespace of this test's own: a file of it is passed on, and the mount goes away.
+    // A ramfs in a mount namespace of this test's own: a file of it is passed on, and the mount
+    // goes away.
     let folder = tempfile::tempdir().unwrap();
     let script = format!(
         "mount -t ramfs none {0} && touch {0}/file && exec sleep 600 9<>{0}/file",
         folder.path().display()
     );
-    let mut holder = match Command::new("unshare").args(["-m", "sh", "-c", &script]).spawn() {
+    let mut holder = match Command::new("unshare")
+        .args(["-m", "sh", "-c", &script])
+        .spawn()
+    {
         Ok(holder) => holder,
         Err(error) => return skip(&format!("no unshare: {error}")),
     };
@@ -354,17 +392,17 @@ fn a_file_system_that_refuses_direct_io_says_so_and_may_be_worked_around() {
     let transport = store(&source, &file, &placed(0), DirectIo::IfPossible, 2);
     assert!(!transport.is_direct());
     transport.finish().unwrap();
-    let error = load(&file, &placed(0), &guest(), 2, DirectIo::On).unwrap_err();
+    let error = load(&file, &placed(0), &guest(), 2, DirectIo::On, &plain).unwrap_err();
     assert!(matches!(error, FileError::DirectRefused { .. }), "{error}");
     let target = guest();
-    load(&file, &placed(0), &target, 2, DirectIo::IfPossible).unwrap();
-    assert!(contents(&source) == contents(&target));
+    load(&file, &placed(0), &target, 2, DirectIo::IfPossible, &plain).unwrap();
+    assert!(bytes(&source) == bytes(&target));
     holder.kill().unwrap();
     holder.wait().unwrap();
 }
 
 /// Says why a test could not run; in CI that is a failure.
 fn skip(why: &str) {
-    assert!(std::env::var_os("CI").is_none(), "can not run in CI: {why}");
+    assert!(std::env::var_os("CI").is_none(), "cannot run in CI: {why}");
     eprintln!("SKIPPED: {why}");
 }

@@ -1,11 +1,12 @@
-//! A "device" of 64 MiB travels in chunks, queued by a thread of its own, while RAM moves over the same channels.
+//! A "device" of 64 MiB travels in chunks, queued by a thread of its own, while RAM moves over the
+//! same channels.
 //!
 //! `cargo run -p multifd-transport-socket --example device_state`
 
 use bytes::Bytes;
 use multifd_core::{
-    Buffers, ChannelSource, DeviceHandlers, Plain, RamBlock, RamMap, Receiver, ReceiverConfig, Sender,
-    SenderConfig, SyncScope,
+    ChannelSource, DeviceBuffer, DeviceHandlers, Plain, RamBlock, RamMap, Receiver, ReceiverConfig,
+    Sender, SenderConfig, SyncScope,
 };
 use multifd_transport_socket::{Address, SocketListener, SocketOptions, SocketTransport};
 use std::error::Error;
@@ -28,7 +29,9 @@ fn guest() -> Result<RamMap, Anything> {
 
 /// What the device's state is: something that shows a byte in the wrong place.
 fn state() -> Bytes {
-    (0..DEVICE).map(|i| (i ^ (i >> 8) ^ (i >> 16)) as u8).collect()
+    (0..DEVICE)
+        .map(|i| (i ^ (i >> 8) ^ (i >> 16)) as u8)
+        .collect()
 }
 
 fn main() -> Result<(), Anything> {
@@ -44,17 +47,15 @@ fn main() -> Result<(), Anything> {
     let destination = std::thread::spawn(move || receive(listener));
 
     let transport = SocketTransport::new(address, SocketOptions::default());
-    let config = SenderConfig {
-        channels: CHANNELS,
-        ..SenderConfig::default()
-    };
+    let config = SenderConfig::default().channels(CHANNELS);
     let mut sender = Sender::start(source, &Plain, &transport, &config)?;
     let queue = sender.buffers();
     let device = std::thread::spawn(move || -> Result<(), multifd_core::Error> {
         let state = state();
         for at in (0..DEVICE).step_by(CHUNK) {
-            // Chunks are slices of one buffer: nothing is copied. In order, so that the other end can append them.
-            queue.queue_in_order(Buffers {
+            // Chunks are slices of one buffer: nothing is copied. In order, so that the other end
+            // can append them.
+            queue.queue_in_order(DeviceBuffer {
                 label: LABEL.into(),
                 instance: 0,
                 data: state.slice(at..at + CHUNK),
@@ -64,11 +65,15 @@ fn main() -> Result<(), Anything> {
     });
     sender.queue_range(0, 0, RAM)?;
     sender.sync(SyncScope::Peer)?;
-    device.join().map_err(|_| "the device's thread panicked")??;
+    device
+        .join()
+        .map_err(|_| "the device's thread panicked")??;
     // What was queued while the first round ended is the second's.
     sender.sync(SyncScope::Peer)?;
     let sent = sender.finish()?.total();
-    let (pages, bytes) = destination.join().map_err(|_| "the destination panicked")??;
+    let (pages, bytes) = destination
+        .join()
+        .map_err(|_| "the destination panicked")??;
     println!(
         "{} pages, {} zero pages and {} bytes of device state sent; {pages} pages and {bytes} bytes arrived, all of them right",
         sent.normal_pages, sent.zero_pages, sent.buffer_bytes
@@ -82,17 +87,16 @@ fn receive(mut listener: SocketListener) -> Result<(u64, u64), Anything> {
     let mut handlers = DeviceHandlers::new();
     let device = Arc::clone(&arrived);
     handlers.register(LABEL, move |chunk| {
-        let mut device = device.lock().map_err(|_| "another chunk's handler panicked")?;
+        let mut device = device
+            .lock()
+            .map_err(|_| "another chunk's handler panicked")?;
         if device.len() + chunk.data.len() > DEVICE {
-            return Err(format!("more than the device's {DEVICE} bytes came"));
+            return Err(format!("more than the device's {DEVICE} bytes came").into());
         }
         device.extend_from_slice(&chunk.data);
         Ok(())
     });
-    let config = ReceiverConfig {
-        device_state: Some(Arc::new(handlers)),
-        ..ReceiverConfig::default()
-    };
+    let config = ReceiverConfig::default().device_state(Some(Arc::new(handlers)));
     let mut receiver = Receiver::new(target.clone(), config)?;
     for _ in 0..CHANNELS {
         receiver.attach(listener.next_channel(true)?.ok_or("a channel is missing")?)?;
@@ -104,7 +108,11 @@ fn receive(mut listener: SocketListener) -> Result<(u64, u64), Anything> {
         for page in 0..RAM / 4096 {
             let mut number = [0; 8];
             block.page(page * 4096)?.copy_to(&mut number);
-            let expected = if page % 3 == 0 { [0; 8] } else { page.to_be_bytes() };
+            let expected = if page % 3 == 0 {
+                [0; 8]
+            } else {
+                page.to_be_bytes()
+            };
             if number != expected {
                 return Err(format!("page {page} is wrong").into());
             }

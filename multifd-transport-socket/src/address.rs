@@ -30,14 +30,16 @@ use std::str::FromStr;
 pub enum Address {
     /// A host name or IP address, and a port.
     Tcp {
-        /// Name, IPv4 or IPv6 address; empty means any address when listening, this machine when connecting.
+        /// Name, IPv4 or IPv6 address; empty means any address when listening, this machine when
+        /// connecting.
         host: String,
         /// Port; 0 lets the system choose when listening.
         port: u16,
     },
     /// The path of a Unix stream socket.
     Unix(PathBuf),
-    /// The name of a Unix stream socket in the abstract namespace, without the zero byte it begins with.
+    /// The name of a Unix stream socket in the abstract namespace, without the zero byte it begins
+    /// with.
     Abstract(String),
     /// A vsock address.
     Vsock {
@@ -46,10 +48,12 @@ pub enum Address {
         /// Port.
         port: u32,
     },
-    /// Descriptors this process has inherited (not those that are closed on `exec`). They are duplicated, never closed: a peer sees the
-    /// end of such a connection when this process closes the number itself, or ends.
+    /// Descriptors this process has inherited (not those that are closed on `exec`). They are
+    /// duplicated, never closed: a peer sees the end of such a connection when this process closes
+    /// the number itself, or ends.
     Descriptors(Vec<i32>),
-    /// The descriptors a service manager has passed to this process, by `LISTEN_PID` and `LISTEN_FDS`.
+    /// The descriptors a service manager has passed to this process, by `LISTEN_PID` and
+    /// `LISTEN_FDS`.
     Activated,
 }
 
@@ -78,7 +82,9 @@ const FORMS: &str = "write tcp:HOST:PORT, unix:PATH, unix:@NAME, vsock:CID:PORT 
 
 fn tcp(rest: &str) -> Result<Address, &'static str> {
     let (host, port) = rest.rsplit_once(':').ok_or("the port is missing")?;
-    let port = port.parse().map_err(|_| "the port is no number up to 65535")?;
+    let port = port
+        .parse()
+        .map_err(|_| "the port is no number up to 65535")?;
     let host = match host.strip_prefix('[').map(|rest| rest.strip_suffix(']')) {
         Some(Some(inner)) => inner,
         Some(None) => return Err("the bracket is not closed"),

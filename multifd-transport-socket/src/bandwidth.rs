@@ -1,15 +1,18 @@
 //! How many bytes a second may leave, over all connections together.
 
 use multifd_core::ChannelError;
+use multifd_core::sync::{lock, wait_timeout};
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-/// A limit that connections share fairly: each takes its turn, and a turn is worth about ten milliseconds. It can be changed at any
-/// time, from any thread; whoever waits goes by the new one at once.
+/// A limit that connections share fairly: each takes its turn, and a turn is worth about ten
+/// milliseconds. It can be changed at any time, from any thread; whoever waits goes by the new one
+/// at once.
 ///
-/// Bytes are counted as they are handed to the kernel: headers, payload and the main connection's, not those of TLS, TCP and IP.
+/// Bytes are counted as they are handed to the kernel: headers, payload and the main connection's,
+/// not those of TLS, TCP and IP.
 ///
 /// ```
 /// use multifd_transport_socket::{Bandwidth, SocketOptions, SocketTransport};
@@ -34,7 +37,7 @@ struct Shared {
 
 /// How long a turn is.
 const TURN: Duration = Duration::from_millis(10);
-/// What may be made up for if somebody was late for his turn.
+/// How much a late sender may catch up.
 const LATE: Duration = Duration::from_millis(20);
 
 /// Turns, one after another. The time is given, so that it can be tried without waiting.
@@ -92,10 +95,11 @@ impl Bandwidth {
     }
 
     fn turns(&self) -> MutexGuard<'_, Turns> {
-        self.shared.turns.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.shared.turns)
     }
 
-    /// Waits for a turn to send at most `wanted` bytes; returns how many it may be, if there is a limit.
+    /// Waits for a turn to send at most `wanted` bytes; returns how many it may be, if there is a
+    /// limit.
     pub(crate) fn wait_turn(
         &self,
         wanted: usize,
@@ -119,8 +123,7 @@ impl Bandwidth {
                 if left.is_zero() {
                     return Ok(Some(bytes));
                 }
-                let outcome = self.shared.changed.wait_timeout(turns, left);
-                turns = outcome.unwrap_or_else(PoisonError::into_inner).0;
+                turns = wait_timeout(&self.shared.changed, turns, left).0;
             }
         }
     }
@@ -140,7 +143,8 @@ mod tests {
         NonZeroU64::new(bytes).unwrap()
     }
 
-    /// Channels that take turns for a second, each always wanting `wanted` bytes, and each late by up to `late`.
+    /// Channels that take turns for a second, each always wanting `wanted` bytes, and each late by
+    /// up to `late`.
     fn second(bytes: u64, channels: usize, wanted: usize, late: Duration) -> Vec<u64> {
         let start = Instant::now();
         let mut turns = Turns::default();
@@ -171,11 +175,15 @@ mod tests {
                     for wanted in [513 << 10, 100 << 10, 8000] {
                         let sent = second(bytes, channels, wanted, late);
                         let total: u64 = sent.iter().sum();
-                        // Nobody can keep up a rate at which every turn is shorter than what he is late.
+                        // A rate cannot be kept if each turn is shorter than the delay in taking it.
                         let possible = late.is_zero() || bytes <= 125_000_000;
                         assert!(total <= bytes + bytes / 20, "{bytes}/s: {total}");
-                        assert!(!possible || total >= bytes - bytes / 20, "{bytes}/s: {total}");
-                        let (least, most) = (sent.iter().min().unwrap(), sent.iter().max().unwrap());
+                        assert!(
+                            !possible || total >= bytes - bytes / 20,
+                            "{bytes}/s: {total}"
+                        );
+                        let (least, most) =
+                            (sent.iter().min().unwrap(), sent.iter().max().unwrap());
                         let turn = (bytes / 100).clamp(1 << 10, 256 << 10);
                         assert!(most - least <= 2 * turn, "{bytes}/s: {sent:?}");
                     }
@@ -224,7 +232,10 @@ mod tests {
             });
             stopped.store(true, Ordering::Release);
             bandwidth.wake();
-            assert!(matches!(waiting.join().unwrap(), Err(ChannelError::Stopped)));
+            assert!(matches!(
+                waiting.join().unwrap(),
+                Err(ChannelError::Stopped)
+            ));
         });
     }
 }

@@ -2,11 +2,12 @@
 
 use crate::bandwidth::Bandwidth;
 use crate::inherited;
+use crate::options;
 use crate::secret::Secret;
 use crate::tls::{Session, TlsClient};
 use crate::zero_copy::{Counters, ZeroCopy, ZeroCopyCounts};
 use crate::{Address, SocketOptions, SocketStream, Source};
-use multifd_core::{ChannelError, SendChannel, Transport};
+use multifd_core::{Capabilities, ChannelError, MainTransport, Outgoing, SendChannel, Transport};
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -14,7 +15,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// Connects channels, and QEMU's main connection, to one destination: by one address, or by several in turn.
+/// Connects channels, and QEMU's main connection, to one destination: by one address, or by several
+/// in turn.
 #[derive(Debug, Clone)]
 pub struct SocketTransport {
     /// Each with how many of its inherited connections have been used.
@@ -22,6 +24,7 @@ pub struct SocketTransport {
     sources: Vec<Source>,
     options: SocketOptions,
     zero_copy: Arc<Counters>,
+    opened: Arc<Opened>,
     tls: Option<TlsClient>,
     secret: Option<Secret>,
     bandwidth: Option<Bandwidth>,
@@ -35,37 +38,43 @@ impl SocketTransport {
             sources: Vec::new(),
             options,
             zero_copy: Arc::default(),
+            opened: Arc::default(),
             tls: None,
             secret: None,
             bandwidth: None,
         }
     }
 
-    /// One more address of the same destination, so that channels are spread over several network cards: channel `i` goes to address
-    /// `i` modulo their number, and the main connection to the first.
+    /// One more address of the same destination, so that channels are spread over several network
+    /// cards: channel `i` goes to address `i` modulo their number, and the main connection to the
+    /// first.
     #[must_use]
     pub fn and_to(mut self, address: Address) -> Self {
         self.addresses.push((address, Arc::default()));
         self
     }
 
-    /// A way for connections to leave this machine; of several, channel `i` goes by number `i` modulo their number, and the main
-    /// connection by the first. For TCP only.
+    /// A way for connections to leave this machine; of several, channel `i` goes by number `i`
+    /// modulo their number, and the main connection by the first. For TCP only.
     #[must_use]
     pub fn from_source(mut self, source: Source) -> Self {
         self.sources.push(source);
         self
     }
 
-    /// Every connection speaks TLS, and each address must be that of the name the credentials were made for. A handshake is done by
-    /// whoever first uses its connection: that of a channel on the channel's own thread.
+    /// Every connection speaks TLS, and each address must be that of the name the credentials were
+    /// made for. A handshake is done by whoever first uses its connection: that of a channel on the
+    /// channel's own thread.
+    #[cfg(feature = "tls")]
     #[must_use]
     pub fn with_tls(mut self, tls: TlsClient) -> Self {
         self.tls = Some(tls);
         self
     }
 
-    /// Every connection shows first that it knows a secret, and sees to it that the destination does.
+    /// Every connection shows first that it knows a secret, and sees to it that the destination
+    /// does.
+    #[cfg(feature = "secret")]
     #[must_use]
     pub fn with_secret(mut self, secret: Secret) -> Self {
         self.secret = Some(secret);
@@ -84,11 +93,13 @@ impl SocketTransport {
         self.zero_copy.read()
     }
 
-    /// Makes one connection, as the main one: to the first address. A name with several addresses is tried in the resolver's order,
-    /// within one deadline.
+    /// Makes one bare connection to the first address. A name with several addresses is tried in
+    /// the resolver's order, within one deadline. For a migration's main connection see
+    /// [`MainTransport::connect_main`].
     ///
     /// # Errors
-    /// [`ChannelError::Io`] with the system's reason and the address, as for a refusal or the deadline.
+    /// [`ChannelError::Io`] with the system's reason and the address, as for a refusal or the
+    /// deadline.
     pub fn connect(&self) -> Result<SocketStream, ChannelError> {
         self.connect_by(0)
     }
@@ -97,7 +108,9 @@ impl SocketTransport {
     fn connect_by(&self, turn: usize) -> Result<SocketStream, ChannelError> {
         let source = self.sources.get(turn % self.sources.len().max(1));
         let Some((address, used)) = self.addresses.get(turn % self.addresses.len()) else {
-            return Err(ChannelError::Peer("there is no address to connect to".into()));
+            return Err(ChannelError::Misconfigured(
+                "there is no address to connect to".into(),
+            ));
         };
         self.try_connect(address, used, source).map_err(|error| {
             let from = source.map_or(String::new(), |source| format!(" from {source}"));
@@ -160,6 +173,21 @@ impl SocketTransport {
         Ok(socket)
     }
 
+    /// Whether the kernel can send from guest memory: not under TLS, and not over Unix sockets.
+    fn zero_copy(&self) -> Result<(), &'static str> {
+        let is_unix =
+            |address: &Address| matches!(address, Address::Unix(_) | Address::Abstract(_));
+        if self.options.zero_copy_fallback {
+            Ok(())
+        } else if self.tls.is_some() {
+            Err("pages cannot be sent without a copy under TLS, which encrypts them first")
+        } else if self.addresses.iter().any(|(address, _)| is_unix(address)) {
+            Err("pages cannot be sent without a copy over Unix sockets")
+        } else {
+            Ok(())
+        }
+    }
+
     /// The next of the connections this process has inherited.
     fn inherited(&self, address: &Address, used: &AtomicUsize) -> io::Result<Socket> {
         let numbers = inherited::numbers(address)?;
@@ -196,7 +224,43 @@ impl SocketTransport {
 impl Transport for SocketTransport {
     fn open(&self, id: u8) -> Result<Box<dyn SendChannel>, ChannelError> {
         let zero_copy = ZeroCopy::new(Arc::clone(&self.zero_copy), self.options.zero_copy_fallback);
-        Ok(Box::new(self.connect_by(id.into())?.with_zero_copy(zero_copy)))
+        let stream = self.connect_by(id.into())?;
+        self.opened.note(stream.stays_here());
+        Ok(Box::new(stream.for_sending(zero_copy)?))
+    }
+
+    /// Within one host few channels are worth having busy; whether all lead there is known once
+    /// they are open.
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::default()
+            .useful_channels(options::useful_channels().filter(|_| self.opened.all_stay_here()))
+            .zero_copy(self.zero_copy())
+    }
+}
+
+impl MainTransport for SocketTransport {
+    fn connect_main(&self) -> Result<Outgoing, ChannelError> {
+        Outgoing::new(Box::new(self.connect()?))
+    }
+}
+
+/// How many channels have been opened, and how many of them lead to this very host.
+#[derive(Debug, Default)]
+struct Opened {
+    channels: AtomicUsize,
+    here: AtomicUsize,
+}
+
+impl Opened {
+    fn note(&self, here: bool) {
+        self.channels.fetch_add(1, Ordering::Relaxed);
+        self.here.fetch_add(usize::from(here), Ordering::Relaxed);
+    }
+
+    fn all_stay_here(&self) -> bool {
+        let [channels, here] =
+            [&self.channels, &self.here].map(|count| count.load(Ordering::Relaxed));
+        channels > 0 && channels == here
     }
 }
 
@@ -208,13 +272,22 @@ pub(crate) fn resolve(address: &Address, anywhere: &str) -> io::Result<Vec<SockA
         Address::Vsock { cid, port } => Ok(vec![SockAddr::vsock(*cid, *port)]),
         Address::Tcp { host, port } => {
             let host = if host.is_empty() { anywhere } else { host };
-            Ok((host, *port).to_socket_addrs()?.map(SockAddr::from).collect())
+            Ok((host, *port)
+                .to_socket_addrs()?
+                .map(SockAddr::from)
+                .collect())
         }
-        Address::Descriptors(_) | Address::Activated => Err(io::Error::other("descriptors are no addresses")),
+        Address::Descriptors(_) | Address::Activated => {
+            Err(io::Error::other("descriptors are no addresses"))
+        }
     }
 }
 
 /// A stream socket of an address's family.
 pub(crate) fn stream_socket(address: &SockAddr) -> io::Result<Socket> {
-    Socket::new(Domain::from(i32::from(address.family())), Type::STREAM, None)
+    Socket::new(
+        Domain::from(i32::from(address.family())),
+        Type::STREAM,
+        None,
+    )
 }

@@ -1,10 +1,15 @@
 //! Where connections come in: the listening sockets, and who is turned away.
 
+#[cfg(feature = "secret")]
 use crate::secret::Secret;
+#[cfg(feature = "tls")]
 use crate::tls::TlsServer;
 use crate::{SocketOptions, SocketStream, sys};
+#[cfg(feature = "admission")]
 use ipnet::{IpNet, Ipv4Net};
-use multifd_core::ChannelError;
+use multifd_core::packet::Greeting;
+use multifd_core::sync::lock;
+use multifd_core::{ChannelError, event};
 use socket2::{SockAddr, Socket};
 use std::collections::HashMap;
 use std::fmt;
@@ -13,31 +18,32 @@ use std::net::{IpAddr, Shutdown};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// First bytes of QEMU's main connection ("QEVM").
-const MAIN: [u8; 4] = *b"QEVM";
-/// First bytes of a multifd channel.
-const CHANNEL: [u8; 4] = [0x11, 0x22, 0x33, 0x44];
-/// Most connections that may wait to be told apart, or to be taken: every channel there can be, and the main one.
+/// Most connections that may wait to be told apart, or to be taken: every channel there can be, and
+/// the main one.
 pub(crate) const MAX_WAITING: usize = 256;
 
 /// Who may connect, and what a connection has to prove.
 #[derive(Clone, Default)]
+#[non_exhaustive]
 pub struct Admission {
     /// Every connection must speak TLS, and prove what these credentials ask for.
+    #[cfg(feature = "tls")]
     pub tls: Option<TlsServer>,
     /// Every connection must show that it knows this.
+    #[cfg(feature = "secret")]
     pub secret: Option<Secret>,
     /// Networks that TCP connections may come from; any, if there are none.
+    #[cfg(feature = "admission")]
     pub networks: Vec<IpNet>,
-    /// Told of every connection that is turned away: where it came from, and why. It is called from threads of the listener's, several
-    /// at once, which dropping the listener waits for: it must not block.
+    /// Called for each refused connection, from several of the listener's threads at once. It must
+    /// not block: dropping the listener waits for those threads.
     pub on_refusal: Option<OnRefusal>,
 }
 
-/// Told of a connection that is turned away.
+/// Called for each connection that is refused.
 pub type OnRefusal = Arc<dyn Fn(&Refusal) + Send + Sync>;
 
 /// A connection that was turned away.
@@ -59,9 +65,7 @@ impl fmt::Display for Refusal {
 impl fmt::Debug for Admission {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Admission")
-            .field("tls", &self.tls.is_some())
-            .field("secret", &self.secret.is_some())
-            .field("networks", &self.networks)
+            .field("proves", &self.proves())
             .finish_non_exhaustive()
     }
 }
@@ -69,38 +73,76 @@ impl fmt::Debug for Admission {
 /// Why a connection from elsewhere is turned away.
 pub(crate) const NOT_ALLOWED: &str = "it is not among the addresses that may connect";
 
-/// What a connection is, by its first four bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// QEMU's main one.
-    Main,
-    /// A multifd channel.
-    Channel,
-}
+impl Admission {
+    /// Every connection must speak TLS, and prove what these credentials ask for.
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn tls(mut self, tls: Option<TlsServer>) -> Self {
+        self.tls = tls;
+        self
+    }
 
-impl Kind {
-    /// What it is; if it is neither, what it is likely to be.
-    pub(crate) fn of(head: [u8; 4]) -> Result<Self, String> {
-        match head {
-            MAIN => return Ok(Self::Main),
-            CHANNEL => return Ok(Self::Channel),
-            _ => {}
+    /// Every connection must show that it knows this.
+    #[cfg(feature = "secret")]
+    #[must_use]
+    pub fn secret(mut self, secret: Option<Secret>) -> Self {
+        self.secret = secret;
+        self
+    }
+
+    /// Networks that TCP connections may come from; any, if there are none.
+    #[cfg(feature = "admission")]
+    #[must_use]
+    pub fn networks(mut self, networks: Vec<IpNet>) -> Self {
+        self.networks = networks;
+        self
+    }
+
+    /// Called for every connection that is turned away.
+    #[must_use]
+    pub fn on_refusal(mut self, told: OnRefusal) -> Self {
+        self.on_refusal = Some(told);
+        self
+    }
+
+    /// Whether every connection speaks TLS.
+    fn is_encrypted(&self) -> bool {
+        #[cfg(feature = "tls")]
+        if self.tls.is_some() {
+            return true;
         }
-        let guess = match head {
-            [0x16, 3, ..] => " (a TLS handshake: switch TLS off on the source)",
-            crate::secret::HELLO => " (a source that has a shared secret)",
-            [b'G', b'E', b'T', b' '] | [b'P', b'O', b'S', b'T'] => " (an HTTP request)",
-            _ => "",
-        };
-        let value = u32::from_be_bytes(head);
-        Err(format!(
-            "a connection starts with {value:#010x}{guess}, which is neither a migration's main connection nor a multifd channel"
-        ))
+        false
+    }
+
+    /// Whether connections must prove something before they say what they are.
+    pub(crate) fn proves(&self) -> bool {
+        #[cfg(feature = "secret")]
+        if self.secret.is_some() {
+            return true;
+        }
+        self.is_encrypted()
     }
 }
 
+/// What a connection is, by its first four bytes; if it is neither, what it is likely to be.
+pub(crate) fn greeting(head: [u8; 4]) -> Result<Greeting, String> {
+    if let Some(greeting) = Greeting::of(head) {
+        return Ok(greeting);
+    }
+    let guess = match head {
+        [0x16, 3, ..] => " (a TLS handshake: switch TLS off on the source)",
+        crate::secret::HELLO => " (a source that has a shared secret)",
+        [b'G', b'E', b'T', b' '] | [b'P', b'O', b'S', b'T'] => " (an HTTP request)",
+        _ => "",
+    };
+    let value = u32::from_be_bytes(head);
+    Err(format!(
+        "a connection starts with {value:#010x}{guess}, which is neither a migration's main connection nor a multifd channel"
+    ))
+}
+
 /// A connection that says what it is.
-pub(crate) type Arrived = (SocketStream, Kind);
+pub(crate) type Arrived = (SocketStream, Greeting);
 
 #[derive(Debug)]
 pub(crate) struct Door {
@@ -108,10 +150,12 @@ pub(crate) struct Door {
     pub(crate) options: SocketOptions,
     pub(crate) admission: Admission,
     stopped: AtomicBool,
-    /// The second is shut down, so that the first wakes whoever polls: a listening socket may be others' too.
+    /// The second is shut down, so that the first wakes whoever polls: a listening socket may be
+    /// others' too.
     wake: (UnixStream, UnixStream),
     first_refusal: Mutex<Option<Refusal>>,
-    /// Which socket is looked at first: each in its turn, so that a crowd at one leaves the others theirs.
+    /// Which socket is looked at first: each in its turn, so that a crowd at one leaves the others
+    /// theirs.
     turn: AtomicUsize,
 }
 
@@ -131,8 +175,9 @@ impl Door {
     pub(crate) fn new(
         sockets: Vec<Socket>,
         options: SocketOptions,
-        mut admission: Admission,
+        #[allow(unused_mut)] mut admission: Admission,
     ) -> io::Result<Self> {
+        #[cfg(feature = "admission")]
         admission
             .networks
             .iter_mut()
@@ -167,17 +212,16 @@ impl Door {
             peer: name(peer),
             why: why.into(),
         };
+        event!(peer = %refusal.peer, why = %refusal.why, "connection turned away");
         if let Some(told) = &self.admission.on_refusal {
             told(&refusal);
         }
-        let mut first = self.first_refusal.lock().unwrap_or_else(PoisonError::into_inner);
-        first.get_or_insert(refusal);
+        lock(&self.first_refusal).get_or_insert(refusal);
     }
 
     /// The first connection that was turned away.
     pub(crate) fn first_refusal(&self) -> Option<Refusal> {
-        let first = self.first_refusal.lock().unwrap_or_else(PoisonError::into_inner);
-        first.clone()
+        lock(&self.first_refusal).clone()
     }
 
     /// One connection, if there is one.
@@ -200,7 +244,8 @@ impl Door {
                 }
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {}
                 Err(e) => match e.raw_os_error() {
-                    // What is wrong with the one that came is its own business (accept(2) lists these).
+                    // What is wrong with the one that came is its own business (accept(2) lists
+                    // these).
                     Some(
                         libc::EINTR
                         | libc::ECONNABORTED
@@ -223,13 +268,26 @@ impl Door {
         Ok(Look::Nobody)
     }
 
-    pub(crate) fn is_allowed(&self, peer: &SockAddr) -> bool {
-        let networks = &self.admission.networks;
-        let Some(peer) = peer.as_socket() else { return true };
-        networks.is_empty() || networks.iter().any(|network| network.contains(&plain(peer.ip())))
+    #[cfg(not(feature = "admission"))]
+    #[allow(clippy::unused_self)] // The same signature as with the feature.
+    pub(crate) fn is_allowed(&self, _: &SockAddr) -> bool {
+        true
     }
 
-    /// Waits for a connection, for one of `others` to be readable, or for the door to be stopped; not beyond `until`.
+    #[cfg(feature = "admission")]
+    pub(crate) fn is_allowed(&self, peer: &SockAddr) -> bool {
+        let networks = &self.admission.networks;
+        let Some(peer) = peer.as_socket() else {
+            return true;
+        };
+        networks.is_empty()
+            || networks
+                .iter()
+                .any(|network| network.contains(&plain(peer.ip())))
+    }
+
+    /// Waits for a connection, for one of `others` to be readable, or for the door to be stopped;
+    /// not beyond `until`.
     pub(crate) fn wait<'a>(
         &'a self,
         others: impl Iterator<Item = BorrowedFd<'a>>,
@@ -256,13 +314,15 @@ impl Door {
                 (None, None) => false,
             }
         };
-        self.admission.tls.is_none() && self.sockets.iter().any(beyond)
+        !self.admission.is_encrypted() && self.sockets.iter().any(beyond)
     }
 }
 
-/// Which of those who wait goes when there are too many: the first of the address that most of them come from. So a crowd from one
-/// address does not push out who comes from another.
-pub(crate) fn first_of_the_crowd<'a, K>(waiting: impl Iterator<Item = (K, &'a SockAddr)>) -> Option<K> {
+/// Which of those who wait goes when there are too many: the first of the address that most of them
+/// come from. So a crowd from one address does not push out who comes from another.
+pub(crate) fn first_of_the_crowd<'a, K>(
+    waiting: impl Iterator<Item = (K, &'a SockAddr)>,
+) -> Option<K> {
     let mut crowds: HashMap<Option<IpAddr>, (usize, usize, K)> = HashMap::new();
     for (order, (key, peer)) in waiting.enumerate() {
         let from = peer.as_socket().map(|peer| plain(peer.ip()));
@@ -274,8 +334,8 @@ pub(crate) fn first_of_the_crowd<'a, K>(waiting: impl Iterator<Item = (K, &'a So
     largest.map(|(_, _, key)| key)
 }
 
-/// Has a TCP connection reset when it is closed, until somebody takes it: a source must not take it for an orderly end that it is turned
-/// away.
+/// Has a TCP connection reset when it is closed, unless it is taken first: a refused source has to
+/// see a failure, not an orderly end.
 pub(crate) fn reset_unless_taken(socket: &Socket) {
     // Other families have no such way, and one that is gone needs none.
     let _ = socket.set_linger(Some(Duration::ZERO));
@@ -286,9 +346,12 @@ fn plain(address: IpAddr) -> IpAddr {
     address.to_canonical()
 }
 
+#[cfg(feature = "admission")]
 /// A network of IPv4 addresses written as IPv6 ones (`::ffff:a.b.c.d/96` and longer) is one, too.
 fn plain_network(network: IpNet) -> IpNet {
-    let IpNet::V6(six) = network else { return network };
+    let IpNet::V6(six) = network else {
+        return network;
+    };
     let four = six.addr().to_ipv4_mapped();
     let length = six.prefix_len().checked_sub(96);
     four.zip(length)
@@ -311,6 +374,7 @@ mod tests {
     use super::*;
     use std::net::SocketAddr;
 
+    #[cfg(feature = "admission")]
     #[test]
     fn ipv4_networks_in_ipv6_notation_are_ipv4_networks() {
         for (text, expected) in [

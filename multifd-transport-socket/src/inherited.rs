@@ -15,8 +15,12 @@ pub(crate) fn numbers(address: &Address) -> io::Result<Vec<i32>> {
         Address::Descriptors(numbers) => Ok(numbers.clone()),
         Address::Activated => {
             let variable = |name| std::env::var(name).ok();
-            activated(variable("LISTEN_PID"), variable("LISTEN_FDS"), std::process::id())
-                .map_err(|why| io::Error::new(ErrorKind::NotFound, why))
+            activated(
+                variable("LISTEN_PID"),
+                variable("LISTEN_FDS"),
+                std::process::id(),
+            )
+            .map_err(|why| io::Error::new(ErrorKind::NotFound, why))
         }
         _ => Ok(Vec::new()),
     }
@@ -26,11 +30,14 @@ pub(crate) fn numbers(address: &Address) -> io::Result<Vec<i32>> {
 fn activated(pid: Option<String>, count: Option<String>, me: u32) -> Result<Vec<i32>, String> {
     let (Some(pid), Some(count)) = (pid, count) else {
         return Err(
-            "no service manager has passed any sockets (LISTEN_PID and LISTEN_FDS are not set)".into(),
+            "no service manager has passed any sockets (LISTEN_PID and LISTEN_FDS are not set)"
+                .into(),
         );
     };
     if pid.parse() != Ok(me) {
-        return Err(format!("the sockets were passed to process {pid}, this is {me}"));
+        return Err(format!(
+            "the sockets were passed to process {pid}, this is {me}"
+        ));
     }
     match count.parse() {
         Ok(count) if (1..=MOST).contains(&count) => Ok((FIRST..FIRST + count).collect()),
@@ -40,7 +47,8 @@ fn activated(pid: Option<String>, count: Option<String>, me: u32) -> Result<Vec<
 
 /// A stream socket by the number of its descriptor; the descriptor itself stays as it is.
 pub(crate) fn stream(number: i32) -> io::Result<Socket> {
-    let named = |error: io::Error| io::Error::new(error.kind(), format!("descriptor {number}: {error}"));
+    let named =
+        |error: io::Error| io::Error::new(error.kind(), format!("descriptor {number}: {error}"));
     if sys::is_ours(number).map_err(named)? {
         let why = "it was not inherited, but opened by this program";
         return Err(named(io::Error::new(ErrorKind::InvalidInput, why)));
@@ -77,7 +85,12 @@ mod tests {
 
     #[test]
     fn what_is_no_socket_is_refused() {
-        assert!(stream(i32::MAX).unwrap_err().to_string().contains("descriptor"));
+        assert!(
+            stream(i32::MAX)
+                .unwrap_err()
+                .to_string()
+                .contains("descriptor")
+        );
         let file = tempfile::tempfile().unwrap();
         let error = stream(std::os::fd::AsRawFd::as_raw_fd(&file)).unwrap_err();
         assert!(error.to_string().contains("was not inherited"), "{error}");

@@ -1,26 +1,30 @@
 //! The listening side: connections are told apart by their first four bytes.
 
 use crate::connect::{resolve, stream_socket};
-use crate::door::{Admission, Arrived, Door, Kind, MAX_WAITING, NOT_ALLOWED, reset_unless_taken};
+use crate::door::{Admission, Arrived, Door, MAX_WAITING, NOT_ALLOWED, reset_unless_taken};
 use crate::lobby::{Lobby, Patience, too_many};
+#[cfg(any(feature = "tls", feature = "secret"))]
 use crate::reception::{Reception, accept_on_thread};
 use crate::unix_path::{BoundPath, remove_abandoned};
 use crate::{Address, SocketOptions, SocketStream, inherited};
-use multifd_core::{ChannelError, ChannelSource, RecvChannel, Unblock};
+use multifd_core::packet::Greeting;
+use multifd_core::{ChannelError, ChannelSource, Incoming, MainListener, RecvChannel, Unblock};
 use socket2::{SockAddr, Socket};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
+#[cfg(any(feature = "tls", feature = "secret"))]
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long a channel that should be there may still take.
 const SOON: Duration = Duration::from_secs(3);
 
-/// Listening sockets, at one address or several. A Unix socket's path is removed when it is dropped.
+/// Listening sockets, at one address or several. A Unix socket's path is removed when it is
+/// dropped.
 ///
-/// Who is no migration is turned away, and waited for no longer: strangers end nothing. What they do see is in
-/// [`Admission::on_refusal`].
+/// Who is no migration is turned away, and waited for no longer: strangers end nothing. What they
+/// do see is in [`Admission::on_refusal`].
 #[derive(Debug)]
 pub struct SocketListener {
     door: Arc<Door>,
@@ -38,6 +42,7 @@ enum Arrivals {
     /// They say so.
     Say(Lobby),
     /// They prove something first.
+    #[cfg(any(feature = "tls", feature = "secret"))]
     Prove {
         reception: Arc<Reception>,
         accepting: Option<JoinHandle<()>>,
@@ -53,7 +58,8 @@ impl Unblock for Handle {
 }
 
 impl SocketListener {
-    /// Listens on one address, for anybody. A Unix socket's path that a dead process left behind is taken over.
+    /// Listens on one address, for anybody. A Unix socket's path that a dead process left behind is
+    /// taken over.
     ///
     /// # Errors
     /// [`ChannelError::Io`] with the system's reason and the address, as when it is in use.
@@ -61,11 +67,11 @@ impl SocketListener {
         Self::bind_all(std::slice::from_ref(address), options, Admission::default())
     }
 
-    /// Listens on all of `addresses`, for those that `admission` lets in. Of inherited descriptors, those that listen are listened on,
-    /// the others are taken for connections that have come.
+    /// Listens on all of `addresses`, for those that `admission` lets in. Of inherited descriptors,
+    /// those that listen are listened on, the others are taken for connections that have come.
     ///
     /// # Errors
-    /// As for [`SocketListener::bind`]; also if a thread can not be had that handshakes need.
+    /// As for [`SocketListener::bind`]; also if a thread cannot be had that handshakes need.
     pub fn bind_all(
         addresses: &[Address],
         options: SocketOptions,
@@ -73,7 +79,8 @@ impl SocketListener {
     ) -> Result<Self, ChannelError> {
         let (mut sockets, mut came, mut paths) = (Vec::new(), Vec::new(), Vec::new());
         for address in addresses {
-            let named = |error: io::Error| io::Error::new(error.kind(), format!("{address}: {error}"));
+            let named =
+                |error: io::Error| io::Error::new(error.kind(), format!("{address}: {error}"));
             if let Address::Descriptors(_) | Address::Activated = address {
                 for number in inherited::numbers(address).map_err(named)? {
                     let socket = inherited::stream(number).map_err(named)?;
@@ -93,7 +100,8 @@ impl SocketListener {
             }
         }
         let addresses: Result<Vec<_>, _> = sockets.iter().map(local_address).collect();
-        let proves = admission.tls.is_some() || admission.secret.is_some();
+        #[cfg(any(feature = "tls", feature = "secret"))]
+        let proves = admission.proves();
         let door = Arc::new(Door::new(sockets, options, admission)?);
         let mut listener = Self {
             door: Arc::clone(&door),
@@ -102,6 +110,7 @@ impl SocketListener {
             arrivals: Arrivals::Say(Lobby::default()),
             channels: VecDeque::new(),
         };
+        #[cfg(any(feature = "tls", feature = "secret"))]
         if proves {
             let reception = Arc::new(Reception::new(door));
             listener.arrivals = Arrivals::Prove {
@@ -118,6 +127,7 @@ impl SocketListener {
             }
             match &mut listener.arrivals {
                 Arrivals::Say(lobby) => lobby.admit(&listener.door, socket, peer)?,
+                #[cfg(any(feature = "tls", feature = "secret"))]
                 Arrivals::Prove { reception, .. } => reception.admit(socket, peer)?,
             }
         }
@@ -127,10 +137,13 @@ impl SocketListener {
     /// Where it listens first, with the port the system chose.
     ///
     /// # Errors
-    /// [`ChannelError::Peer`] if it does not listen at all, having been given connections only.
+    /// [`ChannelError::Misconfigured`] if it does not listen at all, having been given connections
+    /// only.
     pub fn address(&self) -> Result<Address, ChannelError> {
         let first = self.addresses.first().cloned();
-        first.ok_or_else(|| ChannelError::Peer("there is no listening socket, only connections".into()))
+        first.ok_or_else(|| {
+            ChannelError::Misconfigured("there is no listening socket, only connections".into())
+        })
     }
 
     /// Everywhere it listens, with the ports the system chose.
@@ -138,76 +151,32 @@ impl SocketListener {
         &self.addresses
     }
 
-    /// Whether somebody beyond this machine can connect, and send what he likes: it listens on an address that is not a loopback
-    /// one, without TLS.
+    /// Whether a stranger beyond this machine can connect and send a VM: it listens on an address
+    /// that is not a loopback one, without TLS.
     pub fn is_exposed(&self) -> bool {
         self.door.is_exposed()
-    }
-
-    /// A handle that makes every blocked and later call fail, from another thread.
-    pub fn unblocker(&self) -> Box<dyn Unblock> {
-        Box::new(Handle(Arc::clone(&self.door)))
-    }
-
-    /// Waits for QEMU's main connection; multifd channels that come before it are kept for
-    /// [`ChannelSource::next_channel`]. The deadline for the first connection of a migration is [`SocketOptions::wait`], from then on
-    /// [`SocketOptions::stall`].
-    ///
-    /// # Errors
-    /// [`ChannelError::Peer`] if the main connection does not come, with the first connection that was turned away;
-    /// [`ChannelError::Stopped`].
-    pub fn accept_main(&mut self) -> Result<SocketStream, ChannelError> {
-        let options = self.door.options;
-        let mut within = options.wait;
-        let mut deadline = within.map(|wait| Instant::now() + wait);
-        let mut begun = false;
-        loop {
-            match self.next(Patience::ForOne(deadline))? {
-                Some((stream, Kind::Main)) => {
-                    stream.abort_on_close(false)?;
-                    return Ok(stream);
-                }
-                Some((stream, Kind::Channel)) => {
-                    self.keep(stream);
-                    if !begun {
-                        begun = true;
-                        within = Some(options.stall);
-                        deadline = Some(Instant::now() + options.stall);
-                    }
-                }
-                None => {
-                    let refused = self.door.first_refusal();
-                    let refused = refused.map_or(String::new(), |first| format!("; turned away, {first}"));
-                    return Err(ChannelError::Peer(format!(
-                        "no main connection of a migration came within {:?} ({} multifd channels did{refused})",
-                        within.unwrap_or_default(),
-                        self.channels.len(),
-                    )));
-                }
-            }
-        }
     }
 
     fn next(&mut self, patience: Patience) -> Result<Option<Arrived>, ChannelError> {
         match &mut self.arrivals {
             Arrivals::Say(lobby) => lobby.next(&self.door, patience),
+            #[cfg(any(feature = "tls", feature = "secret"))]
             Arrivals::Prove { reception, .. } => reception.next(patience),
         }
     }
 
     /// The next channel, by so much patience.
-    fn next_by(&mut self, patience: Patience) -> Result<Option<Box<dyn RecvChannel>>, ChannelError> {
+    fn next_by(
+        &mut self,
+        patience: Patience,
+    ) -> Result<Option<Box<dyn RecvChannel>>, ChannelError> {
         loop {
             if let Some(channel) = self.channels.pop_front() {
-                channel.abort_on_close(false)?;
                 return Ok(Some(Box::new(channel)));
             }
             match self.next(patience)? {
-                Some((channel, Kind::Channel)) => {
-                    channel.abort_on_close(false)?;
-                    return Ok(Some(Box::new(channel)));
-                }
-                Some((stream, Kind::Main)) => {
+                Some((channel, Greeting::Channel)) => return Ok(Some(Box::new(channel))),
+                Some((stream, Greeting::Main)) => {
                     self.refuse(&stream, "another migration is under way here".into());
                 }
                 None => return Ok(None),
@@ -224,18 +193,54 @@ impl SocketListener {
     }
 
     fn refuse(&self, stream: &SocketStream, why: String) {
-        if !stream.can_abort() {
-            stream.refuse();
-        }
+        // It is dropped unfinished: the source learns that.
         if let Ok(peer) = stream.peer() {
             self.door.refuse(&peer, why);
         }
     }
 }
 
+impl MainListener for SocketListener {
+    /// The deadline for the first connection of a migration is [`SocketOptions::wait`], from then
+    /// on [`SocketOptions::stall`]. An error names the first connection that was turned away.
+    fn accept_main(&mut self) -> Result<Incoming, ChannelError> {
+        let options = self.door.options;
+        let mut within = options.wait;
+        let mut deadline = within.map(|wait| Instant::now() + wait);
+        let mut begun = false;
+        loop {
+            match self.next(Patience::ForOne(deadline))? {
+                Some((stream, Greeting::Main)) => return Incoming::new(Box::new(stream)),
+                Some((stream, Greeting::Channel)) => {
+                    self.keep(stream);
+                    if !begun {
+                        begun = true;
+                        within = Some(options.stall);
+                        deadline = Some(Instant::now() + options.stall);
+                    }
+                }
+                None => {
+                    let refused = self.door.first_refusal();
+                    let refused =
+                        refused.map_or(String::new(), |first| format!("; turned away, {first}"));
+                    return Err(ChannelError::Peer(format!(
+                        "no main connection of a migration came within {:?} ({} multifd channels did{refused})",
+                        within.unwrap_or_default(),
+                        self.channels.len(),
+                    )));
+                }
+            }
+        }
+    }
+
+    fn unblock_handle(&self) -> Result<Box<dyn Unblock>, ChannelError> {
+        Ok(Box::new(Handle(Arc::clone(&self.door))))
+    }
+}
+
 impl ChannelSource for SocketListener {
-    /// The next connection that is a channel. Without `wait`, those that are there count, and are given the deadline for connecting
-    /// to say what they are.
+    /// The next connection that is a channel. Without `wait`, those that are there count, and are
+    /// given the deadline for connecting to say what they are.
     fn next_channel(&mut self, wait: bool) -> Result<Option<Box<dyn RecvChannel>>, ChannelError> {
         let until = Instant::now() + self.door.options.connect;
         let patience = if wait {
@@ -260,6 +265,7 @@ impl ChannelSource for SocketListener {
 
 impl Drop for SocketListener {
     fn drop(&mut self) {
+        #[cfg(any(feature = "tls", feature = "secret"))]
         if let Arrivals::Prove { accepting, .. } = &mut self.arrivals
             && let Some(accepting) = accepting.take()
         {
@@ -283,7 +289,10 @@ fn listen_on(address: &Address, options: &SocketOptions) -> io::Result<Socket> {
     if let Some(socket) = everywhere {
         return Ok(socket);
     }
-    let mut socket = Err(io::Error::new(ErrorKind::NotFound, "the name has no address"));
+    let mut socket = Err(io::Error::new(
+        ErrorKind::NotFound,
+        "the name has no address",
+    ));
     for target in &resolve(address, "0.0.0.0")? {
         socket = listen(target, address, options);
         if socket.is_ok() {
@@ -333,7 +342,11 @@ fn local_address(socket: &Socket) -> Result<Address, ChannelError> {
         return Ok(Address::Unix(path.into()));
     }
     match local.as_abstract_namespace() {
-        Some(name) => Ok(Address::Abstract(String::from_utf8_lossy(name).into_owned())),
-        None => Err(ChannelError::Peer("a listening socket has no address".into())),
+        Some(name) => Ok(Address::Abstract(
+            String::from_utf8_lossy(name).into_owned(),
+        )),
+        None => Err(ChannelError::Unsupported(
+            "a listening socket has no address".into(),
+        )),
     }
 }

@@ -1,10 +1,12 @@
-//! Connections that have not said yet what they are: their first four bytes tell. No more of them wait than a migration can have;
-//! who says nothing goes first, and of those who do, the ones from where most come.
+//! Connections that have not said yet what they are: their first four bytes tell. No more of them
+//! wait than a migration can have; who says nothing goes first, and of those who do, the ones from
+//! where most come.
 
 use crate::SocketStream;
-use crate::door::{Arrived, Door, Kind, Look, MAX_WAITING, first_of_the_crowd};
+use crate::door::{Arrived, Door, Look, MAX_WAITING, first_of_the_crowd, greeting};
 use crate::sys;
 use multifd_core::ChannelError;
+use multifd_core::packet::Greeting;
 use socket2::{SockAddr, Socket};
 use std::collections::VecDeque;
 use std::io::ErrorKind;
@@ -37,7 +39,7 @@ pub(crate) enum Patience {
 
 /// What a connection has said of itself.
 enum Said {
-    All(Kind),
+    All(Greeting),
     /// Not all four bytes are there.
     Part,
     Nonsense(String),
@@ -46,7 +48,11 @@ enum Said {
 impl Visitor {
     /// Reads what there is of the head.
     fn listen(&mut self) -> Said {
-        while let Some(room) = self.head.get_mut(self.said..).filter(|room| !room.is_empty()) {
+        while let Some(room) = self
+            .head
+            .get_mut(self.said..)
+            .filter(|room| !room.is_empty())
+        {
             match sys::recv(&self.socket, room, libc::MSG_DONTWAIT) {
                 Ok(0) => return Said::Nonsense("it ended before it had said what it is".into()),
                 Ok(n) => self.said += n,
@@ -55,7 +61,7 @@ impl Visitor {
                 Err(e) => return Said::Nonsense(e.to_string()),
             }
         }
-        match Kind::of(self.head) {
+        match greeting(self.head) {
             Ok(kind) => Said::All(kind),
             Err(why) => Said::Nonsense(why),
         }
@@ -64,7 +70,12 @@ impl Visitor {
 
 impl Lobby {
     /// Takes a connection in.
-    pub(crate) fn admit(&mut self, door: &Door, socket: Socket, peer: SockAddr) -> Result<(), ChannelError> {
+    pub(crate) fn admit(
+        &mut self,
+        door: &Door,
+        socket: Socket,
+        peer: SockAddr,
+    ) -> Result<(), ChannelError> {
         self.undecided.push_back(Visitor {
             socket,
             peer,
@@ -83,8 +94,13 @@ impl Lobby {
 
     /// Turns one of those away who have said nothing; `false` if there is nobody.
     fn make_room(&mut self, door: &Door) -> bool {
-        let waiting = self.undecided.iter().map(|visitor| &visitor.peer).enumerate();
-        let Some(gone) = first_of_the_crowd(waiting).and_then(|at| self.undecided.remove(at)) else {
+        let waiting = self
+            .undecided
+            .iter()
+            .map(|visitor| &visitor.peer)
+            .enumerate();
+        let Some(gone) = first_of_the_crowd(waiting).and_then(|at| self.undecided.remove(at))
+        else {
             return false;
         };
         door.refuse(&gone.peer, "it said nothing while others came");
@@ -92,7 +108,11 @@ impl Lobby {
     }
 
     /// The next connection that has said what it is.
-    pub(crate) fn next(&mut self, door: &Door, patience: Patience) -> Result<Option<Arrived>, ChannelError> {
+    pub(crate) fn next(
+        &mut self,
+        door: &Door,
+        patience: Patience,
+    ) -> Result<Option<Arrived>, ChannelError> {
         loop {
             // Not for ever: somebody may connect faster than we look.
             for _ in 0..MAX_WAITING {
@@ -120,7 +140,10 @@ impl Lobby {
                 }
                 return Ok(None);
             }
-            door.wait(self.undecided.iter().map(|visitor| visitor.socket.as_fd()), until)?;
+            door.wait(
+                self.undecided.iter().map(|visitor| visitor.socket.as_fd()),
+                until,
+            )?;
         }
     }
 
@@ -138,7 +161,8 @@ impl Lobby {
                 }
                 Said::All(kind) => {
                     let stream = SocketStream::accepted(visitor.socket, door.options.stall, None)?;
-                    self.decided.push_back((stream.with_head(&visitor.head), kind));
+                    self.decided
+                        .push_back((stream.with_head(&visitor.head), kind));
                 }
             }
         }

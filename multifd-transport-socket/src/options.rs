@@ -9,12 +9,14 @@ use std::str::FromStr;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-/// Bytes on their way within one machine, of which Linux makes twice as many. There is no link to fill, and the fewer they are the sooner
-/// the other end copies them out again, while they are in a cache (measured: BENCHMARKING.md).
+/// Bytes on their way within one machine, of which Linux makes twice as many. There is no link to
+/// fill, and the fewer they are the sooner the other end copies them out again, while they are in a
+/// cache (measured: BENCHMARKING.md).
 const SAME_HOST_SEND_BUFFER: usize = 256 << 10;
 
-/// Congestion control within one machine: nothing is lost there, and nothing has to be spread out in time, as the `bbr` that many systems
-/// have for their links does (measured: BENCHMARKING.md). Every Linux has this one.
+/// Congestion control within one machine: nothing is lost there, and nothing has to be spread out
+/// in time, as the `bbr` that many systems have for their links does (measured: BENCHMARKING.md).
+/// Every Linux has this one.
 const SAME_HOST_CONGESTION: &[u8] = b"reno";
 
 /// Connections within one machine that are worth sending over at once, for each of its processors.
@@ -24,58 +26,44 @@ const SAME_HOST_PER_PROCESSOR: NonZeroUsize = NonZeroUsize::new(2).unwrap();
 static PROCESSORS: LazyLock<NonZeroUsize> =
     LazyLock::new(|| std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN));
 
-/// Deadlines of connections, and how they are set up. What is said of TCP does nothing to other families.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SocketOptions {
-    /// For a connection to be made, on either side.
-    pub connect: Duration,
-    /// For anything to move on a connection that someone waits for.
-    pub stall: Duration,
-    /// For a migration's first connection to come, when listening; without it, as long as it takes. Once a connection of a migration
-    /// is there, [`SocketOptions::stall`] holds for the others.
-    pub wait: Option<Duration>,
-    /// Whether a send that should go without a copy may be copied when no more memory can be locked; otherwise that is an
-    /// error that says what to raise.
-    pub zero_copy_fallback: bool,
-    /// Bytes of the kernel's buffer for sending (`SO_SNDBUF`), up to the system's limit; without it, the kernel fits it to the link, and
-    /// TCP to this very host gets 256 KiB, which keeps what is on its way in the processor's caches.
-    pub send_buffer: Option<u32>,
-    /// Bytes of the kernel's buffer for receiving (`SO_RCVBUF`); as for sending.
-    pub recv_buffer: Option<u32>,
-    /// Which congestion control TCP uses; without it, the system's, and `reno` to this very host.
-    pub congestion: Option<CongestionControl>,
-    /// Whether TCP sends small messages at once (`TCP_NODELAY`).
-    pub nodelay: bool,
-    /// After how long without traffic TCP asks whether the peer is still there, so that a wait without a deadline of ours ends when it
-    /// is not; never, if `None`.
-    pub keepalive: Option<Duration>,
-    /// How long TCP tries to send something again before it gives the connection up (`TCP_USER_TIMEOUT`); without it, the system's
-    /// way, some fifteen minutes, within which [`SocketOptions::stall`] comes first wherever somebody waits.
-    pub user_timeout: Option<Duration>,
-}
-
-impl Default for SocketOptions {
-    /// Ten seconds to connect, thirty without a byte moving; buffers and congestion control as the kernel has them, but within one host
-    /// (measured: BENCHMARKING.md), no delay, a question after 15 seconds of silence.
-    fn default() -> Self {
-        Self {
-            connect: Duration::from_secs(10),
-            stall: Duration::from_secs(30),
-            wait: None,
-            zero_copy_fallback: false,
-            send_buffer: None,
-            recv_buffer: None,
-            congestion: None,
-            nodelay: true,
-            keepalive: Some(Duration::from_secs(15)),
-            user_timeout: None,
-        }
+multifd_core::config! {
+    /// Deadlines of connections, and how they are set up. Options of TCP do nothing to other
+    /// families.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct SocketOptions {
+        /// For a connection to be made, on either side. Default: 10 s.
+        connect: Duration = Duration::from_secs(10),
+        /// For anything to move on a connection that a thread waits for. Default: 30 s.
+        stall: Duration = Duration::from_secs(30),
+        /// For a migration's first connection to come, when listening. `None`: without a deadline.
+        /// Once a connection of a migration is there, [`SocketOptions::stall`] holds for the
+        /// others.
+        wait: Option<Duration> = None,
+        /// Whether a send that should go without a copy may be copied when no more memory can be
+        /// locked, or the connection cannot do without; otherwise that is an error.
+        zero_copy_fallback: bool = false,
+        /// Bytes of the kernel's buffer for sending (`SO_SNDBUF`), up to the system's limit.
+        /// `None`: the kernel fits it to the link, and TCP to this very host gets 256 KiB, which
+        /// keeps data under way in the processor's caches.
+        send_buffer: Option<u32> = None,
+        /// Bytes of the kernel's buffer for receiving (`SO_RCVBUF`). `None`: the kernel's choice.
+        recv_buffer: Option<u32> = None,
+        /// Which congestion control TCP uses. `None`: the system's, and `reno` to this very host.
+        congestion: Option<CongestionControl> = None,
+        /// Whether TCP sends small messages at once (`TCP_NODELAY`). Default: yes.
+        nodelay: bool = true,
+        /// After how long without traffic TCP asks whether the peer is still there. `None`: never.
+        /// Default: 15 s.
+        keepalive: Option<Duration> = Some(Duration::from_secs(15)),
+        /// How long TCP tries to send something again before it gives the connection up
+        /// (`TCP_USER_TIMEOUT`). `None`: the system's way, some fifteen minutes.
+        user_timeout: Option<Duration> = None,
     }
 }
 
 impl SocketOptions {
-    /// Sets a socket up. Buffers count for the window TCP offers, so this comes before it connects or listens; what it accepts
-    /// has the same.
+    /// Sets a socket up. Buffers count for the window TCP offers, so this comes before it connects
+    /// or listens; what it accepts has the same.
     pub(crate) fn apply(&self, socket: &Socket) -> io::Result<()> {
         if let Some(bytes) = self.send_buffer {
             socket.set_send_buffer_size(bytes as usize)?;
@@ -89,7 +77,7 @@ impl SocketOptions {
         socket.set_tcp_nodelay(self.nodelay)?;
         if let Some(name) = &self.congestion {
             socket.set_tcp_congestion(name.bytes()).map_err(|error| {
-                let why = format!("the congestion control {name} can not be had: {error}");
+                let why = format!("the congestion control {name} cannot be had: {error}");
                 io::Error::new(error.kind(), why)
             })?;
         }
@@ -109,7 +97,8 @@ impl SocketOptions {
 
     /// Fits a socket to where it will be connected to, if that is TCP to this very host.
     ///
-    /// Not once it is: a connection that ever had a congestion control with pacing, as `bbr`, is paced for good.
+    /// That has to be before it is connected. A connection that once used a congestion control with
+    /// pacing, such as `bbr`, stays paced.
     pub(crate) fn fit(&self, socket: &Socket, target: &SockAddr) -> io::Result<()> {
         if !will_stay_here(socket, target) {
             return Ok(());
@@ -125,16 +114,21 @@ impl SocketOptions {
     }
 }
 
-/// How many connections are worth sending over at once. Within one host the processors do all the work, and more than they can see to only
-/// leave more on its way in the kernel than fits their caches (measured: BENCHMARKING.md).
-pub(crate) fn busy_at_once(socket: &Socket) -> Option<NonZeroUsize> {
-    let is_local = socket.domain().ok()? == Domain::UNIX || is_same_host(socket).ok()?;
-    is_local
-        .then(|| *PROCESSORS)?
-        .checked_mul(SAME_HOST_PER_PROCESSOR)
+/// How many connections within one host are worth sending over at once. The processors do all the
+/// work there; more connections than they serve only leave more data under way than fits their
+/// caches.
+pub(crate) fn useful_channels() -> Option<NonZeroUsize> {
+    PROCESSORS.checked_mul(SAME_HOST_PER_PROCESSOR)
 }
 
-/// Whether a connection from a socket, which may be bound, to an address would lead to this very host. If that can not be told, it would not.
+/// Whether a connected socket leads to this very host.
+pub(crate) fn stays_here(socket: &Socket) -> bool {
+    let is_unix = socket.domain().is_ok_and(|domain| domain == Domain::UNIX);
+    is_unix || is_same_host(socket).unwrap_or(false)
+}
+
+/// Whether a connection from a socket, which may be bound, to an address would lead to this very
+/// host. If that cannot be told, it would not.
 fn will_stay_here(socket: &Socket, target: &SockAddr) -> bool {
     let bound = socket.local_addr().ok().as_ref().and_then(host);
     match bound.filter(|from| !from.is_unspecified()) {
@@ -253,13 +247,21 @@ mod tests {
         assert!(would_stay(Some("0.0.0.0"), "127.0.0.1"));
         assert!(would_stay(Some("127.0.0.2"), "127.0.0.2"));
         assert!(!would_stay(Some("127.0.0.2"), "127.0.0.1"));
-        // For documentation: nobody has it, and whether or not a route leads there, it is another's.
+        // For documentation: nobody has it, and whether or not a route leads there, it is
+        // another's.
         assert!(!would_stay(None, "192.0.2.1"));
         // Before it is connected: afterwards it is too late.
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         let target: SocketAddr = "127.0.0.1:9".parse().unwrap();
-        SocketOptions::default().fit(&socket, &target.into()).unwrap();
-        assert!(socket.tcp_congestion().unwrap().starts_with(SAME_HOST_CONGESTION));
+        SocketOptions::default()
+            .fit(&socket, &target.into())
+            .unwrap();
+        assert!(
+            socket
+                .tcp_congestion()
+                .unwrap()
+                .starts_with(SAME_HOST_CONGESTION)
+        );
         let unix = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
         assert!(!will_stay_here(&unix, &SockAddr::unix("nowhere").unwrap()));
     }

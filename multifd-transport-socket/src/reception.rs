@@ -1,15 +1,18 @@
-//! Connections that have to prove something, told apart: what each is can only be seen afterwards, and its peer may wait for the
-//! handshake before it says anything anywhere else. So each has its handshake at once, on a thread of its own.
+//! Connections that have to prove something, told apart: what each is can only be seen afterwards,
+//! and its peer may wait for the handshake before it says anything anywhere else. So each has its
+//! handshake at once, on a thread of its own.
 
 use crate::SocketStream;
-use crate::door::{Arrived, Door, Kind, Look, MAX_WAITING, first_of_the_crowd};
+use crate::door::{Arrived, Door, Look, MAX_WAITING, first_of_the_crowd, greeting};
 use crate::lobby::{Patience, too_many};
+#[cfg(feature = "tls")]
 use crate::tls::Session;
+use multifd_core::sync::{lock, wait, wait_timeout};
 use multifd_core::{ChannelError, RecvChannel, Unblock};
 use socket2::{SockAddr, Socket};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -31,8 +34,8 @@ struct Visitor {
     /// Ends it.
     end: Box<dyn Unblock>,
     since: Instant,
-    /// It has proved what it had to, and is silent still, as a QEMU's main connection is for a while: it need not make room for
-    /// others.
+    /// It has proved what it had to, and is silent still, as a QEMU's main connection is for a
+    /// while: it need not make room for others.
     proved: bool,
 }
 
@@ -68,7 +71,7 @@ struct Shared {
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 
@@ -99,7 +102,7 @@ impl Reception {
 
     /// Takes in one connection, if there is one; `false` if not.
     fn look(&self) -> Result<bool, ChannelError> {
-        let _looking = self.looking.lock().unwrap_or_else(PoisonError::into_inner);
+        let _looking = lock(&self.looking);
         match self.door.look()? {
             Look::Nobody => return Ok(false),
             Look::Refused => {}
@@ -121,6 +124,7 @@ impl Reception {
 
     /// Begins the handshake of a connection. If there are too many, one of them ends.
     pub(crate) fn admit(&self, socket: Socket, peer: SockAddr) -> Result<(), ChannelError> {
+        #[cfg(feature = "tls")]
         let session = self
             .door
             .admission
@@ -128,6 +132,8 @@ impl Reception {
             .as_ref()
             .map(Session::server)
             .transpose()?;
+        #[cfg(not(feature = "tls"))]
+        let session = None;
         let stream = SocketStream::accepted(socket, self.door.options.stall, session)?;
         let key = {
             let mut state = self.shared.state();
@@ -183,7 +189,7 @@ impl Reception {
             });
         match thread {
             Ok(thread) => {
-                let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut threads = lock(&self.threads);
                 threads.retain(|thread| !thread.is_finished());
                 threads.push(thread);
                 Ok(())
@@ -219,11 +225,7 @@ impl Reception {
                 Patience::ForThose(until) => Some(until),
             };
             state = match until {
-                None => self
-                    .shared
-                    .changed
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner),
+                None => wait(&self.shared.changed, state),
                 Some(until) => {
                     let left = until.saturating_duration_since(Instant::now());
                     if left.is_zero() {
@@ -232,8 +234,7 @@ impl Reception {
                         }
                         return Ok(None);
                     }
-                    let waited = self.shared.changed.wait_timeout(state, left);
-                    waited.unwrap_or_else(PoisonError::into_inner).0
+                    wait_timeout(&self.shared.changed, state, left).0
                 }
             };
         }
@@ -253,7 +254,10 @@ impl Reception {
     fn stop(&self) {
         let mut state = self.shared.state();
         state.stopped = true;
-        state.under_way.values().for_each(|visitor| visitor.end.unblock());
+        state
+            .under_way
+            .values()
+            .for_each(|visitor| visitor.end.unblock());
         self.shared.changed.notify_all();
     }
 }
@@ -261,23 +265,30 @@ impl Reception {
 impl Drop for Reception {
     fn drop(&mut self) {
         self.stop();
-        let threads = self.threads.get_mut().unwrap_or_else(PoisonError::into_inner);
-        for thread in threads.drain(..) {
+        let threads = std::mem::take(&mut *lock(&self.threads));
+        for thread in threads {
             let _ = thread.join();
         }
     }
 }
 
 /// Has a connection prove what it must, and say what it is.
-fn handshake(mut stream: SocketStream, door: &Door, proved: impl FnOnce()) -> Result<Arrived, ChannelError> {
+fn handshake(
+    mut stream: SocketStream,
+    door: &Door,
+    proved: impl FnOnce(),
+) -> Result<Arrived, ChannelError> {
     stream.finish_handshake()?;
+    #[cfg(feature = "secret")]
     if let Some(secret) = &door.admission.secret {
         stream.examine(secret)?;
     }
+    #[cfg(not(feature = "secret"))]
+    let _ = door;
     proved();
     let mut head = [0; 4];
     stream.recv(&mut head)?;
-    let kind = Kind::of(head).map_err(ChannelError::Peer)?;
+    let kind = greeting(head).map_err(ChannelError::Peer)?;
     Ok((stream.with_head(&head), kind))
 }
 

@@ -1,7 +1,9 @@
-//! A secret that both ends share, shown to be known on every connection before anything else, and never sent.
+//! A secret that both ends share, shown to be known on every connection before anything else, and
+//! never sent.
 //!
-//! The connecting side says `MFDK` and 32 random bytes; the other answers with 32 of its own and an HMAC-SHA-256 over both, and
-//! gets one back. Each HMAC is over the word for its side, so that none can be played back.
+//! The connecting side says `MFDK` and 32 random bytes; the other answers with 32 of its own and an
+//! HMAC-SHA-256 over both, and gets one back. Each HMAC is over the word for its side, so that none
+//! can be played back.
 
 use multifd_core::ChannelError;
 use ring::hmac;
@@ -12,13 +14,15 @@ use std::path::Path;
 pub(crate) const HELLO: [u8; 4] = *b"MFDK";
 const NONCE: usize = 32;
 const TAG: usize = 32;
-/// Fewest bytes of a secret: whoever connects gets to see an HMAC, and can try out what is easy to guess.
+/// Fewest bytes of a secret: whoever connects gets to see an HMAC, and can try out what is easy to
+/// guess.
 const FEWEST: usize = 16;
 /// Most bytes of a secret's file.
 const MOST: u64 = 64 << 10;
 
-/// A secret shared by both ends. Only another multifd can show that it knows it: a QEMU can not. It keeps others from connecting; it
-/// hides nothing that is sent, and who sits on the path can still change it: that takes TLS.
+/// A secret shared by both ends. Only another multifd can show that it knows it: a QEMU cannot. It
+/// keeps others from connecting; it hides nothing that is sent, and who sits on the path can still
+/// change it: that takes TLS.
 ///
 /// ```
 /// use multifd_transport_socket::Secret;
@@ -49,7 +53,7 @@ pub enum SecretError {
         /// Bytes it has.
         found: usize,
     },
-    /// Its file can not be used.
+    /// Its file cannot be used.
     #[error("{path}: {why}")]
     File {
         /// The file.
@@ -73,8 +77,8 @@ impl Secret {
         })
     }
 
-    /// Reads a secret from a file; a newline at its end is none of it. The file must be nobody's business but its owner's and its
-    /// group's.
+    /// Reads a secret from a file; a newline at its end is none of it. The file must be nobody's
+    /// business but its owner's and its group's.
     ///
     /// # Errors
     /// [`SecretError`].
@@ -161,7 +165,7 @@ fn nonce() -> Result<[u8; NONCE], ChannelError> {
     let mut nonce = [0; NONCE];
     SystemRandom::new()
         .fill(&mut nonce)
-        .map_err(|_| ChannelError::Peer("the system has no random numbers".into()))?;
+        .map_err(|_| ChannelError::Unsupported("the system has no random numbers".into()))?;
     Ok(nonce)
 }
 
@@ -224,7 +228,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("secret");
         std::fs::write(&path, "sixteen letters!\n").unwrap();
-        let mode = |mode| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        let mode =
+            |mode| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
         mode(0o644);
         let error = Secret::from_file(&path).unwrap_err().to_string();
         assert!(error.contains("everybody"), "{error}");

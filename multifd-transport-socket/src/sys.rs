@@ -26,11 +26,19 @@ fn check(result: isize) -> io::Result<usize> {
 pub(crate) fn send(socket: &Socket, iovs: &[Iov<'_>], flags: libc::c_int) -> io::Result<usize> {
     // `Iov` has the layout of `struct iovec`: that is documented and asserted below.
     let message = message(iovs.as_ptr().cast(), iovs.len());
-    // SAFETY: the IOVs name memory that is readable while they live; the kernel only reads the message and the memory.
-    check(unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL | flags) })
+    // SAFETY: the IOVs name memory that is readable while they live; the kernel only reads the
+    // message and the memory.
+    check(unsafe {
+        libc::sendmsg(
+            socket.as_raw_fd(),
+            &raw const message,
+            libc::MSG_NOSIGNAL | flags,
+        )
+    })
 }
 
-/// Whether the descriptor `number` was opened by this program, and not inherited: it would not outlive an `exec`.
+/// Whether the descriptor `number` was opened by this program, and not inherited: it would not
+/// outlive an `exec`.
 pub(crate) fn is_ours(number: i32) -> io::Result<bool> {
     // SAFETY: the call only reads a flag; any number is fine.
     let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
@@ -38,7 +46,8 @@ pub(crate) fn is_ours(number: i32) -> io::Result<bool> {
     Ok(flags & libc::FD_CLOEXEC != 0)
 }
 
-/// One more descriptor for what the descriptor `number` is for, if it is open. Nothing is taken from whoever owns that one.
+/// One more descriptor for what the descriptor `number` is for, if it is open. Nothing is taken
+/// from whoever owns that one.
 pub(crate) fn duplicate(number: i32) -> io::Result<Socket> {
     // SAFETY: the call only makes a new descriptor; any number is fine.
     let result = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };
@@ -63,11 +72,13 @@ pub(crate) fn enable_zero_copy(socket: &Socket) -> io::Result<()> {
     check(result as isize).map(|_| ())
 }
 
-/// One `recvmsg` into as many regions as it takes, waiting for all of their bytes; returns the bytes received.
+/// One `recvmsg` into as many regions as it takes, waiting for all of their bytes; returns the
+/// bytes received.
 pub(crate) fn recv_regions(socket: &Socket, regions: &[Region<'_>]) -> io::Result<usize> {
     // `Region` has the layout of `struct iovec`: that is documented and asserted below.
     let mut message = message(regions.as_ptr().cast(), regions.len());
-    // SAFETY: the regions name guest memory that stays mapped while they live, and that anyone may write to.
+    // SAFETY: the regions name guest memory that stays mapped while they live, and that anyone may
+    // write to.
     check(unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_WAITALL) })
 }
 
@@ -84,7 +95,8 @@ pub(crate) fn recv(socket: &Socket, buffer: &mut [u8], flags: libc::c_int) -> io
     })
 }
 
-/// Waits until one of `fds` is ready for `events` or `timeout` has passed (never, if there is none); returns which are.
+/// Waits until one of `fds` is ready for `events` or `timeout` has passed (never, if there is
+/// none); returns which are.
 pub(crate) fn poll(
     fds: &[BorrowedFd<'_>],
     events: libc::c_short,
@@ -136,6 +148,9 @@ mod tests {
         let region = block.page(0).unwrap();
         // SAFETY: as above.
         let raw: libc::iovec = unsafe { std::mem::transmute_copy(&region) };
-        assert_eq!((raw.iov_base.cast(), raw.iov_len), (region.as_mut_ptr(), 4096));
+        assert_eq!(
+            (raw.iov_base.cast(), raw.iov_len),
+            (region.as_mut_ptr(), 4096)
+        );
     }
 }

@@ -1,8 +1,9 @@
-//! Sending guest pages without a copy: `MSG_ZEROCOPY`, and what the kernel says of it on the socket's error queue.
+//! Sending guest pages without a copy: `MSG_ZEROCOPY`, and what the kernel says of it on the
+//! socket's error queue.
 
 use crate::connection::Connection;
 use crate::sys;
-use multifd_core::{ChannelError, Iov};
+use multifd_core::{ChannelError, Iov, event};
 use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg};
@@ -13,17 +14,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Sends under way that are looked after without waiting: beyond this many the error queue is emptied now and then.
+/// Sends under way that are looked after without waiting: beyond this many the error queue is
+/// emptied now and then.
 const REAP_EVERY: u64 = 32;
 
 /// How zero-copy sends went, over all connections of a [`SocketTransport`](crate::SocketTransport).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct ZeroCopyCounts {
     /// Sends that were asked to go without a copy.
     pub sends: u64,
-    /// Of those, how many the kernel copied all the same, as it does for a receiver on the same machine.
+    /// Of those, how many the kernel copied all the same, as it does for a receiver on the same
+    /// machine.
     pub copied: u64,
-    /// Sends that went with a copy because no more memory could be locked, or because this connection can not do without (TLS, Unix).
+    /// Sends that went with a copy because no more memory could be locked, or because this
+    /// connection cannot do without (TLS, Unix).
     pub fell_back: u64,
 }
 
@@ -37,8 +42,8 @@ pub(crate) struct Counters {
 
 impl Counters {
     pub(crate) fn read(&self) -> ZeroCopyCounts {
-        let [sends, copied, fell_back] =
-            [&self.sends, &self.copied, &self.fell_back].map(|counter| counter.load(Ordering::Relaxed));
+        let [sends, copied, fell_back] = [&self.sends, &self.copied, &self.fell_back]
+            .map(|counter| counter.load(Ordering::Relaxed));
         ZeroCopyCounts {
             sends,
             copied,
@@ -47,7 +52,8 @@ impl Counters {
     }
 }
 
-/// One connection's zero-copy sends. The kernel numbers them, and says on the error queue when it is done with which.
+/// One connection's zero-copy sends. The kernel numbers them, and says on the error queue when it
+/// is done with which.
 #[derive(Debug, Default)]
 pub(crate) struct ZeroCopy {
     counters: Arc<Counters>,
@@ -69,8 +75,8 @@ impl ZeroCopy {
 
     /// Counts a send that is to go with a copy from the start; `false` if it must not.
     pub(crate) fn copies_instead(&self) -> bool {
-        if self.may_copy {
-            self.counters.fell_back.fetch_add(1, Ordering::Relaxed);
+        if self.may_copy && self.counters.fell_back.fetch_add(1, Ordering::Relaxed) == 0 {
+            event!("zero copy is not possible here: falling back to copying");
         }
         self.may_copy
     }
@@ -79,16 +85,16 @@ impl ZeroCopy {
         if self.enabled {
             return Ok(());
         }
-        sys::enable_zero_copy(socket).map_err(|source| {
-            let why = format!("this connection can not send without a copy: {source}");
-            ChannelError::from(io::Error::new(source.kind(), why))
+        sys::enable_zero_copy(socket).map_err(|error| {
+            let why = format!("this connection cannot send without a copy: {error}");
+            ChannelError::from(io::Error::new(error.kind(), why))
         })?;
         self.enabled = true;
         Ok(())
     }
 
-    /// One send of as many IOVs as it takes; returns the bytes sent. The memory must stay as it is until
-    /// [`ZeroCopy::finish`].
+    /// One send of as many IOVs as it takes; returns the bytes sent. The memory must stay as it is
+    /// until [`ZeroCopy::finish`].
     pub(crate) fn send(
         &mut self,
         connection: &Connection,
@@ -115,7 +121,8 @@ impl ZeroCopy {
                 }
                 Err(error) => return Ok(Err(error)),
             }
-            // The kernel keeps account of memory it has locked, and of notices not read. Both end as sends complete.
+            // The kernel keeps account of memory it has locked, and of notices not read. Both end
+            // as sends complete.
             if self.issued > self.completed && since.elapsed() < deadline {
                 self.wait(connection, deadline.saturating_sub(since.elapsed()))?;
                 continue;
@@ -158,7 +165,8 @@ impl ZeroCopy {
         connection.check()?;
         self.reap(&connection.socket)?;
         if ready.contains(&true) && self.completed == before {
-            // A connection that both sides have ended is always ready: look again now and then, not all the time.
+            // A connection that both sides have ended is always ready: look again now and then, not
+            // all the time.
             std::thread::sleep(Duration::from_millis(1));
         }
         Ok(())
@@ -170,13 +178,17 @@ impl ZeroCopy {
         loop {
             let mut nothing: [IoSliceMut<'_>; 0] = [];
             let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
-            let message =
-                match recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut nothing, Some(&mut room), flags) {
-                    Ok(message) => message,
-                    Err(Errno::EAGAIN) => break,
-                    Err(Errno::EINTR) => continue,
-                    Err(error) => return Err(io::Error::from(error).into()),
-                };
+            let message = match recvmsg::<SockaddrStorage>(
+                socket.as_raw_fd(),
+                &mut nothing,
+                Some(&mut room),
+                flags,
+            ) {
+                Ok(message) => message,
+                Err(Errno::EAGAIN) => break,
+                Err(Errno::EINTR) => continue,
+                Err(error) => return Err(io::Error::from(error).into()),
+            };
             let notices = message.cmsgs().map_err(io::Error::from)?;
             for notice in notices {
                 let (ControlMessageOwned::Ipv4RecvErr(notice, _)

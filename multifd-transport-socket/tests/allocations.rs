@@ -1,33 +1,15 @@
 //! Steady state allocates nothing per packet, on either end of real sockets.
-#![allow(clippy::unwrap_used, unsafe_code)]
+#![allow(clippy::unwrap_used)]
 
 use multifd_core::{
-    ChannelSource, Plain, RamBlock, RamMap, Receiver, ReceiverConfig, Sender, SenderConfig, SyncScope,
+    ChannelSource, Plain, RamBlock, RamMap, Receiver, ReceiverConfig, Sender, SenderConfig,
+    SyncScope,
 };
+use multifd_testing::CountingAllocator;
 use multifd_transport_socket::{SocketListener, SocketOptions, SocketTransport};
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicU64, Ordering};
-
-struct Counting;
-
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
-
-// SAFETY: every call is passed on to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's contract is the system allocator's.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: as above.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
 
 #[global_allocator]
-static COUNTING: Counting = Counting;
+static ALLOCATIONS: CountingAllocator = CountingAllocator::new();
 
 const PAGES: u64 = 128 * 20;
 
@@ -42,15 +24,15 @@ fn guest() -> RamMap {
 fn ten_thousand_packets_allocate_nothing_on_either_end() {
     let (source, target) = (guest(), guest());
     for page in (0..PAGES).filter(|page| page % 5 != 0 && page % 64 < 50) {
-        source.blocks()[0].page(page * 4096).unwrap().copy_from(&[1]);
+        source.blocks()[0]
+            .page(page * 4096)
+            .unwrap()
+            .copy_from(&[1]);
     }
     let options = SocketOptions::default();
     let mut listener = SocketListener::bind(&"tcp:127.0.0.1:0".parse().unwrap(), options).unwrap();
     let transport = SocketTransport::new(listener.address().unwrap(), options);
-    let config = SenderConfig {
-        channels: 2,
-        ..SenderConfig::default()
-    };
+    let config = SenderConfig::default().channels(2);
     let mut sender = Sender::start(source, &Plain, &transport, &config).unwrap();
     let mut receiver = Receiver::new(target, ReceiverConfig::default()).unwrap();
     while receiver.channels() < 2 {
@@ -66,12 +48,13 @@ fn ten_thousand_packets_allocate_nothing_on_either_end() {
         }
         sender.stats_handle()
     };
-    // Rooms grow to their working size first: which channel gets a packet is for the scheduler to say.
+    // Rooms grow to their working size first: which channel gets a packet is for the scheduler to
+    // say.
     let stats = rounds(30);
     let packets = stats.read().total().packets;
-    let before = ALLOCATIONS.load(Ordering::SeqCst);
+    let before = ALLOCATIONS.count();
     let stats = rounds(460);
-    let after = ALLOCATIONS.load(Ordering::SeqCst);
+    let after = ALLOCATIONS.count();
     let sent = stats.read().total().packets - packets;
     assert!(sent > 10_000, "{sent}");
     assert_eq!(after - before, 0, "allocations over {sent} packets");

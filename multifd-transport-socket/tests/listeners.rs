@@ -1,9 +1,9 @@
 //! Who comes in, where, and who does not.
 #![allow(clippy::unwrap_used, clippy::panic, unsafe_code)]
 
-use multifd_core::{ChannelError, ChannelSource, SendChannel, Transport};
+use multifd_core::{ChannelError, ChannelSource, MainListener, Transport};
 use multifd_transport_socket::{
-    Address, Admission, CongestionControl, Refusal, Secret, SocketListener, SocketOptions, SocketStream,
+    Address, Admission, CongestionControl, Refusal, SocketListener, SocketOptions, SocketStream,
     SocketTransport, Source,
 };
 use socket2::{SockRef, Socket};
@@ -15,23 +15,37 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 fn options(stall_ms: u64) -> SocketOptions {
-    SocketOptions {
-        connect: Duration::from_secs(5),
-        stall: Duration::from_millis(stall_ms),
-        ..SocketOptions::default()
-    }
+    SocketOptions::default()
+        .connect(Duration::from_secs(5))
+        .stall(Duration::from_millis(stall_ms))
 }
 
 fn patient() -> SocketOptions {
     options(20_000)
 }
 
+/// The number of a descriptor, which can be inherited from now on.
+fn inheritable(fd: &dyn AsRawFd) -> i32 {
+    // SAFETY: a plain call on a descriptor that is open.
+    assert_eq!(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, 0) }, 0);
+    fd.as_raw_fd()
+}
+
 fn listeners() -> Vec<(SocketListener, SocketTransport, Option<tempfile::TempDir>)> {
     let folder = tempfile::tempdir().unwrap();
     let unix = Address::Unix(folder.path().join("socket"));
-    let unnamed = format!("unix:@multifd-{}-{:p}", std::process::id(), &raw const folder);
-    let others = ["tcp:127.0.0.1:0", "tcp:[::1]:0", "tcp:localhost:0", &unnamed]
-        .map(|text| (text.parse().unwrap(), None));
+    let unnamed = format!(
+        "unix:@multifd-{}-{:p}",
+        std::process::id(),
+        &raw const folder
+    );
+    let others = [
+        "tcp:127.0.0.1:0",
+        "tcp:[::1]:0",
+        "tcp:localhost:0",
+        &unnamed,
+    ]
+    .map(|text| (text.parse().unwrap(), None));
     std::iter::once((unix, Some(folder)))
         .chain(others)
         .map(|(address, folder)| {
@@ -94,25 +108,21 @@ fn waiting(
 ) -> (SocketListener, SocketTransport, Arc<Mutex<Vec<Refusal>>>) {
     let refusals = Arc::new(Mutex::new(Vec::new()));
     let noted = Arc::clone(&refusals);
-    let admission = Admission {
-        on_refusal: Some(Arc::new(move |refusal: &Refusal| {
-            noted.lock().unwrap().push(refusal.clone());
-        })),
-        ..admission
-    };
-    let options = SocketOptions {
-        connect: Duration::from_millis(300),
-        wait: Some(Duration::from_millis(wait_ms)),
-        ..options(300)
-    };
+    let admission = admission.on_refusal(Arc::new(move |refusal: &Refusal| {
+        noted.lock().unwrap().push(refusal.clone());
+    }));
+    let options = options(300)
+        .connect(Duration::from_millis(300))
+        .wait(Some(Duration::from_millis(wait_ms)));
     let address = ["tcp:127.0.0.1:0".parse().unwrap()];
     let listener = SocketListener::bind_all(&address, options, admission).unwrap();
     let transport = SocketTransport::new(listener.address().unwrap(), patient());
     (listener, transport, refusals)
 }
 
-fn secret(text: &str) -> Secret {
-    Secret::new(text.as_bytes()).unwrap()
+#[cfg(feature = "secret")]
+fn secret(text: &str) -> multifd_transport_socket::Secret {
+    multifd_transport_socket::Secret::new(text.as_bytes()).unwrap()
 }
 
 #[test]
@@ -131,17 +141,18 @@ fn strangers_and_silence_are_turned_away_and_named() {
     let mut channel = transport.connect().unwrap();
     channel.write_all(&[0x11, 0x22, 0x33, 0x44]).unwrap();
     let error = listener.accept_main().unwrap_err().to_string();
-    assert!(error.contains("within 300ms (1 multifd channels did)"), "{error}");
+    assert!(
+        error.contains("within 300ms (1 multifd channels did)"),
+        "{error}"
+    );
 }
 
+#[cfg(feature = "secret")]
 #[test]
 fn a_flood_of_strangers_is_bounded_and_the_peer_still_gets_in() {
     for admission in [
         Admission::default(),
-        Admission {
-            secret: Some(secret("sixteen letters!")),
-            ..Admission::default()
-        },
+        Admission::default().secret(Some(secret("sixteen letters!"))),
     ] {
         let proves = admission.secret.is_some();
         let (mut listener, transport, refusals) = waiting(20_000, admission);
@@ -195,12 +206,11 @@ fn a_flood_of_strangers_is_bounded_and_the_peer_still_gets_in() {
     }
 }
 
+#[cfg(feature = "secret")]
 #[test]
 fn a_secret_lets_those_in_that_know_it() {
-    let admission = || Admission {
-        secret: Some(secret("sixteen letters!")),
-        ..Admission::default()
-    };
+    use multifd_core::MainConnection;
+    let admission = || Admission::default().secret(Some(secret("sixteen letters!")));
     let (mut listener, transport, refusals) = waiting(20_000, admission());
     let right = transport.clone().with_secret(secret("sixteen letters!"));
     let wrong = transport.clone().with_secret(secret("seventeen letters"));
@@ -210,19 +220,23 @@ fn a_secret_lets_those_in_that_know_it() {
         let error = unproved.write_all(b"QEVM").unwrap_err().to_string();
         assert!(error.contains("does not know the shared secret"), "{error}");
     }
-    assert!(unproved.second().read(&mut [0]).is_err());
+    assert!(unproved.second().unwrap().read(&mut [0]).is_err());
     drop(unproved);
     transport.connect().unwrap().write_all(b"QEVM").unwrap();
     let mut main = right.connect().unwrap();
     main.write_all(b"QEVM and more").unwrap();
     let mut channel = right.open(0).unwrap();
     let iovs = [multifd_core::Iov::from(&[0x11, 0x22, 0x33, 0x44, 5][..])];
-    let message = multifd_core::Outgoing::new(&iovs, None);
+    let message = multifd_core::Message::new(&iovs, None);
     channel
         .send(&message, multifd_core::WriteFlags::default())
         .unwrap();
     let mut came = [0; 13];
-    listener.accept_main().unwrap().read_exact(&mut came).unwrap();
+    listener
+        .accept_main()
+        .unwrap()
+        .read_exact(&mut came)
+        .unwrap();
     assert_eq!(&came, b"QEVM and more");
     let mut came = [0; 5];
     listener
@@ -237,30 +251,40 @@ fn a_secret_lets_those_in_that_know_it() {
         std::thread::yield_now();
     }
     drop(listener);
-    let refusals: Vec<_> = refusals.lock().unwrap().iter().map(ToString::to_string).collect();
+    let refusals: Vec<_> = refusals
+        .lock()
+        .unwrap()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
     let all = refusals.join("\n");
-    assert!(all.contains("starts with 0x5145564d, not by showing"), "{all}");
+    assert!(
+        all.contains("starts with 0x5145564d, not by showing"),
+        "{all}"
+    );
     assert_eq!(refusals.len(), 2, "{all}");
     // A destination that was given none: said on both sides.
     let (mut listener, transport, _) = waiting(2_000, Admission::default());
     let source = transport.with_secret(secret("sixteen letters!"));
     let sending = std::thread::spawn(move || source.connect().unwrap().write_all(b"QEVM"));
     let error = listener.accept_main().unwrap_err().to_string();
-    assert!(error.contains("a source that has a shared secret"), "{error}");
+    assert!(
+        error.contains("a source that has a shared secret"),
+        "{error}"
+    );
     let error = sending.join().unwrap().unwrap_err().to_string();
     assert!(error.contains("has it been given one?"), "{error}");
 }
 
-/// A source whose connection is turned away must not take that for an orderly end, as of a destination that has taken all.
+/// A source whose connection is turned away must not take that for an orderly end, as of a
+/// destination that has taken all.
+#[cfg(feature = "secret")]
 #[test]
 fn who_is_turned_away_sees_no_orderly_end() {
-    let with_secret = Admission {
-        secret: Some(secret("sixteen letters!")),
-        ..Admission::default()
-    };
+    let with_secret = Admission::default().secret(Some(secret("sixteen letters!")));
     for (admission, said) in [(Admission::default(), b"GET "), (with_secret, b"QEVM")] {
         let (mut listener, transport, _) = waiting(20_000, admission);
-        let stop = listener.unblocker();
+        let stop = listener.unblock_handle().unwrap();
         let taking = std::thread::spawn(move || listener.accept_main().map(drop));
         let mut stranger = transport.connect().unwrap();
         stranger.write_all(said).unwrap();
@@ -278,16 +302,16 @@ fn who_is_turned_away_sees_no_orderly_end() {
     let main = listener.accept_main().unwrap();
     assert!(listener.next_channel(false).unwrap().is_none());
     assert!(sources[1].read(&mut [0]).is_err());
-    drop(main);
+    main.accept().unwrap();
     // The four bytes were read to tell it apart.
     assert_eq!(sources[0].read(&mut [0]).unwrap(), 0);
 }
 
+#[cfg(feature = "admission")]
 #[test]
 fn only_peers_of_the_networks_named_come_in() {
-    let admission = |networks: &[&str]| Admission {
-        networks: networks.iter().map(|one| one.parse().unwrap()).collect(),
-        ..Admission::default()
+    let admission = |networks: &[&str]| {
+        Admission::default().networks(networks.iter().map(|one| one.parse().unwrap()).collect())
     };
     let (mut listener, transport, refusals) = waiting(300, admission(&["10.0.0.0/8", "::1/128"]));
     let _ = transport.connect().unwrap().write_all(b"QEVM");
@@ -316,15 +340,20 @@ fn only_peers_of_the_networks_named_come_in() {
 /// Where a connection comes from, and where it goes.
 fn ends(stream: &SocketStream) -> (String, String) {
     let socket = SockRef::from(stream);
-    let [from, to] = [socket.local_addr(), socket.peer_addr()].map(|end| end.unwrap().as_socket().unwrap());
+    let [from, to] =
+        [socket.local_addr(), socket.peer_addr()].map(|end| end.unwrap().as_socket().unwrap());
     (from.ip().to_string(), to.ip().to_string())
 }
 
 #[test]
 fn channels_are_spread_over_addresses_and_sources() {
     let addresses = ["tcp:127.0.0.1:0", "tcp:127.0.0.2:0"].map(|text| text.parse().unwrap());
-    let mut listener = SocketListener::bind_all(&addresses, patient(), Admission::default()).unwrap();
-    let (one, other) = (listener.addresses()[0].clone(), listener.addresses()[1].clone());
+    let mut listener =
+        SocketListener::bind_all(&addresses, patient(), Admission::default()).unwrap();
+    let (one, other) = (
+        listener.addresses()[0].clone(),
+        listener.addresses()[1].clone(),
+    );
     let transport = SocketTransport::new(one.clone(), patient())
         .and_to(other)
         .from_source("127.0.0.5".parse().unwrap())
@@ -337,7 +366,7 @@ fn channels_are_spread_over_addresses_and_sources() {
         let mut channel = transport.open(id).unwrap();
         let bytes = [0x11, 0x22, 0x33, 0x44, id];
         let iovs = [multifd_core::Iov::from(&bytes[..])];
-        let message = multifd_core::Outgoing::new(&iovs, None);
+        let message = multifd_core::Message::new(&iovs, None);
         channel
             .send(&message, multifd_core::WriteFlags::default())
             .unwrap();
@@ -359,30 +388,34 @@ fn channels_are_spread_over_addresses_and_sources() {
 #[test]
 fn options_reach_the_sockets_of_both_ends() {
     // What the system has for others: another than what is used within one host, on most.
-    let untouched = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let untouched =
+        socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     let name = untouched.tcp_congestion().unwrap();
     let name = std::str::from_utf8(&name).unwrap().trim_end_matches('\0');
     let congestion: CongestionControl = name.parse().unwrap();
-    let options = SocketOptions {
-        send_buffer: Some(300_000),
-        recv_buffer: Some(200_000),
-        congestion: Some(congestion),
-        nodelay: false,
-        keepalive: Some(Duration::from_secs(7)),
-        user_timeout: Some(Duration::from_millis(4500)),
-        ..patient()
-    };
-    let mut listener = SocketListener::bind(&"tcp:127.0.0.1:0".parse().unwrap(), options).unwrap();
+    let options = patient()
+        .send_buffer(Some(300_000))
+        .recv_buffer(Some(200_000))
+        .congestion(Some(congestion))
+        .nodelay(false)
+        .keepalive(Some(Duration::from_secs(7)))
+        .user_timeout(Some(Duration::from_millis(4500)));
+    // An accepted socket has the options of the one that listens, which is looked at here.
+    let listening = TcpListener::bind("127.0.0.1:0").unwrap();
+    let inherited = Address::Descriptors(vec![inheritable(&listening)]);
+    let listener = SocketListener::bind(&inherited, options).unwrap();
     let transport = SocketTransport::new(listener.address().unwrap(), options);
-    let mut near = transport.connect().unwrap();
-    near.write_all(b"QEVM").unwrap();
-    let far = listener.accept_main().unwrap();
-    for stream in [&near, &far] {
-        let socket = SockRef::from(stream);
+    let near = transport.connect().unwrap();
+    for socket in [SockRef::from(&near), SockRef::from(&listening)] {
         // The kernel doubles them, for its own use.
         assert_eq!(socket.send_buffer_size().unwrap(), 600_000);
         assert_eq!(socket.recv_buffer_size().unwrap(), 400_000);
-        assert!(socket.tcp_congestion().unwrap().starts_with(name.as_bytes()));
+        assert!(
+            socket
+                .tcp_congestion()
+                .unwrap()
+                .starts_with(name.as_bytes())
+        );
         assert!(!socket.tcp_nodelay().unwrap());
         assert!(socket.keepalive().unwrap());
         assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(7));
@@ -391,7 +424,8 @@ fn options_reach_the_sockets_of_both_ends() {
             Some(Duration::from_millis(4500))
         );
     }
-    // Unless asked for others, a connection to this very host has a small buffer to send from, and nothing that paces it.
+    // Unless asked for others, a connection to this very host has a small buffer to send from, and
+    // nothing that paces it.
     let near = SocketTransport::new(listener.address().unwrap(), patient())
         .connect()
         .unwrap();
@@ -399,16 +433,20 @@ fn options_reach_the_sockets_of_both_ends() {
     let congestion = SockRef::from(&near).tcp_congestion().unwrap();
     assert!(congestion.starts_with(b"reno"), "{congestion:?}");
     let processors = std::thread::available_parallelism().unwrap().get();
-    assert_eq!(near.busy_at_once().unwrap().get(), 2 * processors);
-    let options = SocketOptions {
-        congestion: Some("no-such-thing".parse().unwrap()),
-        ..patient()
-    };
+    let useful = |transport: &SocketTransport| transport.capabilities().useful_channels;
+    assert_eq!(
+        useful(&transport),
+        None,
+        "nothing is known before channels are open"
+    );
+    let _channel = transport.open(0).unwrap();
+    assert_eq!(useful(&transport).unwrap().get(), 2 * processors);
+    let options = patient().congestion(Some("no-such-thing".parse().unwrap()));
     let error = SocketTransport::new(listener.address().unwrap(), options)
         .connect()
         .unwrap_err();
     assert!(
-        error.to_string().contains("no-such-thing can not be had"),
+        error.to_string().contains("no-such-thing cannot be had"),
         "{error}"
     );
 }
@@ -418,24 +456,19 @@ fn inherited_descriptors_are_listened_on_or_used_as_they_are() {
     let listening = TcpListener::bind("127.0.0.1:0").unwrap();
     let (near, far): (Vec<_>, Vec<_>) = (0..3).map(|_| UnixStream::pair().unwrap()).unzip();
     // As if they had been inherited.
-    let number = |fd: &dyn AsRawFd| {
-        // SAFETY: a plain call on a descriptor that is open.
-        assert_eq!(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, 0) }, 0);
-        fd.as_raw_fd()
-    };
-    let mut numbers: Vec<i32> = far.iter().map(|stream| number(stream)).collect();
-    numbers.push(number(&listening));
+    let mut numbers: Vec<i32> = far.iter().map(|stream| inheritable(stream)).collect();
+    numbers.push(inheritable(&listening));
     let mut listener = SocketListener::bind(&Address::Descriptors(numbers), patient()).unwrap();
     assert_eq!(listener.addresses().len(), 1);
     // Ours are closed; what was inherited stays with whoever has it.
-    let numbers = near.iter().map(|stream| number(stream)).collect();
+    let numbers = near.iter().map(|stream| inheritable(stream)).collect();
     let transport = SocketTransport::new(Address::Descriptors(numbers), patient());
     let mut main = transport.connect().unwrap();
     main.write_all(b"QEVM").unwrap();
     for id in 0..2 {
         let mut channel = transport.open(id).unwrap();
         let iovs = [multifd_core::Iov::from(&[0x11, 0x22, 0x33, 0x44][..])];
-        let message = multifd_core::Outgoing::new(&iovs, None);
+        let message = multifd_core::Message::new(&iovs, None);
         channel
             .send(&message, multifd_core::WriteFlags::default())
             .unwrap();
@@ -453,10 +486,15 @@ fn inherited_descriptors_are_listened_on_or_used_as_they_are() {
     late.write_all(&[0x11, 0x22, 0x33, 0x44]).unwrap();
     assert!(listener.next_channel(true).unwrap().is_some());
     drop(listener);
-    assert!(Socket::from(OwnedFd::from(listening)).is_listener().unwrap());
+    assert!(
+        Socket::from(OwnedFd::from(listening))
+            .is_listener()
+            .unwrap()
+    );
     let folder = tempfile::tempdir().unwrap();
     let file = std::fs::File::create(folder.path().join("file")).unwrap();
-    let error = SocketListener::bind(&Address::Descriptors(vec![number(&file)]), patient()).unwrap_err();
+    let error = SocketListener::bind(&Address::Descriptors(vec![inheritable(&file)]), patient())
+        .unwrap_err();
     assert!(error.to_string().starts_with("fd:"), "{error}");
 }
 
@@ -465,13 +503,14 @@ fn vsock_listens_and_what_is_not_there_is_an_error() {
     let address: Address = "vsock:any:0".parse().unwrap();
     // Where the kernel has no vsock, there is nothing to try.
     if std::path::Path::new("/dev/vsock").exists() {
-        let listener = SocketListener::bind(&"vsock:any:4294967040".parse().unwrap(), patient()).unwrap();
-        assert_eq!(listener.address().unwrap().to_string(), "vsock:any:4294967040");
+        let listener =
+            SocketListener::bind(&"vsock:any:4294967040".parse().unwrap(), patient()).unwrap();
+        assert_eq!(
+            listener.address().unwrap().to_string(),
+            "vsock:any:4294967040"
+        );
     }
-    let options = SocketOptions {
-        connect: Duration::from_millis(300),
-        ..patient()
-    };
+    let options = patient().connect(Duration::from_millis(300));
     let error = SocketTransport::new(address, options)
         .connect()
         .unwrap_err()
@@ -482,7 +521,7 @@ fn vsock_listens_and_what_is_not_there_is_an_error() {
 #[test]
 fn a_listener_that_waits_can_be_woken() {
     for (mut listener, _, _folder) in listeners() {
-        let wake = listener.unblocker();
+        let wake = listener.unblock_handle().unwrap();
         let waiting = std::thread::spawn(move || listener.accept_main().map(drop));
         wake.unblock();
         let error = waiting.join().unwrap().unwrap_err();
@@ -494,7 +533,9 @@ fn a_listener_that_waits_can_be_woken() {
 fn addresses_in_use_are_refused_and_abandoned_ones_taken_over() {
     for (listener, transport, _folder) in listeners() {
         let address = listener.address().unwrap();
-        let error = SocketListener::bind(&address, patient()).unwrap_err().to_string();
+        let error = SocketListener::bind(&address, patient())
+            .unwrap_err()
+            .to_string();
         assert!(error.starts_with(&address.to_string()), "{error}");
         drop(listener);
         let error = transport.connect().unwrap_err().to_string();
@@ -529,7 +570,8 @@ fn a_path_that_somebody_uses_is_not_taken_over() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("somebody's");
     let address = socket2::SockAddr::unix(&path).unwrap();
-    let socket = || socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
+    let socket =
+        || socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
     let theirs = socket();
     theirs.bind(&address).unwrap();
     // Bound, and not listening yet: a connection is refused as it is where nobody is.

@@ -1,7 +1,11 @@
-//! Real sockets of both families: everything arrives whatever the kernel does in between, and nothing waits for ever.
+//! Real sockets of both families: everything arrives whatever the kernel does in between, and
+//! nothing waits for ever.
 #![allow(clippy::unwrap_used, clippy::panic, unsafe_code)]
 
-use multifd_core::{Arrival, ChannelError, Iov, Outgoing, RamBlock, RecvChannel, SendChannel, WriteFlags};
+use multifd_core::{
+    Arrival, ChannelError, Iov, MainConnection, Message, RamBlock, RecvChannel, SendChannel,
+    WriteFlags,
+};
 use multifd_transport_socket::{SocketOptions, SocketStream};
 use socket2::{Domain, Socket, Type};
 use std::io::{ErrorKind, Read, Write};
@@ -12,11 +16,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 fn options(stall_ms: u64) -> SocketOptions {
-    SocketOptions {
-        connect: Duration::from_secs(5),
-        stall: Duration::from_millis(stall_ms),
-        ..SocketOptions::default()
-    }
+    SocketOptions::default()
+        .connect(Duration::from_secs(5))
+        .stall(Duration::from_millis(stall_ms))
 }
 
 fn patient() -> SocketOptions {
@@ -61,7 +63,8 @@ fn contents(block: &RamBlock) -> Vec<u8> {
     all
 }
 
-/// Sends a header and `pieces` IOVs of odd lengths; receives them into as many regions of other lengths.
+/// Sends a header and `pieces` IOVs of odd lengths; receives them into as many regions of other
+/// lengths.
 fn exchange(mut sender: SocketStream, mut receiver: SocketStream, pieces: usize) {
     let data = pattern(pieces * 1000 + 4096);
     let expected = data.clone();
@@ -71,7 +74,7 @@ fn exchange(mut sender: SocketStream, mut receiver: SocketStream, pieces: usize)
         iovs.push(Iov::from(first));
         iovs.extend(rest.chunks(1000).map(Iov::from));
         sender
-            .send(&Outgoing::new(&iovs, None), WriteFlags::default())
+            .send(&Message::new(&iovs, None), WriteFlags::default())
             .unwrap();
         sender.close().unwrap();
     });
@@ -148,7 +151,7 @@ fn a_peer_that_does_not_read_or_write_is_a_stall() {
     for (mut sender, _receiver) in pairs(options(80)) {
         let data = pattern(8 << 20);
         let iovs = [Iov::from(&data[..])];
-        let message = Outgoing::new(&iovs, None);
+        let message = Message::new(&iovs, None);
         let error = sender.send(&message, WriteFlags::default()).unwrap_err();
         assert!(matches!(error, ChannelError::Stalled { .. }), "{error}");
     }
@@ -159,7 +162,9 @@ fn a_peer_that_does_not_read_or_write_is_a_stall() {
         assert!(matches!(idle, Arrival::Idle { .. }));
         let error = receiver.recv(&mut [0; 4]).unwrap_err();
         assert!(matches!(error, ChannelError::Stalled { .. }), "{error}");
-        let error = receiver.recv_regions(&[block(1).page(0).unwrap()]).unwrap_err();
+        let error = receiver
+            .recv_regions(&[block(1).page(0).unwrap()])
+            .unwrap_err();
         assert!(matches!(error, ChannelError::Stalled { .. }), "{error}");
     }
 }
@@ -180,7 +185,9 @@ fn an_end_within_a_message_says_how_much_came() {
             ),
             "{error}"
         );
-        let error = receiver.recv_regions(&[block(1).page(0).unwrap()]).unwrap_err();
+        let error = receiver
+            .recv_regions(&[block(1).page(0).unwrap()])
+            .unwrap_err();
         assert!(
             matches!(
                 error,
@@ -208,14 +215,14 @@ fn a_peer_that_leaves_bytes_unread_or_aborts_is_no_orderly_end() {
         );
     }
     // Not even unblocking a reader tells a TCP peer that all is well.
-    let (mut sender, receiver) = pairs(patient()).pop().unwrap();
-    receiver.abort_on_close(true).unwrap();
-    receiver.read_unblocker().unblock();
+    let (mut sender, mut receiver) = pairs(patient()).pop().unwrap();
+    receiver.fail_on_close(true).unwrap();
+    receiver.read_unblock_handle().unwrap().unblock();
     drop(receiver);
     assert!(sender.wait_closed().is_err());
-    let (mut sender, receiver) = pairs(patient()).pop().unwrap();
-    receiver.abort_on_close(true).unwrap();
-    receiver.abort_on_close(false).unwrap();
+    let (mut sender, mut receiver) = pairs(patient()).pop().unwrap();
+    receiver.fail_on_close(true).unwrap();
+    receiver.fail_on_close(false).unwrap();
     drop(receiver);
     sender.wait_closed().unwrap();
 }
@@ -223,7 +230,10 @@ fn a_peer_that_leaves_bytes_unread_or_aborts_is_no_orderly_end() {
 #[test]
 fn unblocking_wakes_a_blocked_reader_and_writer() {
     for (mut sender, mut receiver) in pairs(patient()) {
-        let (wake_sender, wake_receiver) = (sender.unblocker(), receiver.read_unblocker());
+        let (wake_sender, wake_receiver) = (
+            MainConnection::unblock_handle(&sender).unwrap(),
+            receiver.read_unblock_handle().unwrap(),
+        );
         let reading = std::thread::spawn(move || {
             loop {
                 if let Err(error) = receiver.recv(&mut [0; 100]) {
@@ -237,7 +247,7 @@ fn unblocking_wakes_a_blocked_reader_and_writer() {
         let data = pattern(8 << 20);
         let writing = std::thread::spawn(move || {
             let iovs = [Iov::from(&data[..])];
-            sender.send(&Outgoing::new(&iovs, None), WriteFlags::default())
+            sender.send(&Message::new(&iovs, None), WriteFlags::default())
         });
         wake_sender.unblock();
         let error = writing.join().unwrap().unwrap_err();
@@ -249,11 +259,22 @@ fn unblocking_wakes_a_blocked_reader_and_writer() {
 }
 
 #[test]
-fn a_destination_can_say_that_it_has_failed() {
-    for (mut sender, receiver) in pairs(patient()) {
-        receiver.refuse();
-        let error = sender.wait_closed().unwrap_err().to_string();
-        assert!(error.contains("it has failed"), "{error}");
+fn a_destination_that_goes_away_has_failed_unless_it_says_otherwise() {
+    for at_once in [true, false] {
+        for (mut sender, mut receiver) in pairs(patient()) {
+            receiver.fail_on_close(true).unwrap();
+            if at_once {
+                receiver.fail();
+            }
+            drop(receiver);
+            assert!(sender.wait_closed().is_err(), "at once: {at_once}");
+        }
+    }
+    for (mut sender, mut receiver) in pairs(patient()) {
+        receiver.fail_on_close(true).unwrap();
+        receiver.fail_on_close(false).unwrap();
+        drop(receiver);
+        sender.wait_closed().unwrap();
     }
 }
 
@@ -261,7 +282,7 @@ fn a_destination_can_say_that_it_has_failed() {
 fn a_message_that_takes_long_is_no_stall() {
     for (mut sender, mut receiver) in pairs(options(200)) {
         let progress = std::sync::Arc::new(multifd_core::Progress::new(Duration::from_millis(200)));
-        receiver.set_progress(std::sync::Arc::clone(&progress));
+        RecvChannel::set_progress(&mut receiver, std::sync::Arc::clone(&progress));
         let thread = std::thread::spawn(move || {
             for _ in 0..40 {
                 sender.write_all(b"slow").unwrap();
@@ -275,13 +296,13 @@ fn a_message_that_takes_long_is_no_stall() {
     }
 }
 
-/// The kernel tells of a reset once. The half that is not told must not take the connection for ended in order: a relay would pass that
-/// on, and the source would believe that all is well.
+/// The kernel tells of a reset once. The half that is not told must not take the connection for
+/// ended in order: a relay would pass that on, and the source would believe that all is well.
 #[test]
 fn a_reset_that_one_half_was_told_of_is_no_orderly_end_to_the_other() {
-    let (mut near, far) = pairs(patient()).pop().unwrap();
-    let mut reading = near.second();
-    far.abort_on_close(true).unwrap();
+    let (mut near, mut far) = pairs(patient()).pop().unwrap();
+    let mut reading = near.second().unwrap();
+    far.fail_on_close(true).unwrap();
     drop(far);
     while near.write_all(b"x").is_ok() {}
     let read = reading.read(&mut [0]);
@@ -297,12 +318,13 @@ fn a_reset_that_one_half_was_told_of_is_no_orderly_end_to_the_other() {
     }
 }
 
-/// Both sides end at the same moment, each by one thread, while another reads: that is orderly, however they interleave.
+/// Both sides end at the same moment, each by one thread, while another reads: that is orderly,
+/// however they interleave.
 #[test]
 fn ending_a_side_while_the_other_ends_is_no_reset() {
     for _ in 0..2000 {
         let (mut near, far) = pairs(patient()).pop().unwrap();
-        let mut reading = near.second();
+        let mut reading = near.second().unwrap();
         std::thread::scope(|scope| {
             scope.spawn(move || drop(far));
             scope.spawn(move || near.end_writing());

@@ -42,7 +42,11 @@ impl Authority {
         put("ca-cert.pem", self.pem.clone());
         for (who, names, purpose) in [
             ("server", names, ExtendedKeyUsagePurpose::ServerAuth),
-            ("client", &["client"][..], ExtendedKeyUsagePurpose::ClientAuth),
+            (
+                "client",
+                &["client"][..],
+                ExtendedKeyUsagePurpose::ClientAuth,
+            ),
         ] {
             let key = KeyPair::generate().unwrap();
             let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();

@@ -91,15 +91,17 @@ impl Core {
 
     /// Addresses and lengths of all memory.
     pub fn map(&self) -> Vec<(u64, u64)> {
-        self.loads.iter().map(|load| (load.address, load.len)).collect()
+        self.loads
+            .iter()
+            .map(|load| (load.address, load.len))
+            .collect()
     }
 
     /// The bytes at an address; all of them must lie in one piece.
     pub fn read(&self, address: u64, out: &mut [u8]) -> bool {
-        let load = self
-            .loads
-            .iter()
-            .find(|load| load.address <= address && address + out.len() as u64 <= load.address + load.len);
+        let load = self.loads.iter().find(|load| {
+            load.address <= address && address + out.len() as u64 <= load.address + load.len
+        });
         let Some(load) = load else { return false };
         self.file
             .read_exact_at(out, load.at + (address - load.address))

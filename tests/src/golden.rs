@@ -1,5 +1,7 @@
-//! Streams recorded from a real QEMU (see `tests/golden/README.md`), and how to replay them as QEMU would.
+//! Streams recorded from a real QEMU (see `tests/golden/README.md`), and how to replay them as QEMU
+//! would.
 
+use multifd_core::MainConnection;
 use multifd_transport_socket::{SocketStream, SocketTransport};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -40,7 +42,10 @@ impl Golden {
             if entry.header().entry_type().is_file() {
                 let mut bytes = Vec::new();
                 entry.read_to_end(&mut bytes).unwrap();
-                files.insert(path.file_name().unwrap().to_str().unwrap().to_owned(), bytes);
+                files.insert(
+                    path.file_name().unwrap().to_str().unwrap().to_owned(),
+                    bytes,
+                );
             }
         }
         let meta = serde_json::from_slice(&files.remove("meta.json").unwrap()).unwrap();
@@ -69,8 +74,9 @@ impl Golden {
     }
 }
 
-/// Connects as QEMU would (main first, every channel before the main one says a word), writes all bytes in parallel, ends
-/// each connection, and returns them. A destination that hangs up early is none of our business here.
+/// Connects as QEMU would (main first, every channel before the main one says a word), writes all
+/// bytes in parallel, ends each connection, and returns them. A destination that hangs up early is
+/// none of our business here.
 pub fn replay(transport: &SocketTransport, main: &[u8], channels: &[Vec<u8>]) -> Vec<SocketStream> {
     let mut streams: Vec<_> = (0..=channels.len())
         .map(|_| transport.connect().unwrap())

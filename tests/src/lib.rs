@@ -1,4 +1,5 @@
-//! What the end-to-end tests share: recorded streams and how to replay them, and a real QEMU and how to drive it.
+//! What the end-to-end tests share: recorded streams and how to replay them, and a real QEMU and
+//! how to drive it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // Test code: a panic is a failed test.
 #![allow(clippy::missing_panics_doc)]
 

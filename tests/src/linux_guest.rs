@@ -86,7 +86,10 @@ impl Said {
         let whole = serial.rsplit_once('\n').map_or("", |(whole, _)| whole);
         for line in whole.lines() {
             let mut words = line.split_whitespace();
-            let (kind, number) = (words.next(), words.next().and_then(|word| word.parse().ok()));
+            let (kind, number) = (
+                words.next(),
+                words.next().and_then(|word| word.parse().ok()),
+            );
             assert!(
                 !["BAD", "lockup", "stall", "Oops", "BUG", "panic", "error"]
                     .iter()
@@ -95,7 +98,8 @@ impl Said {
             );
             match (kind, number, words.next()) {
                 (Some("TICK"), Some(number), Some(time)) => {
-                    said.ticks.extend(time.parse().ok().map(|time| (number, time)));
+                    said.ticks
+                        .extend(time.parse().ok().map(|time| (number, time)));
                 }
                 (Some("MEMORY"), Some(number), _) => said.memory.push(number),
                 (Some("DISK"), Some(number), _) => said.disk.push(number),

@@ -1,17 +1,11 @@
 //! Whole snapshots into mapped-ram files and out of them, by the library.
 
+use multifd_core::memory::PlainWriter;
+use multifd_core::packet::Uuid;
 use multifd_core::{Plain, RamBlock, RamMap, Sender, SenderConfig, SyncScope};
-use multifd_qemu::{Limits, MappedBlock, MappedFile, MappedWriter, Snapshot};
-use multifd_transport_file::{DirectIo, FileTransport, PlacedBlock, Written};
+use multifd_qemu::{Limits, MappedFile, MappedWriter, PlacedBlock, Snapshot};
+use multifd_transport_file::{DirectIo, FileTransport, Written};
 use std::fs::File;
-
-fn placed(blocks: &[MappedBlock]) -> Vec<PlacedBlock> {
-    let place = |block: &MappedBlock| PlacedBlock {
-        name: block.name.clone(),
-        layout: block.layout,
-    };
-    blocks.iter().map(place).collect()
-}
 
 /// Loads the snapshot that starts at `base`.
 pub fn load(file: &File, base: u64) -> Snapshot {
@@ -22,9 +16,12 @@ pub fn load(file: &File, base: u64) -> Snapshot {
         ram.add(RamBlock::anonymous(&block.name, len, 4096).unwrap())
             .unwrap();
     }
-    multifd_transport_file::load(file, &placed(&mapped.blocks), &ram, 2, DirectIo::Off).unwrap();
+    multifd_transport_file::load(file, &mapped.blocks, &ram, 2, DirectIo::Off, &|| {
+        Box::new(PlainWriter)
+    })
+    .unwrap();
     Snapshot {
-        uuid: [0; 16],
+        uuid: Uuid::NIL,
         ram_section: mapped.ram_section,
         configuration: mapped.configuration.with_mapped_ram(false),
         ram,
@@ -34,7 +31,7 @@ pub fn load(file: &File, base: u64) -> Snapshot {
 }
 
 /// Writes a snapshot that starts at `base`; returns where its blocks went, and how much is stored.
-pub fn write(file: &File, base: u64, snapshot: &Snapshot) -> (Vec<MappedBlock>, Written) {
+pub fn write(file: &File, base: u64, snapshot: &Snapshot) -> (Vec<PlacedBlock>, Written) {
     let (configuration, section) = (&snapshot.configuration, snapshot.ram_section);
     let (writer, blocks) = MappedWriter::start(
         file,
@@ -45,15 +42,23 @@ pub fn write(file: &File, base: u64, snapshot: &Snapshot) -> (Vec<MappedBlock>, 
         &snapshot.blocks(),
     )
     .unwrap();
-    let transport = FileTransport::new(file.try_clone().unwrap(), placed(&blocks), DirectIo::Off).unwrap();
-    let mut sender =
-        Sender::start(snapshot.ram.clone(), &Plain, &transport, &SenderConfig::default()).unwrap();
+    let transport =
+        FileTransport::new(file.try_clone().unwrap(), blocks.clone(), DirectIo::Off).unwrap();
+    let mut sender = Sender::start(
+        snapshot.ram.clone(),
+        &Plain,
+        &transport,
+        &SenderConfig::default(),
+    )
+    .unwrap();
     for (index, block) in snapshot.ram.blocks().iter().enumerate() {
         sender.queue_range(index, 0, block.len()).unwrap();
     }
     sender.sync(SyncScope::Local).unwrap();
     sender.finish().unwrap();
     let written = transport.finish().unwrap();
-    writer.finish(snapshot.switchover_start, &snapshot.tail).unwrap();
+    writer
+        .finish(snapshot.switchover_start, &snapshot.tail)
+        .unwrap();
     (blocks, written)
 }

@@ -7,8 +7,8 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Whether this machine lets us make network namespaces. A test that needs them returns when not, having said so; with `CI` set
-/// that is a failure.
+/// Whether this machine lets us make network namespaces. A test that needs them returns when not,
+/// having said so; with `CI` set that is a failure.
 pub fn possible() -> bool {
     static POSSIBLE: OnceLock<bool> = OnceLock::new();
     *POSSIBLE.get_or_init(|| {
@@ -34,7 +34,8 @@ pub fn possible() -> bool {
 /// Has the calling thread, and those it starts from now on, live in this namespace.
 pub fn enter(name: &str) {
     let namespace = std::fs::File::open(Path::new("/run/netns").join(name)).unwrap();
-    rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+    rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+        .unwrap();
 }
 
 fn run(program: &str, args: &[&str]) -> Output {
@@ -85,7 +86,8 @@ impl Link {
         ip(&["netns", "add", near]);
         ip(&["netns", "add", far]);
         ip(&[
-            "link", "add", "wire", "netns", near, "type", "veth", "peer", "name", "wire", "netns", far,
+            "link", "add", "wire", "netns", near, "type", "veth", "peer", "name", "wire", "netns",
+            far,
         ]);
         for (namespace, address) in [(near, Self::NEAR), (far, Self::FAR)] {
             ip(&[
@@ -103,16 +105,21 @@ impl Link {
         link
     }
 
-    /// Lets this many megabits a second through, from near to far; as many as the machine can for `None`.
+    /// Lets this many megabits a second through, from near to far; as many as the machine can for
+    /// `None`.
     pub fn limit(&self, megabits: Option<u32>) {
         let tc = ["netns", "exec", &self.near, "tc", "qdisc"];
         // There may be none.
         let _ = run("ip", &[&tc[..], &["del", "dev", "wire", "root"]].concat());
         if let Some(megabits) = megabits {
             // A burst of 2 ms, so that the timer's grain does not matter.
-            let (rate, burst) = (format!("{megabits}mbit"), format!("{}kb", (megabits / 4).max(32)));
+            let (rate, burst) = (
+                format!("{megabits}mbit"),
+                format!("{}kb", (megabits / 4).max(32)),
+            );
             let limit = [
-                "add", "dev", "wire", "root", "tbf", "rate", &rate, "burst", &burst, "latency", "50ms",
+                "add", "dev", "wire", "root", "tbf", "rate", &rate, "burst", &burst, "latency",
+                "50ms",
             ];
             ip(&[&tc[..], &limit].concat());
         }

@@ -1,7 +1,9 @@
 //! Both ends of a migration in this process.
 
-use multifd_core::{CancelHandle, Plain, Progress, RamBlock, RamMap, SenderConfig};
-use multifd_qemu::{ReceiveOptions, Received, SendOptions, Sent, Snapshot, receive, send};
+use multifd_core::{Plain, Progress, RamBlock, RamMap, SenderConfig};
+use multifd_qemu::{
+    IncomingMigration, OutgoingMigration, ReceiveOptions, Received, SendOptions, Sent, Snapshot,
+};
 use multifd_transport_socket::{SocketListener, SocketTransport};
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,8 +39,8 @@ impl Default for Pair {
 }
 
 impl Pair {
-    /// Sends `ram` by way of `transport` to `listener`; both ends' outcomes. The source waits, as it should, until the destination
-    /// closes the main connection.
+    /// Sends `ram` by way of `transport` to `listener`; both ends' outcomes. The source waits, as
+    /// it should, until the destination closes the main connection.
     pub fn run(
         &self,
         ram: &RamMap,
@@ -53,51 +55,39 @@ impl Pair {
     }
 
     fn send(&self, ram: &RamMap, transport: &SocketTransport) -> Result<Sent, String> {
-        let cancel = CancelHandle::default();
-        let mut main = transport.connect().map_err(|e| e.to_string())?;
-        let _guard = cancel.also_unblock(main.unblocker());
-        main.abort_on_close(true).map_err(|e| e.to_string())?;
-        let options = SendOptions {
-            sender: SenderConfig {
-                channels: self.channels,
-                cancel: cancel.clone(),
-                ..SenderConfig::default()
-            },
-            sync: None,
-            zero_pages: None,
-            on_start: None,
-        };
+        let options =
+            SendOptions::default().sender(SenderConfig::default().channels(self.channels));
+        let cancel = options.sender.common.cancel.clone();
         let snapshot = Snapshot::of_ram(ram.clone());
-        let sent = send(&snapshot, &mut main, &Plain, transport, options);
-        let sent = sent.map_err(|e| e.to_string())?;
-        main.abort_on_close(false).map_err(|e| e.to_string())?;
-        main.end_writing().map_err(|e| e.to_string())?;
-        main.wait_closed().map_err(|e| format!("all is sent: {e}"))?;
-        Ok(sent)
+        let sent = OutgoingMigration::connect(transport, &cancel).and_then(|mut migration| {
+            let sent = migration.send(&snapshot, &Plain, transport, options)?;
+            migration.finish(Duration::from_secs(20))?;
+            Ok(sent)
+        });
+        sent.map_err(|error| error.to_string())
     }
 
     fn receive(&self, listener: &mut SocketListener) -> Result<Received, String> {
-        let options = ReceiveOptions {
-            channels: self.pinned.then_some(self.channels),
-            progress: Arc::new(Progress::new(self.stall)),
-            ..ReceiveOptions::default()
-        };
+        let options = ReceiveOptions::default()
+            .channels(self.pinned.then_some(self.channels))
+            .progress(Arc::new(Progress::new(self.stall)));
         receive_from(listener, options)
     }
 }
 
-/// Receives a migration that comes to `listener`, as a destination should: what fails ends its other waits, too.
+/// Receives a migration that comes to `listener`, and accepts it.
 ///
 /// # Errors
 /// What went wrong, in words.
-pub fn receive_from(listener: &mut SocketListener, options: ReceiveOptions) -> Result<Received, String> {
-    let cancel = options.cancel.clone();
-    let _listener_guard = cancel.also_unblock(listener.unblocker());
-    let mut main = listener.accept_main().map_err(|e| e.to_string())?;
-    main.abort_on_close(true).map_err(|e| e.to_string())?;
-    main.end_without_tls(true);
-    let _guard = cancel.also_unblock(main.read_unblocker());
-    let received = receive(&mut main, listener, options).map_err(|e| e.to_string())?;
-    main.abort_on_close(false).map_err(|e| e.to_string())?;
-    Ok(received)
+pub fn receive_from(
+    listener: &mut SocketListener,
+    options: ReceiveOptions,
+) -> Result<Received, String> {
+    let cancel = options.engine.common.cancel.clone();
+    let received = IncomingMigration::wait(listener, &cancel).and_then(|mut migration| {
+        let received = migration.receive(listener, options)?;
+        migration.accept()?;
+        Ok(received)
+    });
+    received.map_err(|error| error.to_string())
 }

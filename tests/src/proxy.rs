@@ -8,7 +8,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// What happens to one connection, in the direction in which it was made. Places are counted in bytes from its start.
+/// What happens to one connection, in the direction in which it was made. Places are counted in
+/// bytes from its start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// Nothing.
@@ -61,13 +62,16 @@ impl Stop {
 const TICK: Duration = Duration::from_millis(20);
 
 impl Proxy {
-    /// Passes connections on to `target` (`tcp:HOST:PORT`); `fault` says what happens to each, by its number from 0.
+    /// Passes connections on to `target` (`tcp:HOST:PORT`); `fault` says what happens to each, by
+    /// its number from 0.
     pub fn start(target: &str, fault: impl Fn(usize) -> Fault + Send + 'static) -> Self {
         let target: SocketAddr = target.strip_prefix("tcp:").unwrap().parse().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("tcp:{}", listener.local_addr().unwrap());
         // Buffers of the kernel's own choice would hide a slow connection for megabytes.
-        SockRef::from(&listener).set_recv_buffer_size(64 << 10).unwrap();
+        SockRef::from(&listener)
+            .set_recv_buffer_size(64 << 10)
+            .unwrap();
         listener.set_nonblocking(true).unwrap();
         let stop = Arc::new(Stop::default());
         let shared = Arc::clone(&stop);
@@ -79,7 +83,9 @@ impl Proxy {
                     Ok((near, _)) => {
                         near.set_nonblocking(false).unwrap();
                         let (fault, stop) = (fault(count), Arc::clone(&shared));
-                        threads.push(std::thread::spawn(move || pass(&near, target, fault, &stop)));
+                        threads.push(std::thread::spawn(move || {
+                            pass(&near, target, fault, &stop);
+                        }));
                         count += 1;
                     }
                     // A pace for looking, as the standard library has no wait on a listener.
@@ -100,7 +106,11 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        *self.stop.stopped.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        *self
+            .stop
+            .stopped
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = true;
         self.stop.changed.notify_all();
         let ended = self.accepting.take().unwrap().join();
         assert!(
@@ -140,7 +150,9 @@ fn pass(near: &TcpStream, target: SocketAddr, fault: Fault, stop: &Stop) {
     // Closing the sockets resets the connections then, as one that broke does.
     let reset = || {
         for stream in [near, &far] {
-            SockRef::from(stream).set_linger(Some(Duration::ZERO)).unwrap();
+            SockRef::from(stream)
+                .set_linger(Some(Duration::ZERO))
+                .unwrap();
         }
     };
     let (broken, sent) = (AtomicBool::new(false), AtomicBool::new(false));
@@ -152,7 +164,8 @@ fn pass(near: &TcpStream, target: SocketAddr, fault: Fault, stop: &Stop) {
                 broken.store(true, Ordering::Release);
             }
             _ if broken.load(Ordering::Acquire) => {}
-            // The other thread was told that the connection is reset, which makes it look ended here.
+            // The other thread was told that the connection is reset, which makes it look ended
+            // here.
             End::Orderly if !sent.load(Ordering::Acquire) && far.peer_addr().is_err() => {
                 reset();
                 broken.store(true, Ordering::Release);
@@ -183,8 +196,15 @@ fn pass(near: &TcpStream, target: SocketAddr, fault: Fault, stop: &Stop) {
 }
 
 /// Copies up to `until` bytes.
-fn copy(mut from: &TcpStream, mut to: &TcpStream, until: u64, fault: Fault, ended: &dyn Fn() -> bool) -> End {
-    let again = |e: &std::io::Error| [ErrorKind::WouldBlock, ErrorKind::Interrupted].contains(&e.kind());
+fn copy(
+    mut from: &TcpStream,
+    mut to: &TcpStream,
+    until: u64,
+    fault: Fault,
+    ended: &dyn Fn() -> bool,
+) -> End {
+    let again =
+        |e: &std::io::Error| [ErrorKind::WouldBlock, ErrorKind::Interrupted].contains(&e.kind());
     let mut room = vec![0; 64 << 10];
     let mut left = until;
     while left > 0 {

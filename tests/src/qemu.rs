@@ -12,17 +12,18 @@ use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long QEMU may take for anything a test asks of it. A deadline for a hang, not a measure.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(300);
 /// The UUID of every guest that has one.
 pub const UUID: &str = "5eed5eed-0000-4000-8000-00000000c0de";
 
-/// QEMU's program, if this machine has one that is new enough. A test that needs it returns when there is none, having
-/// said so; with `CI` set that is a failure.
+/// QEMU's program, if this machine has one that is new enough. A test that needs it returns when
+/// there is none, having said so; with `CI` set that is a failure.
 pub fn program() -> Option<&'static str> {
     static PROGRAM: OnceLock<Option<String>> = OnceLock::new();
     PROGRAM
         .get_or_init(|| {
-            let name = std::env::var("MULTIFD_QEMU").unwrap_or_else(|_| "qemu-system-x86_64".into());
+            let name =
+                std::env::var("MULTIFD_QEMU").unwrap_or_else(|_| "qemu-system-x86_64".into());
             let version = Command::new(&name).arg("--version").output().ok();
             let text = version.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
             let text = text.unwrap_or_default();
@@ -56,7 +57,8 @@ impl Turn {
         Self
     }
 
-    /// Two at once: whoever holds one and waits for another may wait for somebody who does the same.
+    /// Two at once: whoever holds one and waits for another may wait for somebody who does the
+    /// same.
     fn wait_pair() -> (Self, Self) {
         Self::wait_for::<2>();
         (Self, Self)
@@ -212,11 +214,17 @@ impl Qemu {
             bytes[..2 << 20].fill(0);
             std::fs::write(&ram, bytes).unwrap();
         } else if machine.boot || machine.incoming {
-            std::fs::File::create(&ram).unwrap().set_len(len as u64).unwrap();
+            std::fs::File::create(&ram)
+                .unwrap()
+                .set_len(len as u64)
+                .unwrap();
         } else {
             std::fs::write(&ram, seeded(len, machine.seed)).unwrap();
         }
-        let mut command = netns::command(machine.netns.as_deref(), program().expect("a QEMU").as_ref());
+        let mut command = netns::command(
+            machine.netns.as_deref(),
+            program().expect("a QEMU").as_ref(),
+        );
         command
             .args([
                 "-nodefaults",
@@ -343,7 +351,8 @@ impl Qemu {
         }
     }
 
-    /// Waits until the guest has left the last state of a migration: QEMU does not let it run before.
+    /// Waits until the guest has left the last state of a migration: QEMU does not let it run
+    /// before.
     pub fn wait_settled(&mut self) {
         let deadline = Instant::now() + PATIENCE;
         while self.state() == "finish-migrate" {
@@ -354,6 +363,15 @@ impl Qemu {
     /// QEMU's process.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Waits until QEMU has ended by itself.
+    pub fn wait_ended(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.has_ended() {
+            assert!(Instant::now() < deadline, "QEMU goes on: {}", self.said());
+            std::thread::yield_now();
+        }
     }
 
     /// Whether QEMU has ended.
@@ -413,7 +431,8 @@ impl Qemu {
         loop {
             let found = self.events.iter().find_map(|event| {
                 let status = event["data"]["status"].as_str()?;
-                (event["event"] == "MIGRATION" && wanted.contains(&status)).then(|| status.to_owned())
+                (event["event"] == "MIGRATION" && wanted.contains(&status))
+                    .then(|| status.to_owned())
             });
             if let Some(status) = found {
                 return status;
@@ -437,7 +456,8 @@ impl Qemu {
         }
     }
 
-    /// Waits until the migration has begun its round `n`; `false` if it stops the guest before that.
+    /// Waits until the migration has begun its round `n`; `false` if it stops the guest before
+    /// that.
     pub fn wait_round(&mut self, n: u64) -> bool {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -494,7 +514,11 @@ impl Qemu {
     pub fn wait_serial(&mut self, lines: usize) {
         let deadline = Instant::now() + PATIENCE;
         while self.serial().matches('\n').count() <= lines {
-            assert!(Instant::now() < deadline, "the guest is silent: {}", self.said());
+            assert!(
+                Instant::now() < deadline,
+                "the guest is silent: {}",
+                self.said()
+            );
             // A question to QEMU, to give it time.
             self.execute("query-status", &json!({}));
         }

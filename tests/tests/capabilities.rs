@@ -90,7 +90,9 @@ fn all_settings(start: &dyn Fn(bool) -> Qemu) {
     assert!(on.len() >= 14, "{on:?} {off:?}");
     let mut changed = Vec::new();
     for (name, value) in parameters.as_object().unwrap() {
-        let Some(other) = other(name, value) else { continue };
+        let Some(other) = other(name, value) else {
+            continue;
+        };
         if source
             .try_execute("migrate-set-parameters", &json!({ name: other }))
             .is_err()
@@ -138,7 +140,11 @@ fn all_settings(start: &dyn Fn(bool) -> Qemu) {
 const MACHINE: [&str; 4] = ["-M", "pc", "-m", "16"];
 
 fn arguments(incoming: bool) -> Vec<&'static str> {
-    let more: &[&str] = if incoming { &["-incoming", "defer"] } else { &[] };
+    let more: &[&str] = if incoming {
+        &["-incoming", "defer"]
+    } else {
+        &[]
+    };
     [&MACHINE, more].concat()
 }
 
@@ -178,7 +184,13 @@ fn a_restore_that_fails_puts_all_back() {
     let before = settings(&mut target);
     let monitor = target.monitor.to_str().unwrap().to_owned();
     let nowhere = Path::new("/proc/nowhere/s").display().to_string();
-    let args = ["restore", "--qmp", &monitor, file.to_str().unwrap(), "--via"];
+    let args = [
+        "restore",
+        "--qmp",
+        &monitor,
+        file.to_str().unwrap(),
+        "--via",
+    ];
     let output = run(&[&args[..], &[&format!("unix:{nowhere}")]].concat());
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(settings(&mut target), before);

@@ -1,4 +1,5 @@
-//! The program as its users meet it: raw images, exit statuses, JSON, completions, man pages, the progress bar.
+//! The program as its users meet it: raw images, exit statuses, JSON, completions, man pages, the
+//! progress bar.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use multifd_tests::program::{Recv, extract, json, path, run};
@@ -109,12 +110,20 @@ fn destination_fails(unix: bool) {
         &recv.address,
         "--json",
     ]);
-    assert_eq!(sent.status.code(), Some(1), "unix {unix}: {}", text(&sent.stdout));
+    assert_eq!(
+        sent.status.code(),
+        Some(1),
+        "unix {unix}: {}",
+        text(&sent.stdout)
+    );
     assert_eq!(json(&sent)["ok"], false);
     let received = recv.finish();
     assert_eq!(received.status.code(), Some(1));
     let error = json(&received)["error"].as_str().unwrap().to_owned();
-    assert!(error.contains("renaming into place: File exists"), "{error}");
+    assert!(
+        error.contains("renaming into place: File exists"),
+        "{error}"
+    );
     assert_eq!(std::fs::read_to_string(&out).unwrap(), "somebody's");
     assert_eq!(names(folder.path()), ["RAM.bin", "vm.mapped"]);
 }
@@ -164,7 +173,13 @@ fn arguments_that_make_no_sense_are_refused_before_anything_happens() {
             "--force replaces it",
         ),
         (
-            vec!["recv", "--listen", "tcp:127.0.0.1:0", "--out", "/nonexistent/x"],
+            vec![
+                "recv",
+                "--listen",
+                "tcp:127.0.0.1:0",
+                "--out",
+                "/nonexistent/x",
+            ],
             1,
             "/nonexistent/x: creating",
         ),
@@ -219,7 +234,15 @@ fn arguments_that_make_no_sense_are_refused_before_anything_happens() {
             "chooses levels by itself",
         ),
         (
-            vec!["snapshot", "--qmp", "q", "--out", "x", "--compression", "auto"],
+            vec![
+                "snapshot",
+                "--qmp",
+                "q",
+                "--out",
+                "x",
+                "--compression",
+                "auto",
+            ],
             2,
             "[possible values: none, zlib, zstd, qpl, uadk, qatzip]",
         ),
@@ -292,7 +315,10 @@ fn a_block_that_is_not_there_is_answered_with_those_that_are() {
         "{}",
         text(&output.stderr)
     );
-    assert_eq!(names(folder.path()), ["RAM.bin", "vm.mapped", "vm.mapped.crc"]);
+    assert_eq!(
+        names(folder.path()),
+        ["RAM.bin", "vm.mapped", "vm.mapped.crc"]
+    );
 }
 
 #[test]
@@ -313,7 +339,10 @@ fn the_demo_verifies_every_method() {
     let expected = ["none", "zlib", "zstd"].map(|method| [(method, 1), (method, 3)]);
     assert_eq!(found, expected.concat());
     let ratio = |row: &Value| row["ratio"].as_f64().unwrap();
-    assert!(rows.iter().all(|row| row["verified"] == true && ratio(row) > 1.2));
+    assert!(
+        rows.iter()
+            .all(|row| row["verified"] == true && ratio(row) > 1.2)
+    );
     assert!(ratio(&rows[2]) > ratio(&rows[0]), "zlib makes it smaller");
     let table = run(&["demo", "--size", "1M", "--channels", "2", "--quiet"]);
     let table = text(&table.stdout);
@@ -321,7 +350,10 @@ fn the_demo_verifies_every_method() {
         table.starts_with("method  channels  seconds  guest GiB/s    wire bytes  ratio\nnone "),
         "{table}"
     );
-    assert!(table.ends_with("every byte arrived, every time\n"), "{table}");
+    assert!(
+        table.ends_with("every byte arrived, every time\n"),
+        "{table}"
+    );
 }
 
 #[test]
@@ -349,7 +381,11 @@ fn completions_and_man_pages_are_made_from_the_same_definitions() {
         assert!(text(&output.stdout).contains("finish-timeout"), "{shell}");
     }
     let folder = tempfile::tempdir().unwrap();
-    assert!(run(&["man", folder.path().to_str().unwrap()]).status.success());
+    assert!(
+        run(&["man", folder.path().to_str().unwrap()])
+            .status
+            .success()
+    );
     let pages = names(folder.path());
     assert!(pages.contains(&"multifd-recv.1".into()), "{pages:?}");
     let page = std::fs::read_to_string(folder.path().join("multifd-recv.1")).unwrap();

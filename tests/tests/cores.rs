@@ -51,7 +51,11 @@ fn compare(qemu: &mut Qemu, what: &str, alone: Alone) {
     let theirs = Core::open(&dump);
     let extract = |name: &str, more: &[&str]| -> (PathBuf, std::process::Output) {
         let core = path(name);
-        let output = run(&[&["extract", "--json", text(&file), "--elf", text(&core)], more].concat());
+        let output = run(&[
+            &["extract", "--json", text(&file), "--elf", text(&core)],
+            more,
+        ]
+        .concat());
         (core, output)
     };
 
@@ -90,10 +94,9 @@ fn compare(qemu: &mut Qemu, what: &str, alone: Alone) {
         let ours = Core::open(&core);
         ours.agrees_with(&theirs, what);
         let all = |core: &Core, from: u64| -> u64 {
-            let loads = core
-                .loads
-                .iter()
-                .filter(|load| load.address >= from && load.address < 0xf000_0000 || load.address >= 1 << 32);
+            let loads = core.loads.iter().filter(|load| {
+                load.address >= from && load.address < 0xf000_0000 || load.address >= 1 << 32
+            });
             loads.map(|load| load.len).sum()
         };
         // From 1 MiB on, everything but video memory.
@@ -134,7 +137,10 @@ fn booted(args: &str) -> Qemu {
     if args.contains("q35") {
         words.pop();
         words.pop();
-        let file = format!("file={},format=raw,readonly=on,if=none,id=boot", boot.display());
+        let file = format!(
+            "file={},format=raw,readonly=on,if=none,id=boot",
+            boot.display()
+        );
         let mut qemu = Qemu::bare(
             &[
                 words.as_slice(),
@@ -252,7 +258,13 @@ fn a_debugger_shows_the_registers() {
     };
     let file = folder.path().join("vm.mapped");
     let core = folder.path().join("core");
-    succeed(&["snapshot", "--qmp", text(&qemu.monitor), "--out", text(&file)]);
+    succeed(&[
+        "snapshot",
+        "--qmp",
+        text(&qemu.monitor),
+        "--out",
+        text(&file),
+    ]);
     succeed(&["extract", text(&file), "--elf", text(&core)]);
     let gdb = [
         "-nx",
@@ -297,8 +309,17 @@ fn other_machines_are_refused() {
     };
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("vm.mapped");
-    let qemu = Qemu::unpacked(&arm, &["-M", "virt", "-cpu", "cortex-a57", "-m", "64", "-S"]);
-    succeed(&["snapshot", "--qmp", text(&qemu.monitor), "--out", text(&file)]);
+    let qemu = Qemu::unpacked(
+        &arm,
+        &["-M", "virt", "-cpu", "cortex-a57", "-m", "64", "-S"],
+    );
+    succeed(&[
+        "snapshot",
+        "--qmp",
+        text(&qemu.monitor),
+        "--out",
+        text(&file),
+    ]);
     let core = folder.path().join("core");
     let layout = folder.path().join("layout");
     std::fs::write(&layout, " AS \"memory\", root: system\n").unwrap();

@@ -1,7 +1,7 @@
 //! The same `Sender` carries buffers that are no guest pages, to another process.
 #![allow(clippy::unwrap_used)]
 
-use multifd_core::{Buffers, Plain, RamMap, Sender, SenderConfig, SyncScope};
+use multifd_core::{DeviceBuffer, Plain, RamMap, Sender, SenderConfig, SyncScope};
 use multifd_tests::guest::sha256;
 use multifd_transport_socket::{SocketOptions, SocketTransport};
 use std::io::{BufRead, BufReader, Read};
@@ -18,7 +18,8 @@ fn labelled_buffers_reach_another_process() {
     let mut address = String::new();
     output.read_line(&mut address).unwrap();
     let transport = SocketTransport::new(address.trim().parse().unwrap(), SocketOptions::default());
-    let mut sender = Sender::start(RamMap::new(), &Plain, &transport, &SenderConfig::default()).unwrap();
+    let mut sender =
+        Sender::start(RamMap::new(), &Plain, &transport, &SenderConfig::default()).unwrap();
     let mut expected = Vec::new();
     for instance in 0..40u32 {
         let label = format!("0000:00:{:02x}.0/vfio", instance % 3);
@@ -26,7 +27,7 @@ fn labelled_buffers_reach_another_process() {
         let data: Vec<u8> = (0..len).map(|i| (i as u32 * 31 + instance) as u8).collect();
         expected.push(format!("{label} {instance} {len} {}", sha256(&data)));
         sender
-            .queue_buffers(Buffers {
+            .queue_buffer(DeviceBuffer {
                 label,
                 instance,
                 data: data.into(),
@@ -41,7 +42,10 @@ fn labelled_buffers_reach_another_process() {
     expected.sort();
     assert_eq!(said.lines().collect::<Vec<_>>(), expected);
     assert!(
-        stats.channels.iter().all(|channel| channel.buffer_bytes > 0),
+        stats
+            .channels
+            .iter()
+            .all(|channel| channel.buffer_bytes > 0),
         "both channels pull"
     );
 }

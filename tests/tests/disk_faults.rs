@@ -1,4 +1,5 @@
-//! Disks that are full, files that may not grow, writes that fail, and death at any moment: never a file that looks whole.
+//! Disks that are full, files that may not grow, writes that fail, and death at any moment: never a
+//! file that looks whole.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use multifd_tests::golden::Golden;
@@ -14,8 +15,8 @@ fn folder() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
 }
 
-/// Starts a shell script in which `$1` is the program and `$2` a folder; the migration is replayed to the first address it
-/// says it listens on. Returns the exit status and what else it said.
+/// Starts a shell script in which `$1` is the program and `$2` a folder; the migration is replayed
+/// to the first address it says it listens on. Returns the exit status and what else it said.
 fn replay_into(script: &str, folder: &Path) -> (Option<i32>, String) {
     let (mut child, mut stderr) = listen(script, folder);
     let mut said = String::new();
@@ -36,11 +37,14 @@ fn listen(script: &str, folder: &Path) -> (Child, BufReader<std::process::ChildS
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
     stderr.read_line(&mut line).unwrap();
-    let address = line.trim().strip_prefix("listening on ").unwrap_or_else(|| {
-        let mut rest = line.clone();
-        stderr.read_to_string(&mut rest).unwrap();
-        panic!("{rest}")
-    });
+    let address = line
+        .trim()
+        .strip_prefix("listening on ")
+        .unwrap_or_else(|| {
+            let mut rest = line.clone();
+            stderr.read_to_string(&mut rest).unwrap();
+            panic!("{rest}")
+        });
     let transport = SocketTransport::new(address.parse().unwrap(), SocketOptions::default());
     let golden = Golden::load("none-2ch");
     std::thread::spawn(move || drop(golden.replay(&transport)));
@@ -86,7 +90,10 @@ fn a_full_disk_is_an_error_and_leaves_no_file() {
             last.starts_with("multifd: ") && last.contains("No space left on device"),
             "{said}"
         );
-        assert!(last.contains("/vm.mapped: ") && last.contains(expected), "{said}");
+        assert!(
+            last.contains("/vm.mapped: ") && last.contains(expected),
+            "{said}"
+        );
     }
     // With room set aside first, that fails before anything is written.
     let script = script.replace("vm.mapped\"", "vm.mapped\" --preallocate --no-space-check");
@@ -104,7 +111,11 @@ fn a_file_that_may_not_grow_is_an_error_and_leaves_no_file() {
     let (status, said) = replay_into(&format!("ulimit -f 1000; {RECV}"), folder.path());
     assert_eq!(status, Some(1), "{said}");
     assert!(said.contains("File too large"), "{said}");
-    assert!(names(folder.path()).is_empty(), "{:?}", names(folder.path()));
+    assert!(
+        names(folder.path()).is_empty(),
+        "{:?}",
+        names(folder.path())
+    );
 }
 
 /// Runs the program under `strace`, which has a system call fail, or the program die in it.
@@ -156,7 +167,10 @@ fn adjacent_pages_are_one_system_call() {
     let calls = std::fs::read_to_string(folder.path().join("calls")).unwrap();
     let calls = calls.matches("pwrite64(").count();
     // One for each run of pages, cut at packets of 128, and one bitmap a block.
-    assert!(stored > 250 && calls < 60, "{stored} pages in {calls} calls");
+    assert!(
+        stored > 250 && calls < 60,
+        "{stored} pages in {calls} calls"
+    );
 }
 
 #[test]
@@ -171,7 +185,14 @@ fn interrupted_calls_are_repeated() {
     // The first reads are those of the dynamic loader, which does not take it.
     let calls = folder.path().join("calls");
     let output = Command::new("strace")
-        .args(["-f", "-qq", "-o", calls.to_str().unwrap(), "-e", "trace=pread64"])
+        .args([
+            "-f",
+            "-qq",
+            "-o",
+            calls.to_str().unwrap(),
+            "-e",
+            "trace=pread64",
+        ])
         .args(["-e", "inject=pread64:error=EINTR:when=4+2"])
         .arg(path())
         .args([
@@ -198,7 +219,8 @@ fn interrupted_calls_are_repeated() {
 #[test]
 fn a_descriptor_that_was_passed_is_written_and_read() {
     let folder = folder();
-    let script = "exec 7<>\"$2/passed\"; exec \"$1\" recv --listen tcp:127.0.0.1:0 --out /dev/fdset/7";
+    let script =
+        "exec 7<>\"$2/passed\"; exec \"$1\" recv --listen tcp:127.0.0.1:0 --out /dev/fdset/7";
     let (status, said) = replay_into(script, folder.path());
     assert_eq!(status, Some(0), "{said}");
     assert_eq!(names(folder.path()), ["passed"]);
@@ -252,7 +274,10 @@ fn death_in_any_call_leaves_no_file_that_looks_whole() {
             .collect();
         assert_eq!(left, [""; 0], "{injection}");
     }
-    assert!(found >= 1, "the last of them come after the file has its name");
+    assert!(
+        found >= 1,
+        "the last of them come after the file has its name"
+    );
 }
 
 #[test]
@@ -277,5 +302,8 @@ fn kill_9_at_any_moment_leaves_no_file_that_looks_whole() {
         killed += u32::from(!status.success());
         finished += u32::from(status.success());
     }
-    assert!(killed > 0, "killed {killed} times, finished {finished} times");
+    assert!(
+        killed > 0,
+        "killed {killed} times, finished {finished} times"
+    );
 }

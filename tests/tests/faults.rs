@@ -1,10 +1,11 @@
-//! Sources that break, stall, lie or vanish: each is a clear error within its deadline, and nothing is left behind.
+//! Sources that break, stall, lie or vanish: each is a clear error within its deadline, and nothing
+//! is left behind.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod fault_cases;
 
 use fault_cases::{Case, Source, cases};
-use multifd_core::{CancelHandle, Progress};
+use multifd_core::{CancelHandle, MainConnection, MainListener, Progress};
 use multifd_qemu::{Limits, ReceiveOptions, receive};
 use multifd_tests::golden::Golden;
 use multifd_tests::program::{Recv, json};
@@ -34,11 +35,9 @@ fn play(transport: &SocketTransport, source: &Source) -> Vec<SocketStream> {
 }
 
 fn socket_options() -> SocketOptions {
-    SocketOptions {
-        connect: Duration::from_millis(400),
-        stall: Duration::from_millis(400),
-        ..SocketOptions::default()
-    }
+    SocketOptions::default()
+        .connect(Duration::from_millis(400))
+        .stall(Duration::from_millis(400))
 }
 
 fn entries(folder: &str) -> usize {
@@ -47,7 +46,8 @@ fn entries(folder: &str) -> usize {
 
 /// Receives with the library, and returns the error.
 fn refused(case: &Case) -> String {
-    let mut listener = SocketListener::bind(&"tcp:127.0.0.1:0".parse().unwrap(), socket_options()).unwrap();
+    let mut listener =
+        SocketListener::bind(&"tcp:127.0.0.1:0".parse().unwrap(), socket_options()).unwrap();
     let transport = SocketTransport::new(listener.address().unwrap(), SocketOptions::default());
     std::thread::scope(|scope| {
         let player = scope.spawn(|| play(&transport, &case.source));
@@ -56,17 +56,12 @@ fn refused(case: &Case) -> String {
             .accept_main()
             .map_err(|e| e.to_string())
             .and_then(|mut main| {
-                let _guard = cancel.also_unblock(main.read_unblocker());
-                let options = ReceiveOptions {
-                    channels: case.pinned,
-                    progress: Arc::new(Progress::new(socket_options().stall)),
-                    cancel: cancel.clone(),
-                    limits: Limits {
-                        ram_bytes: 1 << 30,
-                        ..Limits::default()
-                    },
-                    ..ReceiveOptions::default()
-                };
+                let _guard = cancel.also_unblock(main.connection().read_unblock_handle().unwrap());
+                let options = ReceiveOptions::default()
+                    .channels(case.pinned)
+                    .progress(Arc::new(Progress::new(socket_options().stall)))
+                    .cancel(cancel.clone())
+                    .limits(Limits::default().ram_bytes(1 << 30));
                 receive(&mut main, &mut listener, options).map_err(|e| e.to_string())
             });
         // The source's connections end only now, if it holds them.
@@ -91,22 +86,35 @@ fn every_fault_is_a_clear_error_and_leaves_nothing() {
         let error = refused(case);
         // Which of two is noticed first can be a matter of timing.
         if case.expected.is_empty() || !case.expected.split('|').any(|one| error.contains(one)) {
-            wrong.push(format!("{}: {error} (expected {:?})", case.name, case.expected));
+            wrong.push(format!(
+                "{}: {error} (expected {:?})",
+                case.name, case.expected
+            ));
         }
         // A thread that has been joined is listed for a moment longer.
         while count() != before && begun.elapsed() < Duration::from_secs(30) {
             std::thread::yield_now();
         }
-        assert_eq!(count(), before, "{}: threads or descriptors are left", case.name);
+        assert_eq!(
+            count(),
+            before,
+            "{}: threads or descriptors are left",
+            case.name
+        );
         // Twice the deadline, and time for a busy machine: a hang would be for ever.
-        assert!(begun.elapsed() < Duration::from_secs(60), "{}: hung", case.name);
+        assert!(
+            begun.elapsed() < Duration::from_secs(60),
+            "{}: hung",
+            case.name
+        );
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     program_leaves_no_file(&cases);
     interrupted_program_leaves_no_file();
 }
 
-/// The same with the program: it fails, says why, and leaves no file. (One test: the counts above are the process's.)
+/// The same with the program: it fails, says why, and leaves no file. (One test: the counts above
+/// are the process's.)
 fn program_leaves_no_file(cases: &[Case]) {
     for case in cases.iter().step_by(6) {
         let folder = tempfile::tempdir().unwrap();
@@ -115,7 +123,8 @@ fn program_leaves_no_file(cases: &[Case]) {
         let mut more = vec!["--timeout", "1", "--connect-timeout", "1"];
         more.extend(pinned.iter().flat_map(|n| ["--channels", n.as_str()]));
         let recv = Recv::start("tcp:127.0.0.1:0", &out, &more);
-        let transport = SocketTransport::new(recv.address.parse().unwrap(), SocketOptions::default());
+        let transport =
+            SocketTransport::new(recv.address.parse().unwrap(), SocketOptions::default());
         let streams = play(&transport, &case.source);
         let output = recv.finish();
         drop(streams);
@@ -137,7 +146,8 @@ fn interrupted_program_leaves_no_file() {
     for connected in [false, true] {
         let folder = tempfile::tempdir().unwrap();
         let recv = Recv::start("tcp:127.0.0.1:0", &folder.path().join("vm.mapped"), &[]);
-        let transport = SocketTransport::new(recv.address.parse().unwrap(), SocketOptions::default());
+        let transport =
+            SocketTransport::new(recv.address.parse().unwrap(), SocketOptions::default());
         let source = Source {
             main: golden.main()[..2000].to_vec(),
             channels: golden.channels(),
@@ -158,6 +168,10 @@ fn interrupted_program_leaves_no_file() {
             String::from_utf8_lossy(&output.stderr)
         );
         assert_eq!(json(&output)["error"], "interrupted");
-        assert_eq!(entries(folder.path().to_str().unwrap()), 0, "a file is left");
+        assert_eq!(
+            entries(folder.path().to_str().unwrap()),
+            0,
+            "a file is left"
+        );
     }
 }

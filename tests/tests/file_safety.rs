@@ -92,7 +92,9 @@ fn an_input_is_never_an_output() {
     let svg = folder.path().join("map.svg");
     std::fs::write(&svg, "somebody's").unwrap();
     assert_eq!(
-        run(&["inspect", text(&file), "--svg", text(&svg)]).status.code(),
+        run(&["inspect", text(&file), "--svg", text(&svg)])
+            .status
+            .code(),
         Some(1)
     );
     assert_eq!(std::fs::read_to_string(&svg).unwrap(), "somebody's");
@@ -158,7 +160,10 @@ fn only_a_regular_file_is_replaced() {
         }
     }
     assert!(path("fifo").metadata().unwrap().file_type().is_fifo());
-    assert_eq!(std::fs::read_to_string(path("target")).unwrap(), "somebody's");
+    assert_eq!(
+        std::fs::read_to_string(path("target")).unwrap(),
+        "somebody's"
+    );
     // The companion's name is no different.
     std::fs::create_dir(path("new.mapped.crc")).unwrap();
     let new = path("new.mapped");
@@ -205,14 +210,19 @@ fn a_companion_goes_with_its_file() {
     assert_eq!(std::fs::read(&beside).unwrap(), before);
     // Replaced together; and gone with a file that has none.
     send(&raw, &file, &["--force"]).succeed();
-    assert!(run(&["verify", "--require-digest", text(&file)]).status.success());
+    assert!(
+        run(&["verify", "--require-digest", text(&file)])
+            .status
+            .success()
+    );
     send(&raw, &file, &["--force", "--no-digest"]).succeed();
     assert!(!beside.exists());
     // Another takes the name while we receive: what it has finished is whole, with its companion.
     let theirs = folder.path().join("theirs");
     let recv = Recv::start("tcp:127.0.0.1:0", &theirs, &[]);
     send(&raw, &theirs, &[]).succeed();
-    let finished = ["theirs", "theirs.crc"].map(|name| std::fs::read(folder.path().join(name)).unwrap());
+    let finished =
+        ["theirs", "theirs.crc"].map(|name| std::fs::read(folder.path().join(name)).unwrap());
     let other = folder.path().join("other");
     std::fs::write(&other, seeded(1 << 20, 9)).unwrap();
     let sent = run(&["send", "-q", "--raw", text(&other), "--to", &recv.address]);
@@ -261,7 +271,13 @@ fn limited(args: &[&str]) -> Output {
 fn what_is_no_regular_file_is_not_waited_for() {
     let (folder, file) = snapshot();
     let fifo = folder.path().join("fifo");
-    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    assert!(
+        Command::new("mkfifo")
+            .arg(&fifo)
+            .status()
+            .unwrap()
+            .success()
+    );
     let out = folder.path().join("out");
     let pc = folder.path().join("pc.mapped");
     std::fs::write(&pc, &Golden::load("mapped-2ch").files["snapshot.mapped"]).unwrap();
@@ -301,7 +317,11 @@ fn what_is_no_regular_file_is_not_waited_for() {
             "{target}: {problems}"
         );
         let output = limited(&["send", text(&file), "--to", "unix:/nonexistent/socket"]);
-        assert!(said(&output).contains("/nonexistent/socket"), "{}", said(&output));
+        assert!(
+            said(&output).contains("/nonexistent/socket"),
+            "{}",
+            said(&output)
+        );
         std::fs::remove_file(&beside).unwrap();
     }
 }
@@ -415,7 +435,10 @@ fn what_is_no_snapshot_and_what_is_missing_is_said_so() {
     let output = run(&["diff", "--json", text(&file), text(&none)]);
     assert_eq!(output.status.code(), Some(2));
     assert_eq!(json(&output)["ok"], false);
-    assert_eq!(run(&["diff", text(&file), text(&file)]).status.code(), Some(0));
+    assert_eq!(
+        run(&["diff", text(&file), text(&file)]).status.code(),
+        Some(0)
+    );
 }
 
 #[test]

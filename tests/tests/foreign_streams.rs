@@ -38,7 +38,10 @@ const RAM: u64 = 16 << 20;
 fn filled(folder: &Path, machine: &[&str]) -> Vec<String> {
     let contents = folder.join("contents");
     std::fs::write(&contents, multifd_tests::qemu::seeded(4 << 20, 7)).unwrap();
-    let loader = format!("loader,file={},addr=0x400000,force-raw=on", contents.display());
+    let loader = format!(
+        "loader,file={},addr=0x400000,force-raw=on",
+        contents.display()
+    );
     let words = machine.iter().copied().chain(["-device", &loader, "-S"]);
     words.map(String::from).collect()
 }
@@ -65,7 +68,8 @@ fn a_source_without_channels() {
     assert_eq!(said["sync"], "none");
     assert_eq!(said["main"]["guest_bytes"], said["total"]["guest_bytes"]);
     assert!(
-        said["main"]["normal_pages"].as_u64() > Some(100) && said["main"]["zero_pages"].as_u64() > Some(100)
+        said["main"]["normal_pages"].as_u64() > Some(100)
+            && said["main"]["zero_pages"].as_u64() > Some(100)
     );
     succeed(&["restore", "-q", "--qmp", text(&target.monitor), text(&file)]);
     // What lies below 1 MiB is what the machine shows there.
@@ -124,7 +128,8 @@ fn a_background_snapshot_of_a_running_guest() {
     let (mut source, mut target) =
         Qemu::bare_pair(&machine, &[&machine[..], &["-incoming", "defer"]].concat());
     source.wait_serial(3);
-    let list = object!({ "capabilities": [{ "capability": "background-snapshot", "state": true }] });
+    let list =
+        object!({ "capabilities": [{ "capability": "background-snapshot", "state": true }] });
     if let Err(why) = source.try_execute("migrate-set-capabilities", &list) {
         assert!(std::env::var_os("CI").is_none(), "{why}");
         eprintln!("SKIPPED: no background snapshots here: {why}");
@@ -197,7 +202,15 @@ fn qemu_7_2_both_ways() {
     let folder = tempfile::tempdir().unwrap();
     // A machine type that both know.
     let machine = ["-M", "pc-i440fx-7.2", "-m", "16"];
-    let incoming = ["-M", "pc-i440fx-7.2", "-m", "16", "-incoming", "defer", "-S"];
+    let incoming = [
+        "-M",
+        "pc-i440fx-7.2",
+        "-m",
+        "16",
+        "-incoming",
+        "defer",
+        "-S",
+    ];
     let args = filled(folder.path(), &machine);
     for compression in ["none", "zlib", "zstd"] {
         for channels in ["1", "3"] {
@@ -208,7 +221,8 @@ fn qemu_7_2_both_ways() {
             let list = object!({ "capabilities": [{ "capability": "multifd", "state": true }] });
             source.execute("migrate-set-capabilities", &list);
             let count: u8 = channels.parse().unwrap();
-            let parameters = object!({ "multifd-channels": count, "multifd-compression": compression });
+            let parameters =
+                object!({ "multifd-channels": count, "multifd-compression": compression });
             source.execute("migrate-set-parameters", &parameters);
             let said = into_file(&mut source, &file, &["--channels", channels]);
             assert_eq!(
@@ -270,6 +284,22 @@ fn a_running_guest_of_qemu_7_2() {
     }
 }
 
+/// A machine with memory that is plugged in while it runs.
+const VIRTIO_MEM: [&str; 12] = [
+    "-M",
+    "q35",
+    "-m",
+    "16,maxmem=1G",
+    "-object",
+    "memory-backend-ram,id=vm0,size=64M",
+    "-device",
+    "virtio-mem-pci,memdev=vm0,requested-size=0",
+    "-object",
+    "memory-backend-ram,id=vm1,size=32M",
+    "-device",
+    "virtio-mem-pci,memdev=vm1,requested-size=0",
+];
+
 /// virtio-mem sends a section before the RAM's pages: on the wire, in QEMU's files, in ours, and
 /// back.
 #[test]
@@ -278,27 +308,16 @@ fn sections_before_the_ram() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let machine = [
-        "-M",
-        "q35",
-        "-m",
-        "16,maxmem=1G",
-        "-object",
-        "memory-backend-ram,id=vm0,size=64M",
-        "-device",
-        "virtio-mem-pci,memdev=vm0,requested-size=0",
-        "-object",
-        "memory-backend-ram,id=vm1,size=32M",
-        "-device",
-        "virtio-mem-pci,memdev=vm1,requested-size=0",
-    ];
+    let machine = VIRTIO_MEM;
     let incoming = [&machine[..], &["-incoming", "defer"]].concat();
     let path = |name: &str| folder.path().join(name);
     let mut source = Qemu::bare(&machine);
     let early = |file: &Path| {
         let inspected = json(&succeed(&["inspect", "--json", text(file)]));
         let devices = inspected["devices"].as_array().unwrap().clone();
-        let names = devices.iter().map(|device| device["name"].as_str().unwrap());
+        let names = devices
+            .iter()
+            .map(|device| device["name"].as_str().unwrap());
         assert_eq!(
             names
                 .filter(|name| name.ends_with("virtio-mem-device-early"))
@@ -389,7 +408,11 @@ fn a_migration_within_a_larger_file() {
     let (within, image) = (path("within"), path("vm.save"));
     std::fs::write(&within, vec![0xee; 3 << 20]).unwrap();
     let mut header = b"LibvirtQemudSave".to_vec();
-    header.extend([3u32, 5000, 1, 6, 0].iter().flat_map(|word| word.to_le_bytes()));
+    header.extend(
+        [3u32, 5000, 1, 6, 0]
+            .iter()
+            .flat_map(|word| word.to_le_bytes()),
+    );
     header.resize(1 << 20, 0);
     std::fs::write(&image, header).unwrap();
     let mut source = Qemu::bare(&["-M", "pc", "-m", "16"]);

@@ -3,7 +3,8 @@
 
 use multifd_compress::{Zlib, Zstd};
 use multifd_core::{
-    CancelHandle, ChannelError, ChannelSource, Method, Plain, RamBlock, RecvChannel, SenderConfig,
+    CancelHandle, ChannelError, ChannelSource, Encode, MainConnection, MainListener, Method, Plain,
+    RamBlock, ReceiverConfig, RecvChannel, SenderConfig,
 };
 use multifd_qemu::{
     Limits, MappedFile, ReceiveOptions, Received, SendOptions, Snapshot, SyncStyle, receive, send,
@@ -31,10 +32,7 @@ fn listener() -> (SocketListener, SocketTransport) {
 }
 
 fn options() -> ReceiveOptions {
-    ReceiveOptions {
-        methods: methods(),
-        ..ReceiveOptions::default()
-    }
+    ReceiveOptions::default().engine(ReceiverConfig::default().methods(methods()))
 }
 
 fn replayed(golden: &Golden) -> Received {
@@ -57,7 +55,11 @@ fn every_recording_gives_the_right_ram() {
             golden.ram_sha256(),
             "{name}"
         );
-        let names: Vec<_> = received.methods.iter().map(|method| method.name()).collect();
+        let names: Vec<_> = received
+            .methods
+            .iter()
+            .map(|method| method.name())
+            .collect();
         assert_eq!(names, [golden.meta["compression"].as_str().unwrap()]);
         let channels = golden.meta["channels"].as_u64().unwrap();
         assert_eq!(received.stats.channels.len() as u64, channels);
@@ -70,15 +72,29 @@ fn every_recording_gives_the_right_ram() {
         assert!(received.rounds >= 3, "{name}: {}", received.rounds);
         assert_eq!(received.main_bytes, golden.main().len() as u64);
         let channel_bytes: usize = golden.channels().iter().map(Vec::len).sum();
-        assert_eq!(received.stats.total().wire_bytes, channel_bytes as u64, "{name}");
+        assert_eq!(
+            received.stats.total().wire_bytes,
+            channel_bytes as u64,
+            "{name}"
+        );
         let machine = &received.snapshot.configuration.machine;
         assert!(machine.starts_with("pc-i440fx-"), "{machine}");
-        assert_eq!(received.snapshot.uuid[..4], [0x5e, 0xed, 0x5e, 0xed]);
-        assert!(received.snapshot.tail.vmdesc().unwrap().contains("\"devices\""));
+        assert_eq!(received.snapshot.uuid.0[..4], [0x5e, 0xed, 0x5e, 0xed]);
+        assert!(
+            received
+                .snapshot
+                .tail
+                .vmdesc()
+                .unwrap()
+                .contains("\"devices\"")
+        );
         assert!(golden.main().ends_with(received.snapshot.tail.bytes()));
         let sections = received.snapshot.tail.sections().unwrap();
         assert!(sections.len() > 20);
-        let cpu = sections.iter().find(|section| section.name == "cpu").unwrap();
+        let cpu = sections
+            .iter()
+            .find(|section| section.name == "cpu")
+            .unwrap();
         assert!(cpu.size > 1000, "{cpu:?}");
     }
 }
@@ -91,19 +107,20 @@ fn a_vmm_receives_into_its_own_memory() {
     let received = std::thread::scope(|scope| {
         scope.spawn(|| golden.replay(&transport));
         let main = listener.accept_main().unwrap();
-        let options = ReceiveOptions {
-            memory: Some(Box::new(move |info, page_size| {
-                let map = memmap2::MmapMut::map_anon(info.used_length as usize).unwrap();
-                made.send((info.name.clone(), map.as_ptr().addr())).unwrap();
-                RamBlock::from_mmap(&info.name, map, page_size)
-            })),
-            ..options()
-        };
+        let options = options().memory(Some(Box::new(move |info, page_size| {
+            let map = memmap2::MmapMut::map_anon(info.used_length as usize).unwrap();
+            made.send((info.name.clone(), map.as_ptr().addr())).unwrap();
+            RamBlock::from_mmap(&info.name, map, page_size)
+        })));
         receive(main, &mut listener, options).unwrap()
     });
     for (name, address) in blocks {
         let block = received.snapshot.ram.find(&name).unwrap();
-        assert_eq!(block.page(0).unwrap().as_mut_ptr().addr(), address, "{name}");
+        assert_eq!(
+            block.page(0).unwrap().as_mut_ptr().addr(),
+            address,
+            "{name}"
+        );
     }
     let ram = received.snapshot.ram.find("pc.ram").unwrap();
     assert_eq!(sha256(&contents(ram)), golden.ram_sha256());
@@ -127,23 +144,20 @@ fn what_arrived_goes_on_by_every_method_and_arrives_again() {
         for method in methods() {
             for channels in [1, 4] {
                 let (mut listener, transport) = listener();
-                let sender = SenderConfig {
-                    channels,
-                    ..SenderConfig::default()
-                };
+                let sender = SenderConfig::default().channels(channels);
                 let second = std::thread::scope(|scope| {
                     scope.spawn(|| {
                         let mut main = transport.connect().unwrap();
-                        let options = SendOptions {
-                            sender,
-                            ..SendOptions::default()
-                        };
-                        send(&first, &mut main, method.as_ref(), &transport, options).unwrap();
+                        let options = SendOptions::default().sender(sender);
+                        let encode = Encode::on_channels(method.as_ref());
+                        send(&first, &mut main, encode, &transport, options).unwrap();
                         main.end_writing().unwrap();
                         main.wait_closed().unwrap();
                     });
-                    let main = listener.accept_main().unwrap();
-                    receive(main, &mut listener, options()).unwrap()
+                    let mut main = listener.accept_main().unwrap();
+                    let received = receive(&mut main, &mut listener, options()).unwrap();
+                    main.accept().unwrap();
+                    received
                 });
                 assert_eq!(second.methods, [method.kind()]);
                 assert_eq!(second.stats.channels.len(), usize::from(channels));
@@ -186,7 +200,8 @@ fn our_main_channel_begins_as_qemus_does() {
         );
         main_bytes
     });
-    // Header, configuration, the whole first section: byte for byte. Then the sections' number may differ, not the end.
+    // Header, configuration, the whole first section: byte for byte. Then the sections' number may
+    // differ, not the end.
     let footer = [0x7e, 0, 0, 0, snapshot.ram_section as u8];
     let setup = wire.windows(5).position(|w| w == footer).unwrap();
     assert!(setup > 100);
@@ -222,7 +237,8 @@ fn a_mapped_ram_file_qemu_wrote_loads_and_one_we_write_reads_the_same() {
     let (blocks, written) = mapped::write(&ours, 0, &snapshot);
     same(&snapshot, &mapped::load(&ours, 0));
 
-    // The head QEMU wrote is the head we write: configuration, block list, and where everything goes.
+    // The head QEMU wrote is the head we write: configuration, block list, and where everything
+    // goes.
     let theirs = MappedFile::read(&file, 0, &Limits::default(), true).unwrap();
     assert_eq!(blocks, theirs.blocks);
     let mut bytes = vec![0; 23_185_500];
@@ -241,7 +257,8 @@ fn a_mapped_ram_file_qemu_wrote_loads_and_one_we_write_reads_the_same() {
     assert_eq!(written.pages, stored, "the same pages are zero");
 }
 
-/// A source of channels that is stopped by whoever cancels the transfer just as it is asked for one.
+/// A source of channels that is stopped by whoever cancels the transfer just as it is asked for
+/// one.
 struct CancelledMeanwhile(CancelHandle);
 
 impl ChannelSource for CancelledMeanwhile {
@@ -255,10 +272,7 @@ impl ChannelSource for CancelledMeanwhile {
 fn what_a_cancellation_stops_is_not_the_error() {
     let golden = Golden::load("none-2ch");
     let cancel = CancelHandle::default();
-    let options = ReceiveOptions {
-        cancel: cancel.clone(),
-        ..options()
-    };
+    let options = options().cancel(cancel.clone());
     let error = receive(golden.main(), &mut CancelledMeanwhile(cancel), options).unwrap_err();
     assert_eq!(error.to_string(), "the transfer was cancelled");
 }

@@ -1,4 +1,5 @@
-//! Mapped-ram files that lie: each is a clear error of every command that reads it, in bounded memory and time.
+//! Mapped-ram files that lie: each is a clear error of every command that reads it, in bounded
+//! memory and time.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use multifd_qemu::{Limits, MappedFile};
@@ -75,7 +76,12 @@ fn lies(map: &Map) -> Vec<Lie> {
         "the machine name's length is",
     );
     lie("machine name", 13, &[0xff], "the machine name is");
-    lie("subsection's name", 31, b"xxxx", "the configuration subsection");
+    lie(
+        "subsection's name",
+        31,
+        b"xxxx",
+        "the configuration subsection",
+    );
     lie(
         "section's name",
         map.first - 19,
@@ -88,7 +94,12 @@ fn lies(map: &Map) -> Vec<Lie> {
         &[9],
         "the RAM section's version is",
     );
-    lie("total of RAM", map.first - 8, &max[..6], "the guest's RAM is");
+    lie(
+        "total of RAM",
+        map.first - 8,
+        &max[..6],
+        "the guest's RAM is",
+    );
     lie(
         "total too small",
         map.first - 8,
@@ -104,8 +115,18 @@ fn lies(map: &Map) -> Vec<Lie> {
     );
     lie("name that is no text", name, &[0xc3, 0x28], "UTF-8");
     lie("name with NUL", name, &[0], "without control characters");
-    lie("used length near 2^64", used, &max, "a RAM block's length is");
-    lie("used length zero", used, &[0; 8], "a RAM block's length is 0x0");
+    lie(
+        "used length near 2^64",
+        used,
+        &max,
+        "a RAM block's length is",
+    );
+    lie(
+        "used length zero",
+        used,
+        &[0; 8],
+        "a RAM block's length is 0x0",
+    );
     lie(
         "used length not of pages",
         used + 7,
@@ -119,7 +140,12 @@ fn lies(map: &Map) -> Vec<Lie> {
         "version is 0x9, expected 0x1",
     );
     lie("page size zero", header + 4, &[0; 8], "page size 0 is not");
-    lie("page size near 2^64", header + 4, &max, "is not a power of two");
+    lie(
+        "page size near 2^64",
+        header + 4,
+        &max,
+        "is not a power of two",
+    );
     lie(
         "page size odd",
         header + 4,
@@ -176,9 +202,24 @@ fn lies(map: &Map) -> Vec<Lie> {
         &[2, 0],
         "pages have their places",
     );
-    lie("a section's footer", map.end + 8, &[0], "a section's footer is");
-    lie("a section's id", map.end + 12, &[9], "a section footer's id is");
-    lie("what comes next", map.end + 13, &[0x55], "what comes next is");
+    lie(
+        "a section's footer",
+        map.end + 8,
+        &[0],
+        "a section's footer is",
+    );
+    lie(
+        "a section's id",
+        map.end + 12,
+        &[9],
+        "a section footer's id is",
+    );
+    lie(
+        "what comes next",
+        map.end + 13,
+        &[0x55],
+        "what comes next is",
+    );
     lie("the end", map.len - 1, &[0], "the device sections");
     let mut cut = |name: &str, at: u64, expected| {
         lies.push(Lie {
@@ -193,19 +234,32 @@ fn lies(map: &Map) -> Vec<Lie> {
     cut("machine name", 20, "within the machine name");
     cut("capabilities", 66, "within a capability's name");
     cut("block list", map.first + 3, "within a RAM block's name");
-    cut("mapped-ram header", header + 11, "within a mapped-ram header");
+    cut(
+        "mapped-ram header",
+        header + 11,
+        "within a mapped-ram header",
+    );
     cut("bitmap", map.bitmap + 5, "ends at byte");
     cut("pages", map.second - 4096, "ends at byte");
     cut("second block", map.second + 4, "within a RAM block's");
-    cut("section's end", map.end + 4, "within a word of the RAM section");
+    cut(
+        "section's end",
+        map.end + 4,
+        "within a word of the RAM section",
+    );
     cut("footer", map.end + 10, "within a section footer's id");
     cut("end section", map.tail - 3, "within a section footer's id");
-    cut("device sections", map.tail + 1000, "within the device sections");
+    cut(
+        "device sections",
+        map.tail + 1000,
+        "within the device sections",
+    );
     cut("description", map.len - 1, "within the device sections");
     lies
 }
 
-/// Runs the program in 256 MiB of address space (on top of a few for its threads) and 20 seconds of processor time.
+/// Runs the program in 256 MiB of address space (on top of a few for its threads) and 20 seconds of
+/// processor time.
 fn bounded(args: &[&str]) -> Output {
     let script = "ulimit -v 400000; ulimit -t 20; exec \"$@\"";
     Command::new("sh")
@@ -218,8 +272,8 @@ fn bounded(args: &[&str]) -> Output {
 
 fn refused(lie: &str, args: &[&str], expected: &str) {
     let output = bounded(args);
-    let said =
-        String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned()
+        + &String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(1), "{lie}: {args:?}: {said}");
     assert!(
         said.contains(expected) && said.len() > 20,
@@ -285,7 +339,11 @@ fn every_lie_is_a_clear_error() {
                 "",
             );
             assert!(!out.exists(), "{}", lie.name);
-            refused(&lie.name, &["send", file, "--to", "unix:/nonexistent/socket"], "");
+            refused(
+                &lie.name,
+                &["send", file, "--to", "unix:/nonexistent/socket"],
+                "",
+            );
         });
     }
     assert!(lies.len() > 45);
@@ -317,15 +375,30 @@ fn a_bitmap_that_lies_is_found_out() {
         );
     });
     // Whether a page is stored or zero only checksums can tell; with them, it is told.
-    let snapshot =
-        multifd_tests::program::Recv::start("tcp:127.0.0.1:0", &damaged.path.with_file_name("ours"), &[]);
-    let sent =
-        multifd_tests::program::run(&["send", damaged.path.to_str().unwrap(), "--to", &snapshot.address]);
-    assert!(sent.status.success(), "{}", String::from_utf8_lossy(&sent.stderr));
+    let snapshot = multifd_tests::program::Recv::start(
+        "tcp:127.0.0.1:0",
+        &damaged.path.with_file_name("ours"),
+        &[],
+    );
+    let sent = multifd_tests::program::run(&[
+        "send",
+        damaged.path.to_str().unwrap(),
+        "--to",
+        &snapshot.address,
+    ]);
+    assert!(
+        sent.status.success(),
+        "{}",
+        String::from_utf8_lossy(&sent.stderr)
+    );
     snapshot.succeed();
     let ours = damaged.path.with_file_name("ours");
     let file = ours.to_str().unwrap().to_owned();
-    assert!(bounded(&["verify", &file, "--require-digest"]).status.success());
+    assert!(
+        bounded(&["verify", &file, "--require-digest"])
+            .status
+            .success()
+    );
     let good = std::fs::read(&ours).unwrap();
     let stored = (map.bitmap as usize..good.len())
         .find(|&at| good[at] != 0)

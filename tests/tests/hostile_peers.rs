@@ -4,7 +4,7 @@
 
 mod snapshot_steps;
 
-use multifd_packet::{Flags, Geometry, InitPacket, Method, RamFields, RamPacket};
+use multifd_packet::{Compression, Flags, Geometry, InitPacket, RamFields, RamPacket, Uuid};
 use multifd_tests::golden::{Golden, replay};
 use multifd_tests::program::{Recv, json, path, run};
 use multifd_transport_socket::{SocketOptions, SocketTransport};
@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 fn init(channel: u8) -> Vec<u8> {
     let mut bytes = vec![0; 64];
     let packet = InitPacket {
-        uuid: [0; 16],
+        uuid: Uuid::NIL,
         channel,
     };
     packet.encode(&mut bytes).unwrap();
@@ -46,7 +46,11 @@ fn packet(flags: Flags, number: u64, pages: u64, payload: &[u8]) -> Vec<u8> {
 /// A main connection: 1 MiB of RAM, two rounds, then `tail`.
 fn main_connection(tail: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
-    out.extend([0x5145_564d_u32, 3].iter().flat_map(|word| word.to_be_bytes()));
+    out.extend(
+        [0x5145_564d_u32, 3]
+            .iter()
+            .flat_map(|word| word.to_be_bytes()),
+    );
     out.extend(b"\x07\0\0\0\x04none\x01\0\0\0\x02\x03ram\0\0\0\0\0\0\0\x04");
     out.extend((1u64 << 20 | 4).to_be_bytes());
     out.extend(b"\x01a");
@@ -110,7 +114,7 @@ fn windows(channels: u8) -> Vec<Vec<u8>> {
                 &[]
             };
             out.extend(packet(
-                Flags::data(Method::Zstd),
+                Flags::data(Compression::Zstd),
                 first + 1 + n,
                 64,
                 &[head, &blocks].concat(),
@@ -157,7 +161,11 @@ fn windows_of_decoders_stay_within_the_budget() {
             (output, watching.join().unwrap())
         });
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.success(), whole, "{channels} {budget}: {said}");
+        assert_eq!(
+            output.status.success(),
+            whole,
+            "{channels} {budget}: {said}"
+        );
         if !whole {
             assert!(
                 said.contains("a zstd window: ") && said.contains("--max-memory"),
@@ -212,7 +220,11 @@ fn device_sections_are_held_once_and_within_the_budget() {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.success(), whole, "{budget}: {said}");
         if whole {
-            assert!(playing < (size as u64) * 2 + (64 << 20), "{} MiB", playing >> 20);
+            assert!(
+                playing < (size as u64) * 2 + (64 << 20),
+                "{} MiB",
+                playing >> 20
+            );
             assert_eq!(json(&output)["device_sections_fit"], true);
         } else {
             assert!(
@@ -260,7 +272,12 @@ fn a_relay_whose_channels_say_nothing_ends() {
 }
 
 /// Replays a recording that was changed to `multifd recv`, and returns its end.
-fn received(golden: &Golden, channels: &[Vec<u8>], main: &[u8], more: &[&str]) -> std::process::Output {
+fn received(
+    golden: &Golden,
+    channels: &[Vec<u8>],
+    main: &[u8],
+    more: &[&str],
+) -> std::process::Output {
     let folder = tempfile::tempdir().unwrap();
     let recv = Recv::start("tcp:127.0.0.1:0", &folder.path().join("vm.mapped"), more);
     let transport = SocketTransport::new(recv.address.parse().unwrap(), SocketOptions::default());
@@ -291,8 +308,15 @@ fn a_lost_packet_is_missed_with_and_without_a_number_of_channels() {
         let output = received(&golden, &copied, golden.main(), more);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(1), "{more:?}: {said}");
-        assert!(said.contains("which another RAM packet had before"), "{said}");
-        assert!(received(&golden, &channels, golden.main(), more).status.success());
+        assert!(
+            said.contains("which another RAM packet had before"),
+            "{said}"
+        );
+        assert!(
+            received(&golden, &channels, golden.main(), more)
+                .status
+                .success()
+        );
     }
 }
 
@@ -314,13 +338,22 @@ fn device_sections_that_do_not_fit_their_description_are_told_as_verify_does() {
     assert_eq!(json(&output)["device_sections_fit"], false);
     // No RAM at all is no VM.
     let mut main = golden.main().to_vec();
-    let total = main.windows(6).position(|window| window == b"pc.ram").unwrap() - 9;
+    let total = main
+        .windows(6)
+        .position(|window| window == b"pc.ram")
+        .unwrap()
+        - 9;
     main[total..total + 8].copy_from_slice(&4u64.to_be_bytes());
     let output = received(&golden, &golden.channels(), &main, &[]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains("the guest's RAM is 0 bytes"), "{said}");
     // More than is allowed names the option that allows it.
-    let output = received(&golden, &golden.channels(), golden.main(), &["--max-ram", "1M"]);
+    let output = received(
+        &golden,
+        &golden.channels(),
+        golden.main(),
+        &["--max-ram", "1M"],
+    );
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(
         said.contains("more than the limit of 1048576 (--max-ram)"),
@@ -346,13 +379,24 @@ fn what_a_monitor_says_is_shown_tame() {
         lines.next();
     });
     let out = folder.path().join("vm.mapped");
-    let output = run(&["snapshot", "--json", "--qmp", text(&socket), "--out", text(&out)]);
+    let output = run(&[
+        "snapshot",
+        "--json",
+        "--qmp",
+        text(&socket),
+        "--out",
+        text(&out),
+    ]);
     monitor.join().unwrap();
     assert_eq!(output.status.code(), Some(1));
     for shown in [&output.stderr, &output.stdout] {
         let shown = String::from_utf8(shown.clone()).unwrap();
-        let wild = |c: char| c != '\n' && (c.is_control() || ('\u{202a}'..='\u{2069}').contains(&c));
-        assert!(shown.contains("gnorw") && !shown.contains(wild), "{shown:?}");
+        let wild =
+            |c: char| c != '\n' && (c.is_control() || ('\u{202a}'..='\u{2069}').contains(&c));
+        assert!(
+            shown.contains("gnorw") && !shown.contains(wild),
+            "{shown:?}"
+        );
     }
     let error = json(&output)["error"].as_str().unwrap().to_owned();
     assert!(

@@ -6,7 +6,8 @@ use multifd_tests::program::{Recv, extract};
 use multifd_tests::qemu::{Machine, Qemu, UUID, program};
 use serde_json::{Value, json};
 
-/// Migrates `qemu` into a file, and returns what `multifd recv` said of it with pc.ram out of that file.
+/// Migrates `qemu` into a file, and returns what `multifd recv` said of it with pc.ram out of that
+/// file.
 fn into_file(qemu: &mut Qemu, unix: bool, during: impl FnOnce(&mut Qemu)) -> (Value, Vec<u8>) {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("vm.mapped");
@@ -30,7 +31,8 @@ fn every_combination(compression: &str) {
     for channels in [1, 2, 4] {
         for unix in [false, true] {
             for zero_pages in ["multifd", "legacy", "none"] {
-                let case = format!("{compression} x{channels}, unix {unix}, zero pages {zero_pages}");
+                let case =
+                    format!("{compression} x{channels}, unix {unix}, zero pages {zero_pages}");
                 let mut qemu = Qemu::start(&Machine {
                     seed: channels.into(),
                     ..Machine::default()
@@ -76,11 +78,15 @@ fn a_running_guest_over_several_rounds() {
         return;
     }
     for (compression, channels) in [("none", 2), ("zlib", 2), ("zstd", 4)] {
-        // A guest that gets no processor for a while has dirtied nothing, and QEMU is done with it too soon.
+        // A guest that gets no processor for a while has dirtied nothing, and QEMU is done with it
+        // too soon.
         let rounds = (0..10)
             .map(|_| migrate_running(compression, channels))
             .find(|&rounds| rounds >= 5);
-        assert!(rounds.is_some(), "{compression}: never more than a few rounds");
+        assert!(
+            rounds.is_some(),
+            "{compression}: never more than a few rounds"
+        );
     }
 }
 
@@ -91,8 +97,9 @@ fn migrate_running(compression: &str, channels: u8) -> u64 {
         ..Machine::default()
     });
     qemu.multifd(channels, compression, "multifd");
-    // As far as QEMU knows the link is too slow to ever stop the guest (one dirty page is too much), until it has gone
-    // round a few times. (It looks every 100 ms: the first round must take longer than that.)
+    // As far as QEMU knows the link is too slow to ever stop the guest (one dirty page is too
+    // much), until it has gone round a few times. (It looks every 100 ms: the first round must take
+    // longer than that.)
     let slow = json!({ "avail-switchover-bandwidth": 10_000, "max-bandwidth": 1 << 20 });
     qemu.execute("migrate-set-parameters", &slow);
     qemu.execute("cont", &json!({}));
@@ -109,7 +116,8 @@ fn migrate_running(compression: &str, channels: u8) -> u64 {
     said["rounds"].as_u64().unwrap()
 }
 
-/// Every page of the guest's 128 holds its count, or, from some page on, the one before; at most one is half done.
+/// Every page of the guest's 128 holds its count, or, from some page on, the one before; at most
+/// one is half done.
 fn check_guest(ram: &[u8]) {
     let word = |at: usize| u32::from_le_bytes(ram[at..at + 4].try_into().unwrap());
     assert_eq!(&ram[0x8000..0x8004], b"MFDG");
@@ -150,9 +158,21 @@ fn what_is_not_supported_says_what_to_switch_off() {
     }
     for (multifd, capability, expected) in [
         (true, "return-path", "switch the return-path capability off"),
-        (false, "return-path", "switch the return-path capability off"),
-        (false, "postcopy-ram", "switch the postcopy-ram capability off"),
-        (false, "dirty-bitmaps", "switch the dirty-bitmaps capability off"),
+        (
+            false,
+            "return-path",
+            "switch the return-path capability off",
+        ),
+        (
+            false,
+            "postcopy-ram",
+            "switch the postcopy-ram capability off",
+        ),
+        (
+            false,
+            "dirty-bitmaps",
+            "switch the dirty-bitmaps capability off",
+        ),
     ] {
         let mut qemu = Qemu::start(&Machine::default());
         if multifd {

@@ -121,7 +121,14 @@ fn so_do_those_that_talk_to_a_monitor() {
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let (mut source, target) = Qemu::bare_pair(&["-m", "16"], &["-m", "16", "-incoming", "defer"]);
     let monitor = source.monitor.to_str().unwrap().to_owned();
-    let running = shown(&["snapshot", "--json", "--qmp", &monitor, "--out", &path("running")]);
+    let running = shown(&[
+        "snapshot",
+        "--json",
+        "--qmp",
+        &monitor,
+        "--out",
+        &path("running"),
+    ]);
     check("recv", &running);
     let guest = &running["guest"];
     assert!(
@@ -142,12 +149,25 @@ fn so_do_those_that_talk_to_a_monitor() {
     check("recv", &early);
     assert!(early["guest"]["left"] == "running");
     source.execute("stop", &object!({}));
-    let stopped = shown(&["snapshot", "--json", "--qmp", &monitor, "--out", &path("stopped")]);
+    let stopped = shown(&[
+        "snapshot",
+        "--json",
+        "--qmp",
+        &monitor,
+        "--out",
+        &path("stopped"),
+    ]);
     check("recv", &stopped);
     assert_eq!(stopped["guest"]["pause_seconds"], Value::Null);
     check(
         "extract",
-        &shown(&["extract", "--json", &path("running"), "--elf", &path("core")]),
+        &shown(&[
+            "extract",
+            "--json",
+            &path("running"),
+            "--elf",
+            &path("core"),
+        ]),
     );
     let monitor = target.monitor.to_str().unwrap();
     check(
@@ -165,7 +185,10 @@ fn every_field_is_documented() {
             .find(|section| section.starts_with(&format!("`{name}`\n")))
             .unwrap_or_else(|| panic!("{name} has no section"));
         for (field, about) in definition["properties"].as_object().unwrap() {
-            assert!(section.contains(&format!("\n| `{field}` | ")), "{name}.{field}");
+            assert!(
+                section.contains(&format!("\n| `{field}` | ")),
+                "{name}.{field}"
+            );
             assert!(about["description"].is_string(), "{name}.{field}");
         }
     }

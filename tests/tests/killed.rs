@@ -106,7 +106,11 @@ fn meet(what: &str, mut act: impl FnMut(&mut Qemu, Child, &Path)) {
 /// said, and everything is put back all the same.
 fn is_stuck(output: &std::process::Output) -> bool {
     let stuck = said(output).contains("QEMU still holds the connections of an earlier migration");
-    assert!(!stuck || said(output).contains("is put back"), "{}", said(output));
+    assert!(
+        !stuck || said(output).contains("is put back"),
+        "{}",
+        said(output)
+    );
     stuck
 }
 
@@ -156,7 +160,13 @@ fn kill_9_is_made_good_by_the_next_run() {
         // The next run, whatever it is for: here one that is refused for its own reasons, but for a
         // good file.
         let other = folder.join("other.mapped");
-        let output = run(&["snapshot", "--qmp", text(&qemu.monitor), "--out", text(&other)]);
+        let output = run(&[
+            "snapshot",
+            "--qmp",
+            text(&qemu.monitor),
+            "--out",
+            text(&other),
+        ]);
         if is_stuck(&output) {
             return;
         }
@@ -198,7 +208,8 @@ fn the_guest_of_a_killed_snapshot_runs_on() {
     let before = settings(&mut qemu);
     // Killed in the very call that lets the guest run: the last write to the monitor that names
     // `cont`.
-    let script = "exec strace -f -qq -o /dev/null -e trace=fsync -e inject=fsync:signal=KILL:when=1 \"$@\"";
+    let script =
+        "exec strace -f -qq -o /dev/null -e trace=fsync -e inject=fsync:signal=KILL:when=1 \"$@\"";
     let mut child = begin(&mut qemu, &out, &["sh", "-c", script, "sh"]);
     child.wait().unwrap();
     // By then it had put everything back itself, before it wrote the file.
@@ -253,7 +264,10 @@ fn stopped_and_killed(folder: &Path, by_us: bool) {
         assert!(output.status.success(), "{}", said(&output));
         assert!(said(&output).contains("is put back"), "{}", said(&output));
         let expected = if by_us { "running" } else { "postmigrate" };
-        assert_eq!((settings(&mut qemu), qemu.state().as_str()), (before, expected));
+        assert_eq!(
+            (settings(&mut qemu), qemu.state().as_str()),
+            (before, expected)
+        );
         return;
     }
     panic!("it is over too soon, every time");
@@ -272,7 +286,10 @@ fn a_receiving_half_that_fails_early_ends_all_of_it() {
     let mut child = begin(&mut qemu, &out, &limited);
     let deadline = Instant::now() + Duration::from_secs(100);
     while child.try_wait().unwrap().is_none() {
-        assert!(Instant::now() < deadline, "the two halves wait for each other");
+        assert!(
+            Instant::now() < deadline,
+            "the two halves wait for each other"
+        );
         qemu.execute("query-status", &json!({}));
     }
     let output = child.wait_with_output().unwrap();
@@ -283,7 +300,10 @@ fn a_receiving_half_that_fails_early_ends_all_of_it() {
         said(&output)
     );
     assert!(left(folder.path()).is_empty());
-    assert_eq!((settings(&mut qemu), qemu.state().as_str()), (before, "running"));
+    assert_eq!(
+        (settings(&mut qemu), qemu.state().as_str()),
+        (before, "running")
+    );
 }
 
 #[test]
@@ -331,7 +351,10 @@ fn a_machine_that_does_not_fit_is_told_before_anything_is_sent() {
     assert!(taken.status.success(), "{}", said(&taken));
     drop(source);
     for (args, expected) in [
-        (["-M", "pc", "-m", "32", "-device", "VGA"].as_slice(), "-m 16M"),
+        (
+            ["-M", "pc", "-m", "32", "-device", "VGA"].as_slice(),
+            "-m 16M",
+        ),
         (
             &["-M", "q35", "-m", "16", "-device", "VGA"],
             "the machine type is \"pc-q35-",
@@ -358,7 +381,11 @@ fn a_machine_that_does_not_fit_is_told_before_anything_is_sent() {
         let before = settings(&mut target);
         let output = run(&["restore", "--qmp", text(&target.monitor), text(&file)]);
         assert_eq!(output.status.code(), Some(1), "{args:?}");
-        assert!(said(&output).contains(expected), "{args:?}: {}", said(&output));
+        assert!(
+            said(&output).contains(expected),
+            "{args:?}: {}",
+            said(&output)
+        );
         assert_eq!(
             (settings(&mut target), target.state().as_str()),
             (before, "inmigrate"),
@@ -404,7 +431,13 @@ fn a_guest_in_the_last_moment_of_another_migration_is_left_alone() {
     qemu.wait_migration(&["pre-switchover"]);
     assert_eq!(qemu.state(), "finish-migrate");
     let before = settings(&mut qemu);
-    let output = run(&["snapshot", "--qmp", text(&qemu.monitor), "--out", text(&ours)]);
+    let output = run(&[
+        "snapshot",
+        "--qmp",
+        text(&qemu.monitor),
+        "--out",
+        text(&ours),
+    ]);
     assert_eq!(output.status.code(), Some(1));
     assert!(
         said(&output).contains("busy with a migration (finish-migrate, pre-switchover)"),

@@ -61,12 +61,20 @@ fn every_kind_of_address_and_several_at_once() {
     );
     let second = recv.next_line();
     let second = second.strip_prefix("listening on ").unwrap();
-    let to = ["--to", recv.address.as_str(), "--to", second, "--channels", "8"];
+    let to = [
+        "--to",
+        recv.address.as_str(),
+        "--to",
+        second,
+        "--channels",
+        "8",
+    ];
     succeed(&send(&raw, &to));
     assert_eq!(recv.succeed()["channels"].as_array().unwrap().len(), 8);
 }
 
-/// What a service manager does: it listens, and the program inherits that; and connections that are there already.
+/// What a service manager does: it listens, and the program inherits that; and connections that are
+/// there already.
 #[test]
 fn sockets_are_inherited() {
     let folder = tempfile::tempdir().unwrap();
@@ -75,7 +83,8 @@ fn sockets_are_inherited() {
     let listening = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("tcp:{}", listening.local_addr().unwrap());
     let number = listening.as_raw_fd();
-    // The descriptor is inherited as number 3; the shell becomes the program, so that its process id is the program's.
+    // The descriptor is inherited as number 3; the shell becomes the program, so that its process
+    // id is the program's.
     let script = "export LISTEN_PID=$$ LISTEN_FDS=1; exec \"$@\"";
     rustix::io::fcntl_setfd(&listening, rustix::io::FdFlags::empty()).unwrap();
     let recv = Command::new("sh")
@@ -129,8 +138,8 @@ fn a_limit_on_bandwidth_holds_and_can_be_changed_while_it_runs() {
     let options = SocketOptions::default();
     let mut listener = SocketListener::bind(&"tcp:127.0.0.1:0".parse().unwrap(), options).unwrap();
     let bandwidth = Bandwidth::limited(1000);
-    let transport =
-        SocketTransport::new(listener.address().unwrap(), options).with_bandwidth(bandwidth.clone());
+    let transport = SocketTransport::new(listener.address().unwrap(), options)
+        .with_bandwidth(bandwidth.clone());
     let (sent, received) = std::thread::scope(|scope| {
         let running = scope.spawn(|| Pair::default().run(&ram(&bytes), &transport, &mut listener));
         bandwidth.set(None);
@@ -161,8 +170,18 @@ fn a_link_that_goes_down_ends_both_ends() {
     let files = folder.path().join("files");
     std::fs::create_dir(&files).unwrap();
     let out = files.join("out");
-    let args = ["recv", "--listen", "tcp:10.77.0.2:0", "--timeout", "2", "--out"];
-    let recv = Recv::listening(Some(&link.far), &[&args[..], &[out.to_str().unwrap()]].concat());
+    let args = [
+        "recv",
+        "--listen",
+        "tcp:10.77.0.2:0",
+        "--timeout",
+        "2",
+        "--out",
+    ];
+    let recv = Recv::listening(
+        Some(&link.far),
+        &[&args[..], &[out.to_str().unwrap()]].concat(),
+    );
     let sending = netns::command(Some(&link.near), OsStr::new(path()))
         .args([
             "send",
@@ -189,7 +208,12 @@ fn a_link_that_goes_down_ends_both_ends() {
         ("send", sending.wait_with_output().unwrap()),
         ("recv", recv.finish()),
     ] {
-        assert_eq!(output.status.code(), Some(1), "{side}: {}", text(&output.stderr));
+        assert_eq!(
+            output.status.code(),
+            Some(1),
+            "{side}: {}",
+            text(&output.stderr)
+        );
         let error = json(&output)["error"].as_str().unwrap().to_owned();
         assert!(
             error.contains("nothing moved for 2s") || error.contains("nothing came for 2s"),
@@ -197,7 +221,11 @@ fn a_link_that_goes_down_ends_both_ends() {
         );
     }
     assert!(begun.elapsed() < Duration::from_secs(60));
-    assert_eq!(std::fs::read_dir(&files).unwrap().count(), 0, "a file is left");
+    assert_eq!(
+        std::fs::read_dir(&files).unwrap().count(),
+        0,
+        "a file is left"
+    );
 }
 
 /// Source, relay, relay, destination: in the middle with TLS and a secret, at the ends without.

@@ -65,13 +65,23 @@ fn a_live_snapshot_is_the_guest_at_one_instant() {
         source.execute("quit", &serde_json::json!({}));
         while !source.has_ended() {}
         drop(source);
-        assert!(run(&["verify", "--require-digest", text(&file)]).status.success());
+        assert!(
+            run(&["verify", "--require-digest", text(&file)])
+                .status
+                .success()
+        );
         let inspected = json(&succeed(&["inspect", "--json", text(&file)]));
         assert_eq!(inspected["run_state"], "running");
 
         let args = [args, vec!["-incoming".into(), "defer".into()]].concat();
         let mut copy = Qemu::bare(&words(&args));
-        let output = succeed(&["restore", "--json", "--qmp", text(&copy.monitor), text(&file)]);
+        let output = succeed(&[
+            "restore",
+            "--json",
+            "--qmp",
+            text(&copy.monitor),
+            text(&file),
+        ]);
         assert_eq!(json(&output)["state"], "running");
         let restored = loop {
             // Its disk has gone on without it: memory and the clock are what must be right.
@@ -95,9 +105,17 @@ fn a_live_snapshot_is_the_guest_at_one_instant() {
             .position(|tick| tick.0 == first.0)
             .expect("a tick of the source's");
         assert!(after.ticks[at - 1].1 < first.1);
-        assert!(restored.ticks.windows(2).all(|two| two[1].0 == two[0].0 + 1));
+        assert!(
+            restored
+                .ticks
+                .windows(2)
+                .all(|two| two[1].0 == two[0].0 + 1)
+        );
         let passes: Vec<u64> = restored.memory.clone();
-        assert!(passes.windows(2).all(|two| two[1] == two[0] + 1), "{passes:?}");
+        assert!(
+            passes.windows(2).all(|two| two[1] == two[0] + 1),
+            "{passes:?}"
+        );
     }
 }
 

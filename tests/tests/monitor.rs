@@ -1,4 +1,5 @@
-//! `multifd snapshot` and `restore` at a QEMU's monitor: what they change, they change back, whatever happens.
+//! `multifd snapshot` and `restore` at a QEMU's monitor: what they change, they change back,
+//! whatever happens.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod snapshot_steps;
@@ -21,9 +22,19 @@ fn the_guest_is_left_as_it_is_asked_to_be() {
     assert!(!running_now(&mut qemu), "a stopped guest stays stopped");
     // QEMU does not migrate a guest again that an earlier migration has stopped.
     let again = folder.path().join("two");
-    let output = run(&["snapshot", "--qmp", text(&qemu.monitor), "--out", text(&again)]);
+    let output = run(&[
+        "snapshot",
+        "--qmp",
+        text(&qemu.monitor),
+        "--out",
+        text(&again),
+    ]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(said(&output).contains("let it run on first"), "{}", said(&output));
+    assert!(
+        said(&output).contains("let it run on first"),
+        "{}",
+        said(&output)
+    );
     qemu.execute("cont", &object!({}));
     snapshot(&qemu, &folder, "two", &["--stop"]);
     assert!(!running_now(&mut qemu));
@@ -72,7 +83,8 @@ fn a_failed_snapshot_leaves_the_guest_as_it_was_found() {
     let before = settings(&mut qemu);
     let out = folder.path().join("vm.mapped");
     let monitor = qemu.monitor.clone();
-    // The place to meet is one QEMU can not reach, the file one that can not be written to, the wait interrupted.
+    // The place to meet is one QEMU cannot reach, the file one that cannot be written to, the
+    // wait interrupted.
     let unreachable = [
         "snapshot",
         "--qmp",
@@ -85,7 +97,13 @@ fn a_failed_snapshot_leaves_the_guest_as_it_was_found() {
     let taken = folder.path().join("taken");
     std::fs::write(&taken, "somebody's").unwrap();
     let refused = ["snapshot", "--qmp", text(&monitor), "--out", text(&taken)];
-    let level = ["snapshot", "--qmp", text(&monitor), "--out", "/proc/nowhere"];
+    let level = [
+        "snapshot",
+        "--qmp",
+        text(&monitor),
+        "--out",
+        "/proc/nowhere",
+    ];
     for args in [unreachable.as_slice(), &refused, &level] {
         let output = run(args);
         assert_eq!(output.status.code(), Some(1), "{}", said(&output));
@@ -156,7 +174,7 @@ fn restore_wants_a_qemu_that_waits() {
         "{}",
         said(&output)
     );
-    // Another machine: QEMU says why it can not load this one.
+    // Another machine: QEMU says why it cannot load this one.
     let other = Qemu::start(&Machine {
         machine: "q35",
         incoming: true,

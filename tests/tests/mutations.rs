@@ -1,4 +1,5 @@
-//! Damaged main channels and files: an error each time, and never a panic, a hang, or memory beyond the limits.
+//! Damaged main channels and files: an error each time, and never a panic, a hang, or memory beyond
+//! the limits.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use multifd_core::{ChannelError, ChannelSource, RecvChannel};
@@ -42,11 +43,7 @@ impl Random {
 }
 
 fn limits() -> Limits {
-    Limits {
-        ram_bytes: 1 << 30,
-        tail_bytes: 1 << 20,
-        ..Limits::default()
-    }
+    Limits::default().ram_bytes(1 << 30).tail_bytes(1 << 20)
 }
 
 #[test]
@@ -60,12 +57,15 @@ fn damaged_main_channels_are_refused() {
         if random.below(2) == 0 {
             bytes.truncate(random.below(400));
         }
-        let options = ReceiveOptions {
-            limits: limits(),
-            ..ReceiveOptions::default()
-        };
+        let options = ReceiveOptions::default().limits(limits());
         let error = receive(Cursor::new(bytes), &mut Nobody, options).unwrap_err();
-        kinds.insert(format!("{error:?}").split([' ', '(']).next().unwrap().to_owned());
+        kinds.insert(
+            format!("{error:?}")
+                .split([' ', '('])
+                .next()
+                .unwrap()
+                .to_owned(),
+        );
     }
     for kind in ["Malformed", "Truncated", "Refused", "TooLarge"] {
         assert!(kinds.contains(kind), "{kind} never came: {kinds:?}");
@@ -83,7 +83,10 @@ fn damaged_files_are_refused_or_read_within_their_limits() {
     let mut bytes = good.clone();
     for _ in 0..2000 {
         // Around the head, or around one of the blocks' headers.
-        let header = blocks[random.below(blocks.len())].layout.header().bitmap_offset as usize;
+        let header = blocks[random.below(blocks.len())]
+            .layout
+            .header()
+            .bitmap_offset as usize;
         let start = if random.below(2) == 0 {
             0
         } else {

@@ -27,7 +27,8 @@ type Case = (
     &'static [&'static str],
 );
 
-/// A paused guest passes from one QEMU to another, which speak different methods over different numbers of channels.
+/// A paused guest passes from one QEMU to another, which speak different methods over different
+/// numbers of channels.
 #[test]
 fn a_relay_joins_qemus_that_do_not_agree() {
     if program().is_none() {
@@ -225,7 +226,8 @@ fn a_failure_passes_through() {
         if case == "truncated" {
             // A source that dies while it speaks.
             let mut main = TcpStream::connect(relay.address.trim_start_matches("tcp:")).unwrap();
-            main.write_all(b"QEVM\0\0\0\x03\x07\0\0\0\x02pc\x01").unwrap();
+            main.write_all(b"QEVM\0\0\0\x03\x07\0\0\0\x02pc\x01")
+                .unwrap();
             drop(main);
             assert_eq!(recv.finish().status.code(), Some(1), "{case}");
         } else {
@@ -261,7 +263,8 @@ fn a_failure_passes_through() {
     }
 }
 
-/// One migration of a running guest over the link: how long it took at the source, and what the relays said.
+/// One migration of a running guest over the link: how long it took at the source, and what the
+/// relays said.
 fn over(link: &Link, tunnel: bool) -> (f64, Option<(Value, Value)>) {
     let machine = Machine {
         boot: true,
@@ -317,7 +320,9 @@ fn two_relays_cut_the_time_over_a_slow_link() {
     assert_eq!(near["outgoing_compression"], "zstd");
     assert_eq!(far["incoming_compression"], "zstd");
     let ratio = near["ratio"].as_f64().unwrap();
-    println!("direct {direct:.2} s, through the tunnel {tunnelled:.2} s, compression ratio {ratio:.2}");
+    println!(
+        "direct {direct:.2} s, through the tunnel {tunnelled:.2} s, compression ratio {ratio:.2}"
+    );
     assert!(ratio > 1.5, "{near}");
     assert!(
         direct / tunnelled >= 0.8 * ratio,
@@ -365,7 +370,10 @@ fn whatever_method_each_packet_has_it_arrives() {
     let said = first.succeed();
     assert_eq!(said["incoming_compression"], "qpl");
     assert_eq!(said["outgoing_compression"], "auto");
-    assert!(said["auto"]["choices"].as_array().unwrap().len() > 5, "{said}");
+    assert!(
+        said["auto"]["choices"].as_array().unwrap().len() > 5,
+        "{said}"
+    );
     second.succeed();
     recv.succeed();
     assert!(extract(&out, "pc.ram") == bytes);

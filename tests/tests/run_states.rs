@@ -4,6 +4,7 @@
 
 mod snapshot_steps;
 
+use multifd_qemu::qmp::{RunStateRule, run_state_rule};
 use multifd_tests::program::{json, run};
 use multifd_tests::qemu::{Qemu, program};
 use serde_json::json as object;
@@ -103,7 +104,10 @@ fn in_state(qemu: &mut Qemu, state: &str, plain: &Plain, with_stop: bool) {
         assert_eq!(settings(qemu), before, "{state}");
         assert_eq!(qemu.state(), "postmigrate");
         let inspected = json(&run(&["inspect", "--json", out.to_str().unwrap()]));
-        assert_eq!(inspected["run_state"], state, "the snapshot keeps the state");
+        assert_eq!(
+            inspected["run_state"], state,
+            "the snapshot keeps the state"
+        );
     }
 }
 
@@ -165,7 +169,11 @@ fn shut_down_panicked_and_bitten_by_a_watchdog() {
     in_state(&mut qemu, "shutdown", &refused, false);
     let output = snapshot(&qemu, &folder.path().join("vm.mapped"), &["--resume"]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "it would run on without a reset");
+    assert_eq!(
+        output.status.code(),
+        Some(1),
+        "it would run on without a reset"
+    );
     assert!(said.contains("needs a reset"), "{said}");
     in_state(&mut qemu, "shutdown", &refused, true);
     // It can come back: by a reset, as before.
@@ -177,7 +185,8 @@ fn shut_down_panicked_and_bitten_by_a_watchdog() {
     let panic = [0xba, 0x05, 0x05, 0xb0, 0x01, 0xee];
     let drive = boot(folder.path(), &panic);
     let more = ["-device", "pvpanic", "-action", "panic=pause"];
-    let mut qemu = Qemu::bare(&[&["-M", "pc", "-m", "32", "-drive", &drive], more.as_slice()].concat());
+    let mut qemu =
+        Qemu::bare(&[&["-M", "pc", "-m", "32", "-drive", &drive], more.as_slice()].concat());
     in_state(&mut qemu, "guest-panicked", &refused, true);
     drop(qemu);
 
@@ -185,7 +194,8 @@ fn shut_down_panicked_and_bitten_by_a_watchdog() {
     let bite = [0xba, 0x43, 0x04, 0xb0, 0x0f, 0xee];
     let drive = boot(folder.path(), &bite);
     let more = ["-device", "ib700", "-action", "watchdog=pause"];
-    let mut qemu = Qemu::bare(&[&["-M", "pc", "-m", "32", "-drive", &drive], more.as_slice()].concat());
+    let mut qemu =
+        Qemu::bare(&[&["-M", "pc", "-m", "32", "-drive", &drive], more.as_slice()].concat());
     in_state(&mut qemu, "watchdog", &refused, true);
 }
 
@@ -234,7 +244,8 @@ fn a_qemu_that_waits_for_a_migration_or_has_been_given_one() {
     }
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("vm.mapped");
-    let (mut source, mut target) = Qemu::bare_pair(&["-m", "16"], &["-m", "16", "-incoming", "defer"]);
+    let (mut source, mut target) =
+        Qemu::bare_pair(&["-m", "16"], &["-m", "16", "-incoming", "defer"]);
     in_state(
         &mut target,
         "inmigrate",
@@ -258,7 +269,10 @@ fn a_qemu_that_waits_for_a_migration_or_has_been_given_one() {
             said.contains("-incoming defer") && said.contains("Nothing was changed"),
             "{said}"
         );
-        assert_eq!((source.state().as_str(), settings(&mut source)), (state, before));
+        assert_eq!(
+            (source.state().as_str(), settings(&mut source)),
+            (state, before)
+        );
         source.execute("stop", &object!({}));
     }
     let restored = run(&[
@@ -275,4 +289,26 @@ fn a_qemu_that_waits_for_a_migration_or_has_been_given_one() {
     );
     assert_eq!(json(&restored)["state"], "running");
     assert_eq!(target.state(), "running");
+}
+
+#[test]
+fn the_documents_table_says_what_the_rules_do() {
+    let text = include_str!("../../docs/run-states.md");
+    let rows: Vec<Vec<&str>> = text
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .map(|line| line.split('|').map(str::trim).collect())
+        .collect();
+    assert_eq!(rows.len(), 16, "QEMU 10.0 has so many states");
+    for row in rows {
+        let (state, says) = (row[1].trim_matches('`'), row[2]);
+        let expected = match run_state_rule(state) {
+            RunStateRule::GoesOn | RunStateRule::StaysStopped => "yes",
+            RunStateRule::OnlyWithStop { no_resume: false } => "with `--stop` or `--resume`",
+            RunStateRule::OnlyWithStop { no_resume: true } => "with `--stop` only",
+            RunStateRule::Refused(_) => "refused",
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(says, expected, "{state}");
+    }
 }

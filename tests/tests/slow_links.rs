@@ -1,9 +1,11 @@
-//! What `--compression auto` comes to over links of different speeds, beside every fixed choice in the same run.
+//! What `--compression auto` comes to over links of different speeds, beside every fixed choice in
+//! the same run.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use multifd_compress::Zstd;
-use multifd_core::{Plain, RamBlock};
+use multifd_core::{Plain, RamBlock, ReceiverConfig};
 use multifd_qemu::ReceiveOptions;
+use multifd_residency::preallocate;
 use multifd_tests::netns::{self, Link};
 use multifd_tests::pair::receive_from;
 use multifd_tests::program::{json, path};
@@ -20,7 +22,8 @@ use tempfile::TempDir;
 
 /// What is sent, and the memory it goes into.
 ///
-/// That is the same each time: what new memory costs is no matter of the link, and in a virtual machine it can be more than all else.
+/// That is the same each time: what new memory costs is no matter of the link, and in a virtual
+/// machine it can be more than all else.
 struct Image {
     folder: TempDir,
     len: usize,
@@ -54,7 +57,10 @@ impl Image {
             sent.read_exact(&mut expected).unwrap();
             let region = memory.region(offset as u64, arrived.len()).unwrap();
             region.copy_to(&mut arrived);
-            assert!(arrived == expected, "the MiB at {offset} is not what was sent");
+            assert!(
+                arrived == expected,
+                "the MiB at {offset} is not what was sent"
+            );
         }
     }
 }
@@ -62,20 +68,19 @@ impl Image {
 /// Sends the image over the link, and returns how long its channels took, and all that was said.
 fn seconds(link: &Link, image: &Image, options: &[&str]) -> (f64, Value) {
     let memory = image.memory();
-    memory.preallocate().unwrap();
+    preallocate(&memory, true).unwrap();
     memory.region(0, image.len).unwrap().clear();
     let (address_is, address) = mpsc::channel();
     let output = std::thread::scope(|scope| {
         let receiving = scope.spawn(move || {
             netns::enter(&link.far);
             // A source that fails before it connects is not waited for.
-            let options = SocketOptions {
-                wait: Some(Duration::from_secs(30)),
-                ..SocketOptions::default()
-            };
+            let options = SocketOptions::default().wait(Some(Duration::from_secs(30)));
             let listen = format!("tcp:{}:0", Link::FAR).parse().unwrap();
             let mut listener = SocketListener::bind(&listen, options).unwrap();
-            address_is.send(listener.address().unwrap().to_string()).unwrap();
+            address_is
+                .send(listener.address().unwrap().to_string())
+                .unwrap();
             take(&mut listener, memory);
         });
         let output = netns::command(Some(&link.near), OsStr::new(path()))
@@ -101,26 +106,26 @@ fn seconds(link: &Link, image: &Image, options: &[&str]) -> (f64, Value) {
 
 fn take(listener: &mut SocketListener, memory: RamBlock) {
     let mut memory = Some(memory);
-    let options = ReceiveOptions {
-        methods: vec![Arc::new(Plain), Arc::new(Zstd::default())],
-        memory: Some(Box::new(move |info, page_size| {
+    let options = ReceiveOptions::default()
+        .engine(ReceiverConfig::default().methods(vec![Arc::new(Plain), Arc::new(Zstd::default())]))
+        .memory(Some(Box::new(move |info, page_size| {
             match memory.take_if(|memory| memory.name() == info.name) {
                 Some(memory) => Ok(memory),
                 None => RamBlock::anonymous(&info.name, info.used_length, page_size),
             }
-        })),
-        ..ReceiveOptions::default()
-    };
+        })));
     receive_from(listener, options).unwrap();
 }
 
-/// Guest RAM as the bench has it: a third zero, the rest compressible as programs and texts are, or not at all.
+/// Guest RAM as the bench has it: a third zero, the rest compressible as programs and texts are, or
+/// not at all.
 fn contents(len: usize) -> Vec<u8> {
     let program = std::fs::read(path()).unwrap();
     let mut bytes = multifd_tests::qemu::seeded(len, 5);
     let mut at = 0;
     for (number, run) in bytes.chunks_mut(64 << 10).enumerate() {
-        // Of ten runs three are zero, four hold a piece of a program, three are as random as `seeded` makes its second sixteenth.
+        // Of ten runs three are zero, four hold a piece of a program, three are as random as
+        // `seeded` makes its second sixteenth.
         match number % 10 {
             0..3 => run.fill(0),
             3..7 => {

@@ -111,7 +111,12 @@ fn a_file_qemu_wrote_is_read_checked_and_sent_on() {
         drop(source);
 
         let inspected = json(&succeed(&["inspect", text(&file), "--json"]));
-        assert!(inspected["machine"].as_str().unwrap().starts_with("pc-i440fx-"));
+        assert!(
+            inspected["machine"]
+                .as_str()
+                .unwrap()
+                .starts_with("pc-i440fx-")
+        );
         assert_eq!(inspected["capabilities"], object!(["mapped-ram"]));
         assert_eq!(inspected["blocks"][0]["name"], "pc.ram");
         assert_eq!(inspected["blocks"][0]["bytes"], 16 << 20);
@@ -232,13 +237,21 @@ fn five_hops_over_sockets_and_files() {
     // 4: our file, sent to another of ours.
     let four = folder.path().join("four");
     let recv = Recv::start(&socket, &four, &["--direct-io", "auto"]);
-    succeed(&["send", text(&three), "--to", &recv.address, "--channels", "3"]);
+    succeed(&[
+        "send",
+        text(&three),
+        "--to",
+        &recv.address,
+        "--channels",
+        "3",
+    ]);
     recv.succeed();
     assert_eq!(
         json(&succeed(&["diff", text(&one), text(&four), "--json"]))["changed_pages"],
         0
     );
-    // 5: the last file, loaded by QEMU itself; and the guest of the second hop still waits where it was.
+    // 5: the last file, loaded by QEMU itself; and the guest of the second hop still waits where it
+    // was.
     load_by_qemu(&four, true).goes_on(count(&expected));
     qemu.goes_on(count(&expected));
 }
@@ -257,7 +270,10 @@ fn a_core_of_guest_memory_opens_in_the_usual_tools() {
         .output()
         .unwrap();
     let shown = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success() && output.stderr.is_empty(), "{shown}");
+    assert!(
+        output.status.success() && output.stderr.is_empty(),
+        "{shown}"
+    );
     for expected in [
         "CORE (Core file)",
         "Advanced Micro Devices X86-64",
@@ -267,15 +283,23 @@ fn a_core_of_guest_memory_opens_in_the_usual_tools() {
         assert!(shown.contains(expected), "{expected}: {shown}");
     }
     let gdb = ["-nx", "-batch", "-ex", "x/2xw 0x8000", "-c", text(&core)];
-    let output = std::process::Command::new("gdb").args(gdb).output().unwrap();
+    let output = std::process::Command::new("gdb")
+        .args(gdb)
+        .output()
+        .unwrap();
     let shown = String::from_utf8_lossy(&output.stdout).into_owned();
-    let expected = format!("0x8000:\t0x4744464d\t{:#010x}", count(&extract(&file, "pc.ram")));
+    let expected = format!(
+        "0x8000:\t0x4744464d\t{:#010x}",
+        count(&extract(&file, "pc.ram"))
+    );
     assert!(shown.contains(&expected), "{expected}: {shown}");
     let svg = folder.path().join("map.svg");
     let output = succeed(&["inspect", text(&file), "--svg", text(&svg)]);
     let shown = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(
-        shown.contains("pc.ram, 4 pages a cell:") && shown.contains('█') && shown.contains("\ncpu "),
+        shown.contains("pc.ram, 4 pages a cell:")
+            && shown.contains('█')
+            && shown.contains("\ncpu "),
         "{shown}"
     );
     assert!(std::fs::read_to_string(&svg).unwrap().starts_with("<svg "));

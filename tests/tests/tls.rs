@@ -1,4 +1,5 @@
-//! TLS on every connection: with a real QEMU, both ways, and with peers that do not prove who they are.
+//! TLS on every connection: with a real QEMU, both ways, and with peers that do not prove who they
+//! are.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use multifd_tests::certificates::Authority;
@@ -44,7 +45,10 @@ fn with_a_real_qemu_both_ways() {
         source.wait_completed();
         let said = recv.succeed();
         assert_eq!(said["compression"], compression);
-        assert_eq!(said["channels"].as_array().unwrap().len(), usize::from(channels));
+        assert_eq!(
+            said["channels"].as_array().unwrap().len(),
+            usize::from(channels)
+        );
         assert_eq!(
             sha256(&extract(&out, "pc.ram")),
             source.ram_sha256(),
@@ -150,7 +154,11 @@ fn who_does_not_prove_who_it_is_stays_out() {
     std::fs::copy(right.join("ca-cert.pem"), nameless.join("ca-cert.pem")).unwrap();
     let [right, wrong, nameless] = [&right, &wrong, &nameless].map(|path| path.to_str().unwrap());
     let cases: [(&[&str], &[&str], &str); 6] = [
-        (&["--tls-creds", wrong], &["--tls-creds", right], "BadSignature"),
+        (
+            &["--tls-creds", wrong],
+            &["--tls-creds", right],
+            "BadSignature",
+        ),
         (
             &["--tls-creds", nameless],
             &["--tls-creds", right],
@@ -175,7 +183,11 @@ fn who_does_not_prove_who_it_is_stays_out() {
             .map(|output| String::from_utf8_lossy(&output.stderr).into_owned())
             .concat();
         assert_eq!(sent.status.code(), Some(1), "{ours:?} {theirs:?}: {said}");
-        assert_eq!(received.status.code(), Some(1), "{ours:?} {theirs:?}: {said}");
+        assert_eq!(
+            received.status.code(),
+            Some(1),
+            "{ours:?} {theirs:?}: {said}"
+        );
         assert!(said.contains(expected), "{ours:?} {theirs:?}: {said}");
         assert!(!out.exists(), "{ours:?} {theirs:?}: a file is left");
     }
@@ -197,7 +209,13 @@ fn a_stranger_that_comes_first_does_not_keep_the_peer_out() {
     let mut stranger = TcpStream::connect(&address).unwrap();
     stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     drop(TcpStream::connect(&address).unwrap());
-    let send = ["send", "--raw", raw.to_str().unwrap(), "--to", &recv.address];
+    let send = [
+        "send",
+        "--raw",
+        raw.to_str().unwrap(),
+        "--to",
+        &recv.address,
+    ];
     let output = run(&[&send[..], &creds].concat());
     assert!(
         output.status.success(),

@@ -1,4 +1,5 @@
-//! Pages sent without a copy: they arrive, it is counted, and limits on locked memory are met as asked for.
+//! Pages sent without a copy: they arrive, it is counted, and limits on locked memory are met as
+//! asked for.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use multifd_tests::netns::{self, Link};
@@ -48,10 +49,14 @@ fn pages_arrive_and_the_kernels_own_copies_are_counted() {
         let more = ["--compression", compression, "--channels", channels];
         let said = said(&multifd_tests::program::run(&[&args[..], &more].concat()));
         recv.succeed();
-        assert!(extract(&out, "pc.ram") == bytes, "{compression} x{channels}");
+        assert!(
+            extract(&out, "pc.ram") == bytes,
+            "{compression} x{channels}"
+        );
         let count = |name: &str| said["zero_copy"][name].as_u64().unwrap();
         if compression == "none" {
-            // Whoever receives on this machine gets a copy: the kernel says so of each send, and every one is accounted for.
+            // Whoever receives on this machine gets a copy: the kernel says so of each send, and
+            // every one is accounted for.
             assert!(count("sends") > 20, "{said}");
             assert_eq!(count("copied"), count("sends"), "{said}");
         } else {
@@ -77,7 +82,10 @@ fn a_unix_socket_can_not_and_says_so() {
     let output = multifd_tests::program::run(&[&args[..], &["on"]].concat());
     assert_eq!(output.status.code(), Some(1));
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(stderr.contains("can not send without a copy"), "{stderr}");
+    assert!(
+        stderr.contains("cannot be sent without a copy over Unix sockets"),
+        "{stderr}"
+    );
     assert_eq!(recv.finish().status.code(), Some(1));
     let recv = Recv::start(&listen, &out, &[]);
     let output = multifd_tests::program::run(&[&args[..], &["auto"]].concat());

@@ -34,7 +34,9 @@ impl World {
             None => self.link.min(self.taking),
             Some(level) => {
                 let (speed, ratio) = Self::level(level);
-                (self.cores * speed).min(self.link / ratio).min(self.unpacking)
+                (self.cores * speed)
+                    .min(self.link / ratio)
+                    .min(self.unpacking)
             }
         }
     }
@@ -65,13 +67,16 @@ impl World {
             }
             let index = pilot.current.checked_sub(1);
             let ratio = index.map_or(1.0, |index| Self::level(index).1);
-            let computing = index.map_or(0.0, |index| PACKET as f64 / Self::level(index).0 / self.cores);
+            let computing = index.map_or(0.0, |index| {
+                PACKET as f64 / Self::level(index).0 / self.cores
+            });
             let took = PACKET as f64 / self.speed(index);
             let wire = PACKET as f64 * ratio;
             pilot.prepared(pilot.current, PACKET, wire as usize);
             now += took;
             done += PACKET as f64;
-            // Two channels: what is not spent on computing is spent waiting, or copying into the socket.
+            // Two channels: what is not spent on computing is spent waiting, or copying into the
+            // socket.
             let sending = 2.0 * (took - computing).max(wire / 4e9);
             pilot.sent(duration(now), 0, wire as u64, duration(sending / 2.0));
             pilot.sent(duration(now), 1, 0, duration(sending / 2.0));
@@ -148,7 +153,12 @@ fn it_follows_a_link_that_changes() {
 
 #[test]
 fn a_receiver_that_is_slow_at_unpacking_is_no_slow_link() {
-    for (unpacking, taking) in [(270e6, 450e6), (200e6, 1200e6), (500e6, 450e6), (700e6, 300e6)] {
+    for (unpacking, taking) in [
+        (270e6, 450e6),
+        (200e6, 1200e6),
+        (500e6, 450e6),
+        (700e6, 300e6),
+    ] {
         let world = World {
             unpacking,
             taking,

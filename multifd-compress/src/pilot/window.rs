@@ -10,8 +10,8 @@ pub(super) const WINDOW_PACKETS: u64 = 16;
 /// The first one is shorter: it costs the most if the first choice is a bad one.
 const FIRST_WINDOW: Duration = Duration::from_millis(20);
 const FIRST_PACKETS: u64 = 4;
-/// And over once each channel has sent so many bytes, on average, without waiting: more than a slow link's buffers take by then, as the
-/// kernel has them.
+/// And over once each channel has sent so many bytes, on average, without waiting: more than a slow
+/// link's buffers take by then, as the kernel has them.
 const FIRST_BYTES: u64 = 1 << 20;
 
 #[derive(Debug, Default)]
@@ -22,7 +22,8 @@ pub(super) struct Window {
     pub(super) guest_bytes: u64,
     sending: Duration,
     channels: Vec<bool>,
-    /// The first one of a choice: buffers still empty, or full of what went before. It is not measured.
+    /// The first one of a choice: buffers still empty, or full of what went before. It is not
+    /// measured.
     pub(super) is_settling: bool,
     /// Packets were compared in it: it is slower than its choice.
     pub(super) has_comparison: bool,
@@ -66,8 +67,8 @@ impl Window {
         }
     }
 
-    /// Whether there is enough of it to go by; less is enough of the first one of a transfer, and of a choice.
-    /// `ends_early`: and still less if no link seems to be in the way.
+    /// Whether there is enough of it to go by; less is enough of the first one of a transfer, and
+    /// of a choice. `ends_early`: and still less if no link seems to be in the way.
     pub(super) fn is_over(&self, now: Duration, is_first: bool, ends_early: bool) -> bool {
         let (length, packets) = if is_first || self.is_settling {
             (FIRST_WINDOW, FIRST_PACKETS)
@@ -76,7 +77,8 @@ impl Window {
         };
         // One below the highest that has not sent yet may be stuck.
         let much = FIRST_BYTES * self.channels.len().max(1) as u64;
-        let flows = is_first && ends_early && self.wire_bytes >= much && self.waiting(now) < WAITING;
+        let flows =
+            is_first && ends_early && self.wire_bytes >= much && self.waiting(now) < WAITING;
         // Zero pages say nothing of the link.
         let has_data = !is_first || self.guest_bytes > 0;
         has_data && self.packets >= packets && (now.saturating_sub(self.start) >= length || flows)
@@ -112,12 +114,18 @@ mod tests {
             !sent(2, 4, MS).is_over(5 * MS, true, true),
             "channels have waited"
         );
-        assert!(!sent(2, 3, MS / 10).is_over(5 * MS, true, true), "not much yet");
+        assert!(
+            !sent(2, 3, MS / 10).is_over(5 * MS, true, true),
+            "not much yet"
+        );
         assert!(
             !sent(8, 1, MS / 10).is_over(5 * MS, true, true),
             "each channel's buffer takes as much"
         );
-        assert!(!sent(2, 4, MS / 10).is_over(5 * MS, false, true), "not the first");
+        assert!(
+            !sent(2, 4, MS / 10).is_over(5 * MS, false, true),
+            "not the first"
+        );
         assert!(
             !sent(2, 4, MS / 10).is_over(5 * MS, true, false),
             "nothing would come of it"

@@ -1,5 +1,5 @@
 #![no_main]
-#[path = "../targets.rs"]
+#[path = "../../tests/fuzz/targets.rs"]
 #[allow(dead_code)]
 mod targets;
 libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::reencode(data));

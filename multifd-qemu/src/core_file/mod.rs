@@ -77,7 +77,14 @@ impl CoreFile {
         }
         out.extend(0u32.to_le_bytes());
         let number = count.min(PN_XNUM) as u16;
-        for value in [ehsize, phentsize, number, section, u16::from(section > 0), 0] {
+        for value in [
+            ehsize,
+            phentsize,
+            number,
+            section,
+            u16::from(section > 0),
+            0,
+        ] {
             out.extend(value.to_le_bytes());
         }
         if section > 0 {
@@ -88,10 +95,17 @@ impl CoreFile {
         }
         push_segment(&mut out, PT_NOTE, (notes_at, 0, notes.len() as u64));
         for segment in &segments {
-            push_segment(&mut out, PT_LOAD, (segment.at, segment.address, segment.len));
+            push_segment(
+                &mut out,
+                PT_LOAD,
+                (segment.at, segment.address, segment.len),
+            );
         }
         out.extend(notes);
-        Self { head: out, segments }
+        Self {
+            head: out,
+            segments,
+        }
     }
 
     /// Bytes of the whole core.

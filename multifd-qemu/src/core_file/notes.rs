@@ -111,7 +111,8 @@ fn qemu(of: &Processor) -> Vec<u8> {
     {
         out.extend(register.to_le_bytes());
     }
-    let segments = [CS, DS, ES, FS, GS, SS].map(|at| of.segments.get(at).copied().unwrap_or_default());
+    let segments =
+        [CS, DS, ES, FS, GS, SS].map(|at| of.segments.get(at).copied().unwrap_or_default());
     for Segment {
         selector,
         base,
@@ -124,7 +125,11 @@ fn qemu(of: &Processor) -> Vec<u8> {
         }
         out.extend(base.to_le_bytes());
     }
-    out.extend(of.control.iter().flat_map(|register| register.to_le_bytes()));
+    out.extend(
+        of.control
+            .iter()
+            .flat_map(|register| register.to_le_bytes()),
+    );
     out.extend(of.kernel_gs_base.to_le_bytes());
     debug_assert_eq!(out.len(), SIZE as usize);
     out

@@ -39,8 +39,13 @@ impl Processor {
 
     fn of(state: &DeviceState) -> Option<Self> {
         let control = |number| state.number(&format!("env.cr[{number}]"));
-        let segments: Vec<Segment> = state.field("env.segs")?.chunks(20).map_while(segment).collect();
-        let tables = ["env.ldt", "env.tr", "env.gdt", "env.idt"].map(|name| segment(state.field(name)?));
+        let segments: Vec<Segment> = state
+            .field("env.segs")?
+            .chunks(20)
+            .map_while(segment)
+            .collect();
+        let tables =
+            ["env.ldt", "env.tr", "env.gdt", "env.idt"].map(|name| segment(state.field(name)?));
         let mut whole = [Segment::default(); 4];
         for (to, from) in whole.iter_mut().zip(tables) {
             *to = from?;
@@ -66,7 +71,9 @@ fn general(bytes: &[u8]) -> Option<[u64; 16]> {
         _ => return None,
     };
     for (register, bytes) in registers.iter_mut().zip(bytes.chunks(size)) {
-        *register = bytes.iter().fold(0, |value, &byte| value << 8 | u64::from(byte));
+        *register = bytes
+            .iter()
+            .fold(0, |value, &byte| value << 8 | u64::from(byte));
     }
     Some(registers)
 }
@@ -78,7 +85,9 @@ fn segment(bytes: &[u8]) -> Option<Segment> {
     let (limit, flags) = rest.split_first_chunk::<4>()?;
     Some(Segment {
         selector: u32::from_be_bytes(*selector),
-        base: base.iter().fold(0, |value, &byte| value << 8 | u64::from(byte)),
+        base: base
+            .iter()
+            .fold(0, |value, &byte| value << 8 | u64::from(byte)),
         limit: u32::from_be_bytes(*limit),
         flags: u32::from_be_bytes(flags.try_into().ok()?),
     })

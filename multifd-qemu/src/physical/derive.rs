@@ -39,15 +39,16 @@ pub(super) fn pc(
         <[DeviceState; 1]>::try_from(states)
             .map(|[state]| state)
             .map_err(|_| {
-                LayoutError::Unknown(format!("there is no section {name:?}, or it has no description"))
+                LayoutError::Unknown(format!(
+                    "there is no section {name:?}, or it has no description"
+                ))
             })
     };
     let (ram, len) = only_ram(blocks)?;
     let rtc = one("mc146818rtc")?;
-    let (below, above) = rtc
-        .field("cmos_data")
-        .and_then(sizes)
-        .ok_or_else(|| LayoutError::Unknown("CMOS memory does not say how much RAM there is".into()))?;
+    let (below, above) = rtc.field("cmos_data").and_then(sizes).ok_or_else(|| {
+        LayoutError::Unknown("CMOS memory does not say how much RAM there is".into())
+    })?;
     if below.checked_add(above) != Some(len) || below > FOUR_GIB {
         return Err(LayoutError::Unknown(format!(
             "CMOS memory speaks of {below:#x} bytes below 4 GiB and {above:#x} above, and RAM block {ram:?} has {len:#x}"
@@ -64,7 +65,9 @@ pub(super) fn pc(
         .or_else(|| controller.field("config"));
     let pam: [u8; 7] = config
         .and_then(|config| config.get(registers..registers + 7)?.try_into().ok())
-        .ok_or_else(|| LayoutError::Unknown("the memory controller's registers are not there".into()))?;
+        .ok_or_else(|| {
+            LayoutError::Unknown("the memory controller's registers are not there".into())
+        })?;
     let mut ranges = Vec::new();
     let mut add = |address: u64, len: u64, block: &str, offset: u64| {
         ranges.push(PhysicalRange {

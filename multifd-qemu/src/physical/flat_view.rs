@@ -14,7 +14,8 @@ pub(super) fn parse(text: &str, blocks: &[(&str, u64)]) -> Result<Vec<PhysicalRa
     if !lines.any(|(_, line)| line.starts_with(MEMORY)) {
         return Err(LayoutError::Text {
             line: 1,
-            reason: "there is no address space \"memory\": is it the output of `info mtree -f`?".into(),
+            reason: "there is no address space \"memory\": is it the output of `info mtree -f`?"
+                .into(),
         });
     }
     for (number, line) in lines {
@@ -28,8 +29,8 @@ pub(super) fn parse(text: &str, blocks: &[(&str, u64)]) -> Result<Vec<PhysicalRa
             line: number + 1,
             reason,
         };
-        let section =
-            Section::of(line).ok_or_else(|| bad(format!("{line:?} is no part of an address space")))?;
+        let section = Section::of(line)
+            .ok_or_else(|| bad(format!("{line:?} is no part of an address space")))?;
         if !matches!(section.kind, "ram" | "rom") {
             continue;
         }
@@ -91,9 +92,10 @@ fn block_of<'a>(region: &str, blocks: &[(&'a str, u64)]) -> Result<&'a str, Stri
     if let Some((name, _)) = blocks.iter().find(|(name, _)| *name == region) {
         return Ok(name);
     }
-    let mut owned = blocks
-        .iter()
-        .filter(|(name, _)| name.strip_suffix(region).is_some_and(|path| path.ends_with('/')));
+    let mut owned = blocks.iter().filter(|(name, _)| {
+        name.strip_suffix(region)
+            .is_some_and(|path| path.ends_with('/'))
+    });
     match (owned.next(), owned.next()) {
         (Some((name, _)), None) => Ok(name),
         (None, _) => Err(format!("the memory {region:?} is not in the snapshot")),

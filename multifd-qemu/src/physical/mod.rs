@@ -49,6 +49,9 @@ pub enum LayoutError {
     /// A range does not fit: it overlaps another one, or lies outside its block.
     #[error("the memory layout does not fit the snapshot: {0}")]
     Range(String),
+    /// QEMU's monitor does not show the layout.
+    #[error("QEMU's monitor does not show it")]
+    NotShown,
     /// Nothing proves where memory lies.
     #[error("where this machine's memory lies is not known: {0}")]
     Unknown(String),
@@ -64,7 +67,10 @@ impl PhysicalMap {
     pub fn new(mut ranges: Vec<PhysicalRange>) -> Result<Self, LayoutError> {
         let bad = |range: &PhysicalRange, why: &str| {
             let PhysicalRange {
-                address, len, block, ..
+                address,
+                len,
+                block,
+                ..
             } = range;
             LayoutError::Range(format!("{len:#x} bytes of {block:?} at {address:#x} {why}"))
         };
@@ -146,7 +152,11 @@ impl PhysicalMap {
     ///
     /// # Errors
     /// [`LayoutError`], as when the text shows memory that is none of these blocks.
-    pub fn from_flat_view(text: &str, blocks: &[(&str, u64)], tail: &Tail) -> Result<Self, LayoutError> {
+    pub fn from_flat_view(
+        text: &str,
+        blocks: &[(&str, u64)],
+        tail: &Tail,
+    ) -> Result<Self, LayoutError> {
         let ranges = plugged::only(flat_view::parse(text, blocks)?, tail)?;
         let map = Self::new(ranges)?;
         map.check(blocks)?;

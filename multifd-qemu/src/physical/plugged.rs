@@ -21,7 +21,10 @@ struct Plugged {
 }
 
 /// Cuts what is not plugged out of the ranges.
-pub(super) fn only(ranges: Vec<PhysicalRange>, tail: &Tail) -> Result<Vec<PhysicalRange>, LayoutError> {
+pub(super) fn only(
+    ranges: Vec<PhysicalRange>,
+    tail: &Tail,
+) -> Result<Vec<PhysicalRange>, LayoutError> {
     let devices = devices(tail)?;
     let mut kept = Vec::new();
     for range in ranges {
@@ -40,7 +43,9 @@ pub(super) fn only(ranges: Vec<PhysicalRange>, tail: &Tail) -> Result<Vec<Physic
 pub(super) fn all(blocks: &[(&str, u64)], tail: &Tail) -> Result<Vec<PhysicalRange>, LayoutError> {
     let mut kept = Vec::new();
     for device in devices(tail)? {
-        let mut owned = blocks.iter().filter(|(name, _)| name.starts_with(&device.path));
+        let mut owned = blocks
+            .iter()
+            .filter(|(name, _)| name.starts_with(&device.path));
         let (Some((block, len)), None) = (owned.next(), owned.next()) else {
             return Err(LayoutError::Unknown(format!(
                 "which RAM block is that of the virtio-mem device at {:?}",
@@ -71,7 +76,10 @@ fn devices(tail: &Tail) -> Result<Vec<Plugged>, LayoutError> {
             // What an early section says is not said again.
             if devices.iter().all(|device| device.path != path) {
                 devices.push(Plugged::of(&state, path).ok_or_else(|| {
-                    LayoutError::Unknown(format!("{:?} does not say what is plugged", state.section.name))
+                    LayoutError::Unknown(format!(
+                        "{:?} does not say what is plugged",
+                        state.section.name
+                    ))
                 })?);
             }
         }
@@ -130,7 +138,10 @@ impl Plugged {
             }
             let offset = (first * self.block_size).max(range.offset);
             kept.push(PhysicalRange {
-                address: range.address.checked_add(offset - range.offset).ok_or_else(odd)?,
+                address: range
+                    .address
+                    .checked_add(offset - range.offset)
+                    .ok_or_else(odd)?,
                 len: number.saturating_mul(self.block_size).min(end) - offset,
                 block: range.block.clone(),
                 offset,
@@ -165,7 +176,10 @@ mod tests {
             .map(|range| (range.offset >> 20, range.len >> 20))
             .collect();
         assert_eq!(short, [(1, 1), (4, 4), (128, 2)]);
-        assert!(kept.iter().all(|range| range.address == (1 << 32) + range.offset));
+        assert!(
+            kept.iter()
+                .all(|range| range.address == (1 << 32) + range.offset)
+        );
         let beyond = PhysicalRange {
             address: u64::MAX - 5,
             ..range

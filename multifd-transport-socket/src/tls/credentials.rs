@@ -8,11 +8,11 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Why credentials can not be used.
+/// Why credentials cannot be used.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum TlsError {
-    /// A file can not be read, or does not hold what it should.
+    /// A file cannot be read, or does not hold what it should.
     #[error("{path}: {why}", path = .path.display())]
     File {
         /// The file.
@@ -61,7 +61,13 @@ fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
 /// The authorities of `ca-cert.pem`, and what `ca-crl.pem` revokes, if it is there.
 fn authorities(
     folder: &Path,
-) -> Result<(Arc<RootCertStore>, Vec<CertificateRevocationListDer<'static>>), TlsError> {
+) -> Result<
+    (
+        Arc<RootCertStore>,
+        Vec<CertificateRevocationListDer<'static>>,
+    ),
+    TlsError,
+> {
     let path = folder.join("ca-cert.pem");
     let mut roots = RootCertStore::empty();
     for certificate in certificates(&path)? {
@@ -79,8 +85,8 @@ fn authorities(
     Ok((Arc::new(roots), revoked))
 }
 
-/// What the connecting side needs: authorities to trust, the name the server must prove, and a certificate of its own if it has
-/// one.
+/// What the connecting side needs: authorities to trust, the name the server must prove, and a
+/// certificate of its own if it has one.
 #[derive(Debug, Clone)]
 pub struct TlsClient {
     pub(crate) config: Arc<ClientConfig>,
@@ -88,8 +94,9 @@ pub struct TlsClient {
 }
 
 impl TlsClient {
-    /// Reads `ca-cert.pem` of `folder`, and, if they are there, `ca-crl.pem`, `client-cert.pem` and `client-key.pem`. The server's
-    /// certificate must be for `name`, a host name or an IP address, among its alternative names.
+    /// Reads `ca-cert.pem` of `folder`, and, if they are there, `ca-crl.pem`, `client-cert.pem` and
+    /// `client-key.pem`. The server's certificate must be for `name`, a host name or an IP address,
+    /// among its alternative names.
     ///
     /// # Errors
     /// [`TlsError`], naming the file.
@@ -98,8 +105,8 @@ impl TlsClient {
             folder: folder.into(),
             why,
         };
-        let server =
-            ServerName::try_from(name.to_owned()).map_err(|_| TlsError::Name { name: name.into() })?;
+        let server = ServerName::try_from(name.to_owned())
+            .map_err(|_| TlsError::Name { name: name.into() })?;
         let (roots, revoked) = authorities(folder)?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider))
@@ -132,8 +139,9 @@ pub struct TlsServer {
 }
 
 impl TlsServer {
-    /// Reads `server-cert.pem` and `server-key.pem` of `folder`, and, for `verify_peer`, `ca-cert.pem` and, if it is there,
-    /// `ca-crl.pem`: then every client must have a certificate of that authority.
+    /// Reads `server-cert.pem` and `server-key.pem` of `folder`, and, for `verify_peer`,
+    /// `ca-cert.pem` and, if it is there, `ca-crl.pem`: then every client must have a certificate
+    /// of that authority.
     ///
     /// # Errors
     /// [`TlsError`], naming the file.
@@ -162,8 +170,8 @@ impl TlsServer {
                 key(&folder.join("server-key.pem"))?,
             )
             .map_err(|e| unfit(e.to_string()))?;
-        // A source that never reads would close its connection with tickets unread, which resets it: what it sent last could be
-        // lost.
+        // A source that never reads would close its connection with tickets unread, which resets
+        // it: what it sent last could be lost.
         config.send_tls13_tickets = 0;
         Ok(Self {
             config: Arc::new(config),

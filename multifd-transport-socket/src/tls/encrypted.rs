@@ -1,21 +1,13 @@
 //! Moving bytes through a session, with the deadlines of its connection.
 
+use super::Session;
+use super::outcome::{Cut, Received};
 use crate::connection::{Connection, Step};
 use crate::sys;
-use crate::tls::{Received, Session};
 use multifd_core::{ChannelError, Iov};
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
-
-/// What the end of a connection is whose session has not been ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Cut {
-    /// The end, as the peer may do it so.
-    IsEnd,
-    /// An error: what was to come may have been cut off.
-    IsError,
-}
 
 impl Connection {
     /// Waits until the socket is ready; `false` if that takes longer than the deadline.
@@ -85,7 +77,12 @@ impl Connection {
     }
 
     /// Receives some bytes into `buffer`.
-    pub(crate) fn decrypt(&self, tls: &Session, buffer: &mut [u8], cut: Cut) -> Result<Step, ChannelError> {
+    pub(crate) fn decrypt(
+        &self,
+        tls: &Session,
+        buffer: &mut [u8],
+        cut: Cut,
+    ) -> Result<Step, ChannelError> {
         self.handshake(tls)?;
         let since = Instant::now();
         loop {
@@ -97,7 +94,8 @@ impl Connection {
                     return Ok(Step::Moved(0));
                 }
                 Received::Cut => {
-                    let why = "the connection ended without TLS's own end: it may have been cut off";
+                    let why =
+                        "the connection ended without TLS's own end: it may have been cut off";
                     return Err(ChannelError::Peer(why.into()));
                 }
                 Received::Nothing => {

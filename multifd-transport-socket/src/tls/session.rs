@@ -1,31 +1,22 @@
-//! One TLS connection over a socket that is only ever used without waiting: waits are for whoever holds no lock.
+//! One TLS connection over a socket that is only ever used without waiting: waits are for whoever
+//! holds no lock.
 
 use crate::sys;
-use crate::tls::{TlsClient, TlsServer};
+use crate::tls::{Received, TlsClient, TlsServer};
+use multifd_core::sync::lock;
 use multifd_core::{ChannelError, Iov};
 use rustls::{
-    AlertDescription, ClientConnection, Connection, Error as Rustls, InvalidMessage, ServerConnection,
+    AlertDescription, ClientConnection, Connection, Error as Rustls, InvalidMessage,
+    ServerConnection,
 };
 use socket2::Socket;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 /// Bytes that are encrypted at once: one record.
 const RECORD: usize = 16 << 10;
 /// Bytes that may wait, encrypted, to be written.
 const PENDING: usize = 256 << 10;
-
-/// What came of reading.
-pub(crate) enum Received {
-    /// Bytes.
-    Bytes(usize),
-    /// The peer has ended the session properly.
-    End,
-    /// The connection has ended, and the session had not.
-    Cut,
-    /// Nothing yet: wait for the socket.
-    Nothing,
-}
 
 /// A TLS session. One thread may read while another writes.
 pub(crate) struct Session {
@@ -45,8 +36,8 @@ impl std::fmt::Debug for Session {
 
 impl Session {
     pub(crate) fn client(client: &TlsClient) -> Result<Self, ChannelError> {
-        let connection =
-            ClientConnection::new(client.config.clone(), client.name.clone()).map_err(|e| refused(&e))?;
+        let connection = ClientConnection::new(client.config.clone(), client.name.clone())
+            .map_err(|e| refused(&e))?;
         Ok(Self::new(connection.into()))
     }
 
@@ -66,7 +57,7 @@ impl Session {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Whether the handshake is not over yet.
@@ -74,7 +65,8 @@ impl Session {
         self.state().connection.is_handshaking()
     }
 
-    /// Goes as far with the handshake as the socket allows; returns whether it waits to be written to, and not to be read.
+    /// Goes as far with the handshake as the socket allows; returns whether it waits to be written
+    /// to, and not to be read.
     pub(crate) fn handshake(&self, socket: &Socket) -> Result<bool, ChannelError> {
         let mut state = self.state();
         let connection = &mut state.connection;
@@ -99,18 +91,27 @@ impl Session {
         write_out(connection, socket).map(|done| !done)
     }
 
-    /// Encrypts the start of `iovs`, and writes out what the socket takes; returns how many bytes of `iovs` were taken, and
-    /// whether the socket takes more.
-    pub(crate) fn send(&self, socket: &Socket, iovs: &[Iov<'_>]) -> Result<(usize, bool), ChannelError> {
+    /// Encrypts the start of `iovs`, and writes out what the socket takes; returns how many bytes
+    /// of `iovs` were taken, and whether the socket takes more.
+    pub(crate) fn send(
+        &self,
+        socket: &Socket,
+        iovs: &[Iov<'_>],
+    ) -> Result<(usize, bool), ChannelError> {
         let mut state = self.state();
-        let State { connection, staging } = &mut *state;
+        let State {
+            connection,
+            staging,
+        } = &mut *state;
         let mut taken = 0;
         for iov in iovs {
             let mut left = *iov;
             while !left.is_empty() {
                 // Guest memory may change while it is encrypted: only a copy stays what it is.
                 let n = left.copy_to(staging);
-                let accepted = connection.writer().write(staging.get(..n).unwrap_or_default())?;
+                let accepted = connection
+                    .writer()
+                    .write(staging.get(..n).unwrap_or_default())?;
                 taken += accepted;
                 if accepted < n {
                     return Ok((taken, write_out(connection, socket)?));
@@ -127,7 +128,11 @@ impl Session {
     }
 
     /// Decrypts what has come into `buffer`.
-    pub(crate) fn recv(&self, socket: &Socket, buffer: &mut [u8]) -> Result<Received, ChannelError> {
+    pub(crate) fn recv(
+        &self,
+        socket: &Socket,
+        buffer: &mut [u8],
+    ) -> Result<Received, ChannelError> {
         let mut state = self.state();
         let connection = &mut state.connection;
         loop {
@@ -147,8 +152,8 @@ impl Session {
         }
     }
 
-    /// Reads what is there and is of no use, such as tickets for a next session: left unread, it would have the connection reset
-    /// when it is closed.
+    /// Reads what is there and is of no use, such as tickets for a next session: left unread, it
+    /// would have the connection reset when it is closed.
     pub(crate) fn drain(&self, socket: &Socket) {
         while matches!(self.recv(socket, &mut [0; 256]), Ok(Received::Bytes(_))) {}
     }
@@ -185,7 +190,7 @@ fn refused(error: &Rustls) -> ChannelError {
     let advice = match error {
         Rustls::InvalidMessage(
             InvalidMessage::InvalidContentType | InvalidMessage::UnknownProtocolVersion,
-        ) => ": the peer does not speak TLS",
+        ) => ": the peer does not speak TLS, or has broken off",
         Rustls::NoCertificatesPresented => ": every client must have a certificate here",
         Rustls::AlertReceived(AlertDescription::CertificateRequired) => {
             ": the peer asks for a certificate (client-cert.pem, client-key.pem)"

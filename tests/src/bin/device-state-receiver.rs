@@ -1,7 +1,10 @@
-//! The other process of `tests/device_state.rs`: receives labelled buffers over two channels, and prints what came.
+//! The other process of `tests/device_state.rs`: receives labelled buffers over two channels, and
+//! prints what came.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use multifd_core::{Buffers, ChannelSource, DeviceStateSink, RamMap, Receiver, ReceiverConfig};
+use multifd_core::{
+    BoxError, ChannelSource, DeviceBuffer, DeviceSink, RamMap, Receiver, ReceiverConfig,
+};
 use multifd_tests::guest::sha256;
 use multifd_transport_socket::{SocketListener, SocketOptions};
 use std::sync::{Arc, Mutex};
@@ -9,9 +12,9 @@ use std::sync::{Arc, Mutex};
 #[derive(Default)]
 struct Taken(Mutex<Vec<String>>);
 
-impl DeviceStateSink for Taken {
-    fn take(&self, buffers: Buffers) -> Result<(), String> {
-        let Buffers {
+impl DeviceSink for Taken {
+    fn take(&self, buffers: DeviceBuffer) -> Result<(), BoxError> {
+        let DeviceBuffer {
             label,
             instance,
             data,
@@ -31,10 +34,8 @@ fn main() {
     let mut listener = SocketListener::bind(&address, SocketOptions::default()).unwrap();
     println!("{}", listener.address().unwrap());
     let taken = Arc::new(Taken::default());
-    let config = ReceiverConfig {
-        device_state: Some(Arc::clone(&taken) as Arc<dyn DeviceStateSink>),
-        ..ReceiverConfig::default()
-    };
+    let config =
+        ReceiverConfig::default().device_state(Some(Arc::clone(&taken) as Arc<dyn DeviceSink>));
     let mut receiver = Receiver::new(RamMap::new(), config).unwrap();
     while receiver.channels() < 2 {
         let channel = listener.next_channel(true).unwrap().expect("a channel");

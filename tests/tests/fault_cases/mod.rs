@@ -38,7 +38,10 @@ fn packets(channel: &[u8]) -> Vec<(usize, usize, usize)> {
 fn tail_start(main: &[u8]) -> usize {
     // The end section: 0x03, its id, flush, end, footer; then the first device section.
     let end = [0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 16, 0x7e];
-    let at = main.windows(end.len()).rposition(|window| window == end).unwrap();
+    let at = main
+        .windows(end.len())
+        .rposition(|window| window == end)
+        .unwrap();
     at + end.len() + 4
 }
 
@@ -139,9 +142,14 @@ pub fn cases() -> Vec<Case> {
     add("another UUID".into(), "the source's UUID is", None, &|s| {
         s.channels[1][8] ^= 1;
     });
-    add("an id twice".into(), "connected a second time", None, &|s| {
-        s.channels[1][24] = s.channels[0][24];
-    });
+    add(
+        "an id twice".into(),
+        "connected a second time",
+        None,
+        &|s| {
+            s.channels[1][24] = s.channels[0][24];
+        },
+    );
     add(
         "an id out of range".into(),
         "a channel with id 7 connected",
@@ -163,15 +171,25 @@ pub fn cases() -> Vec<Case> {
         None,
         &|s| s.channels[0][data + 64] = b'x',
     );
-    add("a block without end".into(), "ramblock is not", None, &|s| {
-        s.channels[0][data + 64..data + 320].fill(b'x');
-    });
+    add(
+        "a block without end".into(),
+        "ramblock is not",
+        None,
+        &|s| {
+            s.channels[0][data + 64..data + 320].fill(b'x');
+        },
+    );
     add("a huge pages_alloc".into(), "pages_alloc is", None, &|s| {
         s.channels[0][data + 12] = 0xff;
     });
-    add("a huge normal_pages".into(), "normal_pages is", None, &|s| {
-        s.channels[0][data + 16] = 0xff;
-    });
+    add(
+        "a huge normal_pages".into(),
+        "normal_pages is",
+        None,
+        &|s| {
+            s.channels[0][data + 16] = 0xff;
+        },
+    );
     add("a huge payload".into(), "next_packet_size is", None, &|s| {
         s.channels[0][data + 20] = 0xff;
     });
@@ -201,10 +219,15 @@ pub fn cases() -> Vec<Case> {
         });
     });
 
-    add("a main channel that stalls".into(), "for 400ms", None, &|s| {
-        s.hold = true;
-        s.main.truncate(tail + 100);
-    });
+    add(
+        "a main channel that stalls".into(),
+        "for 400ms",
+        None,
+        &|s| {
+            s.hold = true;
+            s.main.truncate(tail + 100);
+        },
+    );
     add(
         "a channel that stalls between packets".into(),
         "nothing moved for",
@@ -290,7 +313,11 @@ pub fn cases() -> Vec<Case> {
             &[8, 0, 1, 0, 0, 8, 0, 2, 0, 4, 0, 0, 0, 1],
             "switch the return-path capability off",
         ),
-        ("3", &[8, 0, 3, 0, 16], "switch the postcopy-ram capability off"),
+        (
+            "3",
+            &[8, 0, 3, 0, 16],
+            "switch the postcopy-ram capability off",
+        ),
         (
             "1, 2 and 3",
             &[8, 0, 1, 0, 0, 8, 0, 2, 0, 4, 0, 0, 0, 1, 8, 0, 3, 0, 16],
@@ -301,7 +328,11 @@ pub fn cases() -> Vec<Case> {
             &[8, 0, 1, 0, 0, 8, 0, 3, 0, 0],
             "switch the dirty-bitmaps capability off",
         ),
-        ("7", &[8, 0, 7, 0, 0], "switch the postcopy-ram capability off"),
+        (
+            "7",
+            &[8, 0, 7, 0, 0],
+            "switch the postcopy-ram capability off",
+        ),
         ("8", &[8, 0, 8, 0, 0], "switch the x-colo capability off"),
         ("99", &[8, 0, 99, 0, 0], "an unknown command (99)"),
     ] {
@@ -341,10 +372,14 @@ pub fn cases() -> Vec<Case> {
     );
     add(
         "a block twice".into(),
-        "there is a block of that name already",
+        "is in the map already",
         None,
         &|s| {
-            let bios = s.main.windows(7).position(|window| window == b"pc.bios").unwrap();
+            let bios = s
+                .main
+                .windows(7)
+                .position(|window| window == b"pc.bios")
+                .unwrap();
             s.main[bios..bios + 6].copy_from_slice(b"pc.ram");
             s.main[bios + 6..].rotate_left(1);
             s.main[bios - 1] = 6;
@@ -364,7 +399,11 @@ pub fn cases() -> Vec<Case> {
         "the iterable section \"rbm\"",
         None,
         &|s| {
-            let at = s.main.windows(4).position(|window| window == b"\x03ram").unwrap();
+            let at = s
+                .main
+                .windows(4)
+                .position(|window| window == b"\x03ram")
+                .unwrap();
             s.main[at + 2] = b'b';
         },
     );

@@ -1,0 +1,26 @@
+#![doc = include_str!("../README.md")]
+#![deny(missing_docs)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // For tests: a failure panics.
+#![allow(clippy::missing_panics_doc, clippy::missing_errors_doc)]
+
+mod bytes_channel;
+mod conformance;
+mod counting;
+mod endings;
+mod guests;
+mod mutations;
+mod network;
+mod pipe;
+#[cfg(feature = "tracing")]
+mod trace;
+
+pub use bytes_channel::{Bytes, NoUnblock};
+pub use conformance::{fixed_places_conformance, transport_conformance};
+pub use counting::CountingAllocator;
+pub use endings::endings_conformance;
+pub use guests::{bytes, guest, write};
+pub use mutations::{mutations, seeds};
+pub use network::{Network, NetworkListener};
+pub use pipe::{Pipe, Pipes, PipesEnd};
+#[cfg(feature = "tracing")]
+pub use trace::Trace;
