@@ -13,8 +13,10 @@ mod channel;
 
 use channel::{block, contents, unpack};
 use multifd_compress::{Qatzip, Qpl, Uadk, Zlib, Zstd};
+use multifd_core::packet::Compression;
 use multifd_core::{
-    MemoryBudget, Method, MethodError, PageBatch, PayloadBuf, RamBlock, UnpackError,
+    MemoryBudget, Method, MethodError, PageBatch, PayloadBuf, Prepare, RamBlock, Unpack,
+    UnpackError,
 };
 use proptest::prelude::*;
 use std::io::Write;
@@ -84,6 +86,21 @@ fn streams_run_on_across_packets() {
     }
 }
 
+/// Compresses the pages of one block, and decompresses them into the other; returns the payload.
+fn through(
+    (prepare, unpacker): (&mut dyn Prepare, &mut dyn Unpack),
+    kind: Compression,
+    (source, target): (&Arc<RamBlock>, &Arc<RamBlock>),
+    offsets: &[u64],
+) -> Vec<u8> {
+    let mut payload = PayloadBuf::default();
+    let batch = PageBatch::from_offsets(source, offsets).unwrap();
+    prepare.prepare(&batch, &mut payload).unwrap();
+    let payload = payload.staged().clone();
+    unpack(unpacker, kind, target, offsets, &payload).unwrap();
+    payload
+}
+
 #[test]
 fn pages_that_do_not_become_smaller_harm_none_that_follow() {
     for method in accelerators() {
@@ -97,18 +114,12 @@ fn pages_that_do_not_become_smaller_harm_none_that_follow() {
                 bytes[4096 - (page * 7 + round) % 512..].fill(1);
                 source.page(page as u64 * 4096).unwrap().copy_from(&bytes);
             }
-            let mut payload = PayloadBuf::default();
-            let batch = PageBatch::from_offsets(&source, &offsets).unwrap();
-            prepare.prepare(&batch, &mut payload).unwrap();
-            let payload = payload.staged().clone();
-            unpack(
-                unpacker.as_mut(),
+            through(
+                (prepare.as_mut(), unpacker.as_mut()),
                 method.kind(),
-                &target,
+                (&source, &target),
                 &offsets,
-                &payload,
-            )
-            .unwrap();
+            );
             assert!(contents(&source) == contents(&target), "{}", method.kind());
         }
     }
@@ -129,18 +140,12 @@ fn zlib_stream(level: u8, packets: &[Vec<usize>]) -> Vec<usize> {
             source.page(offset).unwrap().copy_from(&bytes);
             offsets.push(offset);
         }
-        let mut payload = PayloadBuf::default();
-        let batch = PageBatch::from_offsets(&source, &offsets).unwrap();
-        prepare.prepare(&batch, &mut payload).unwrap();
-        let payload = payload.staged().clone();
-        unpack(
-            unpacker.as_mut(),
+        let payload = through(
+            (prepare.as_mut(), unpacker.as_mut()),
             method.kind(),
-            &target,
+            (&source, &target),
             &offsets,
-            &payload,
-        )
-        .unwrap();
+        );
         assert!(
             contents(&source) == contents(&target),
             "packet {number} of {packets:?}"

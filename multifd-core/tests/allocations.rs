@@ -1,11 +1,9 @@
 //! Steady state allocates nothing per packet.
 #![allow(clippy::unwrap_used)]
 
-use multifd_core::{
-    ChannelError, Message, Plain, RamBlock, RamMap, SendChannel, Sender, SenderConfig,
-};
+use multifd_core::{ChannelError, Message, Plain, SendChannel, Sender, SenderConfig};
 use multifd_core::{SyncScope, Transport, Unblock, WriteFlags};
-use multifd_testing::CountingAllocator;
+use multifd_testing::{CountingAllocator, guest};
 
 #[global_allocator]
 static ALLOCATIONS: CountingAllocator = CountingAllocator::new();
@@ -37,9 +35,7 @@ impl Transport for Sink {
 #[test]
 fn ten_thousand_packets_allocate_nothing() {
     const PAGES: u64 = 128 * 100;
-    let mut ram = RamMap::new();
-    ram.add(RamBlock::anonymous("pc.ram", PAGES * 4096, 4096).unwrap())
-        .unwrap();
+    let ram = guest("pc.ram", PAGES);
     // Every packet has runs of one page, longer runs, and zero pages.
     for page in (0..PAGES).filter(|page| page % 5 != 0 && page % 64 < 50) {
         ram.blocks()[0].page(page * 4096).unwrap().copy_from(&[1]);

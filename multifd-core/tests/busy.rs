@@ -2,9 +2,10 @@
 #![allow(clippy::unwrap_used)]
 
 use multifd_core::{
-    Capabilities, ChannelError, Message, Plain, RamBlock, RamMap, SendChannel, Sender,
-    SenderConfig, SyncScope, Transport, Unblock, WriteFlags, ZeroPages,
+    Capabilities, ChannelError, Message, Plain, SendChannel, Sender, SenderConfig, SyncScope,
+    Transport, Unblock, WriteFlags, ZeroPages,
 };
+use multifd_testing::guest;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -82,9 +83,7 @@ impl Transport for Gauge {
 
 /// Sends all pages of a guest several times; each time every channel has to end the round.
 fn rounds(gauge: &Gauge, count: u64) {
-    let mut ram = RamMap::new();
-    ram.add(RamBlock::anonymous("pc.ram", PAGES * 4096, 4096).unwrap())
-        .unwrap();
+    let ram = guest("pc.ram", PAGES);
     let config = SenderConfig::default()
         .channels(CHANNELS)
         .zero_pages(ZeroPages::Off);

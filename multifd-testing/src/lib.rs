@@ -4,6 +4,8 @@
 #![allow(clippy::missing_panics_doc, clippy::missing_errors_doc)]
 
 mod bytes_channel;
+#[cfg(feature = "certificates")]
+mod certificates;
 mod conformance;
 mod counting;
 mod endings;
@@ -15,6 +17,8 @@ mod pipe;
 mod trace;
 
 pub use bytes_channel::{Bytes, NoUnblock};
+#[cfg(feature = "certificates")]
+pub use certificates::Authority;
 pub use conformance::{fixed_places_conformance, transport_conformance};
 pub use counting::CountingAllocator;
 pub use endings::endings_conformance;

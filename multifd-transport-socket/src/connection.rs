@@ -92,11 +92,8 @@ impl Connection {
     /// A connection over a connected socket. No wait on it lasts longer than `deadline`.
     pub(crate) fn new(socket: Socket, deadline: Duration) -> io::Result<Self> {
         socket.set_nonblocking(false)?;
-        // A read waits for all it is to get; what has come of it is to be noticed well within the
-        // deadline.
-        socket.set_read_timeout(Some((deadline / 4).max(Duration::from_millis(1))))?;
         socket.set_write_timeout(Some(deadline))?;
-        Ok(Self {
+        let this = Self {
             socket,
             stopped: AtomicBool::new(false),
             deadline,
@@ -107,10 +104,13 @@ impl Connection {
             tls: None,
             bandwidth: None,
             secret: None,
-        })
+        };
+        this.follow_clock(deadline)?;
+        Ok(this)
     }
 
-    /// Lets reads return in time for a clock with this deadline.
+    /// Lets reads return in time for a clock with this deadline: one waits for all it is to get, and
+    /// what has come of it is to be noticed well before.
     pub(crate) fn follow_clock(&self, deadline: Duration) -> io::Result<()> {
         let tick = self.deadline.min(deadline) / 4;
         self.socket

@@ -2,10 +2,9 @@
 #![allow(clippy::unwrap_used)]
 
 use multifd_core::{
-    ChannelSource, Plain, RamBlock, RamMap, Receiver, ReceiverConfig, Sender, SenderConfig,
-    SyncScope,
+    ChannelSource, Plain, Receiver, ReceiverConfig, Sender, SenderConfig, SyncScope,
 };
-use multifd_testing::CountingAllocator;
+use multifd_testing::{CountingAllocator, guest};
 use multifd_transport_socket::{SocketListener, SocketOptions, SocketTransport};
 
 #[global_allocator]
@@ -13,16 +12,9 @@ static ALLOCATIONS: CountingAllocator = CountingAllocator::new();
 
 const PAGES: u64 = 128 * 20;
 
-fn guest() -> RamMap {
-    let mut ram = RamMap::new();
-    ram.add(RamBlock::anonymous("pc.ram", PAGES * 4096, 4096).unwrap())
-        .unwrap();
-    ram
-}
-
 #[test]
 fn ten_thousand_packets_allocate_nothing_on_either_end() {
-    let (source, target) = (guest(), guest());
+    let (source, target) = (guest("pc.ram", PAGES), guest("pc.ram", PAGES));
     for page in (0..PAGES).filter(|page| page % 5 != 0 && page % 64 < 50) {
         source.blocks()[0]
             .page(page * 4096)

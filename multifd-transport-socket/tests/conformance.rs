@@ -1,8 +1,6 @@
 //! The engine's rules for transports, over real sockets.
 #![allow(clippy::unwrap_used)]
 
-mod folder_of_certificates;
-
 use multifd_testing::{endings_conformance, transport_conformance};
 use multifd_transport_socket::{Admission, SocketListener, SocketOptions, SocketTransport};
 use std::path::Path;
@@ -106,6 +104,7 @@ mod secret {
 #[cfg(feature = "tls")]
 mod tls {
     use super::*;
+    use multifd_testing::Authority;
     use multifd_transport_socket::{TlsClient, TlsServer};
 
     fn ends(folder: &Path, address: &str) -> (SocketTransport, SocketListener) {
@@ -121,7 +120,7 @@ mod tls {
     #[test]
     fn tls_keeps_the_rules() {
         let folder = tempfile::tempdir().unwrap();
-        folder_of_certificates::fill(folder.path());
+        Authority::new().fill(folder.path(), &["localhost"]);
         transport_conformance(|_| {
             let (transport, listener) = ends(folder.path(), TCP);
             (Box::new(transport), Box::new(listener))
@@ -131,7 +130,7 @@ mod tls {
     #[test]
     fn migrations_under_tls_end_right() {
         let folder = tempfile::tempdir().unwrap();
-        folder_of_certificates::fill(folder.path());
+        Authority::new().fill(folder.path(), &["localhost"]);
         let mut next = unix_addresses(folder.path());
         for address in [TCP.to_owned(), next()] {
             endings_conformance(|| {

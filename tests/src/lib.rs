@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // Test code: a panic is a failed test.
 #![allow(clippy::missing_panics_doc)]
 
-pub mod certificates;
 pub mod core_files;
 pub mod golden;
 pub mod guest;

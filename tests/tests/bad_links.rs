@@ -3,7 +3,7 @@
 //! threads and descriptors.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use multifd_tests::certificates::Authority;
+use multifd_testing::Authority;
 use multifd_tests::guest::contents;
 use multifd_tests::pair::{Pair, ram};
 use multifd_tests::proxy::{Fault, Proxy};

@@ -1,7 +1,7 @@
 //! The program over every kind of address and link: spread, limited, cut, inherited, proved.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use multifd_tests::certificates::Authority;
+use multifd_testing::Authority;
 use multifd_tests::guest::contents;
 use multifd_tests::netns::{self, Link};
 use multifd_tests::pair::{Pair, ram};

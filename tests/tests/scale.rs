@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, unsafe_code)]
 
 use multifd_core::RamMap;
+use multifd_testing::Authority;
 use multifd_testing::CountingAllocator;
-use multifd_tests::certificates::Authority;
 use multifd_tests::guest::contents;
 use multifd_tests::pair::{Pair, ram};
 use multifd_tests::qemu::seeded;

@@ -2,7 +2,7 @@
 //! are.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use multifd_tests::certificates::Authority;
+use multifd_testing::Authority;
 use multifd_tests::guest::sha256;
 use multifd_tests::program::{Recv, extract, json, run};
 use multifd_tests::qemu::{Machine, Qemu, UUID, program, seeded};
