@@ -37,12 +37,13 @@ impl std::fmt::Debug for Session {
 impl Session {
     pub(crate) fn client(client: &TlsClient) -> Result<Self, ChannelError> {
         let connection = ClientConnection::new(client.config.clone(), client.name.clone())
-            .map_err(|e| refused(&e))?;
+            .map_err(|e| refused("TLS", &e))?;
         Ok(Self::new(connection.into()))
     }
 
     pub(crate) fn server(server: &TlsServer) -> Result<Self, ChannelError> {
-        let connection = ServerConnection::new(server.config.clone()).map_err(|e| refused(&e))?;
+        let connection =
+            ServerConnection::new(server.config.clone()).map_err(|e| refused("TLS", &e))?;
         Ok(Self::new(connection.into()))
     }
 
@@ -182,11 +183,16 @@ fn process(connection: &mut Connection, socket: &Socket) -> Result<(), ChannelEr
     };
     // The peer is told why, if it still listens.
     let _ = write_out(connection, socket);
-    Err(refused(&error))
+    let when = if connection.is_handshaking() {
+        "the TLS handshake"
+    } else {
+        "TLS"
+    };
+    Err(refused(when, &error))
 }
 
-/// What rustls says, and what to do about it where that is known.
-fn refused(error: &Rustls) -> ChannelError {
+/// What rustls says, when, and what to do about it where that is known.
+fn refused(when: &str, error: &Rustls) -> ChannelError {
     let advice = match error {
         Rustls::InvalidMessage(
             InvalidMessage::InvalidContentType | InvalidMessage::UnknownProtocolVersion,
@@ -197,7 +203,7 @@ fn refused(error: &Rustls) -> ChannelError {
         }
         _ => "",
     };
-    ChannelError::Peer(format!("TLS: {error}{advice}"))
+    ChannelError::Peer(format!("{when}: {error}{advice}"))
 }
 
 /// The socket, read and written without waiting.
