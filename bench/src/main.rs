@@ -15,6 +15,7 @@ mod measure;
 mod ours;
 mod ours_files;
 mod process;
+mod program;
 mod qemu;
 mod results;
 mod straight;
@@ -68,6 +69,8 @@ enum Role {
     Save(FileRole),
     #[command(hide = true)]
     Load(FileRole),
+    /// Measure the program, not the engine
+    Program(program::Program),
     /// Write an image as the runs use it
     Image {
         /// The file
@@ -82,6 +85,7 @@ fn main() -> std::process::ExitCode {
         Some(Role::Recv(role)) => ours::run_recv(role),
         Some(Role::Save(role)) => ours_files::run_save(role),
         Some(Role::Load(role)) => ours_files::run_load(role),
+        Some(Role::Program(args)) => program::run(args, &mut std::io::stdout()),
         Some(Role::Image { file }) => image::write(file, cli.size << 20, 1).map_err(Into::into),
         None => measure::run(&cli, &mut std::io::stdout()),
     };

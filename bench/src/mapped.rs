@@ -35,6 +35,7 @@ pub(crate) fn beside(path: &Path, memory: RamBlock) -> Result<Snapshot, Box<dyn 
         uuid: mapped.configuration.uuid().unwrap_or_default(),
         configuration: mapped.configuration.with_mapped_ram(false),
         ram,
+        zero_pages: multifd_core::ZeroPages::Detect,
         ram_section: mapped.ram_section,
         switchover_start: mapped.switchover_start,
         tail: mapped.tail,

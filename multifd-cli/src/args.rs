@@ -2,10 +2,10 @@
 
 use crate::encoding::{Encoding, Level, parse_level};
 use crate::method::{AnyChoice, Choice};
+use crate::monitor_args::{QemuOptions, Restore, Run, Snapshot};
 use crate::network::{Entrance, Exit, Tuning};
 use crate::options::{
-    ClientTls, Control, Deadlines, Dialect, Direct, Image, MAX_MEMORY, RelayTls, ServerTls, Show,
-    Writing, YEAR, ZeroCopy,
+    ClientTls, Dialect, Image, MAX_MEMORY, RelayTls, ServerTls, Show, Writing, YEAR, ZeroCopy,
 };
 use crate::size::parse_size;
 use crate::threads::Threads;
@@ -35,6 +35,8 @@ pub(crate) enum Command {
     Relay(Relay),
     Snapshot(Snapshot),
     Restore(Restore),
+    QemuOptions(QemuOptions),
+    Run(Run),
     Inspect(Inspect),
     Extract(Extract),
     Verify(Verify),
@@ -172,9 +174,6 @@ pub(crate) struct Send {
     /// not on this machine alone
     #[arg(long, value_name = "WHEN", default_value = "off")]
     pub(crate) zero_copy: ZeroCopy,
-    /// Whether page data is read past the page cache
-    #[arg(long, value_name = "WHEN", default_value = "off")]
-    pub(crate) direct_io: Direct,
     /// The VM's UUID, for a destination that was given one [default: the one in the companion, if
     /// there is one]
     #[arg(long, value_name = "UUID")]
@@ -231,63 +230,6 @@ pub(crate) struct Relay {
     pub(crate) finishing: Finishing,
     #[command(flatten)]
     pub(crate) tuning: Tuning,
-    #[command(flatten)]
-    pub(crate) threads: Threads,
-    #[command(flatten)]
-    pub(crate) show: Show,
-}
-
-/// Take a snapshot of a running QEMU into a mapped-ram file
-///
-/// A running guest runs on while its memory is copied, stands still for the last of it, and goes
-/// on. One that is paused, or was not started yet, stays stopped: QEMU then calls it postmigrate,
-/// and does not migrate it again before it has run on (cont). One that stands still for another
-/// reason (a panic, an I/O error, a shutdown) needs --stop, as QEMU forgets the reason; one that is
-/// suspended to RAM is refused, as QEMU could not let it go on. Capabilities and parameters that
-/// had to be changed are changed back, by the next run if this one is killed.
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:
-  multifd snapshot --qmp /run/vm.qmp --out vm.mapped
-  multifd snapshot --qmp unix:/run/vm.qmp --out vm.mapped --channels 8 --compression zstd --stop")]
-pub(crate) struct Snapshot {
-    #[command(flatten)]
-    pub(crate) control: Control,
-    /// The file to write
-    #[arg(long, short, value_name = "FILE")]
-    pub(crate) out: PathBuf,
-    /// Rounds, as QEMU counts them, after which a guest that dirties its memory too fast is stopped
-    /// early
-    #[arg(long, value_name = "N", default_value_t = 20)]
-    pub(crate) max_rounds: u64,
-    #[command(flatten)]
-    pub(crate) memory: Memory,
-    #[command(flatten)]
-    pub(crate) writing: Writing,
-    #[command(flatten)]
-    pub(crate) deadlines: Deadlines,
-    #[command(flatten)]
-    pub(crate) threads: Threads,
-    #[command(flatten)]
-    pub(crate) show: Show,
-}
-
-/// Restore a snapshot into a QEMU that was started with -incoming defer
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:
-  qemu-system-x86_64 ... -incoming defer -qmp unix:/run/vm.qmp,server=on,wait=off
-  multifd restore --qmp /run/vm.qmp vm.mapped")]
-pub(crate) struct Restore {
-    #[command(flatten)]
-    pub(crate) image: Image,
-    #[command(flatten)]
-    pub(crate) control: Control,
-    /// Whether page data is read past the page cache
-    #[arg(long, value_name = "WHEN", default_value = "off")]
-    pub(crate) direct_io: Direct,
-    #[command(flatten)]
-    pub(crate) dialect: Dialect,
-    #[command(flatten)]
-    pub(crate) deadlines: Deadlines,
     #[command(flatten)]
     pub(crate) threads: Threads,
     #[command(flatten)]

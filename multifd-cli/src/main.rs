@@ -13,14 +13,18 @@ mod image;
 mod inspect;
 mod memory_map;
 mod method;
+mod monitor;
+mod monitor_args;
 mod network;
 mod options;
 mod private_socket;
 mod progress;
+mod qemu_options;
 mod recv;
 mod relay;
 mod report;
 mod restore;
+mod run;
 mod send;
 mod signals;
 mod size;
@@ -46,6 +50,11 @@ fn main() -> ExitCode {
         Command::Relay(args) => (args.show.json, relay::run(&args)),
         Command::Snapshot(args) => (args.show.json, snapshot::run(&args)),
         Command::Restore(args) => (args.show.json, restore::run(&args)),
+        Command::QemuOptions(args) => (args.show.json, qemu_options::run(&args)),
+        Command::Run(args) => match run::run(&args) {
+            Ok(status) => return status,
+            Err(error) => (false, Err(error)),
+        },
         Command::Inspect(args) => (args.show.json, inspect::run(&args)),
         Command::Verify(args) => (args.show.json, verify::run(&args)),
         Command::Diff(args) => (args.show.json, diff::run(&args)),

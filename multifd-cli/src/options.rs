@@ -5,7 +5,7 @@ use crate::method::OneMethod;
 use crate::size::parse_size;
 use clap::{Args, ValueEnum};
 use multifd_core::packet::Compression;
-use multifd_qemu::file::{LoadOptions, SaveOptions};
+use multifd_qemu::file::SaveOptions;
 use multifd_transport_file::DirectIo;
 use multifd_transport_socket::{Address, Secret, SocketOptions, TlsClient, TlsServer};
 use std::path::{Path, PathBuf};
@@ -106,13 +106,6 @@ impl Writing {
             .digest(!self.no_digest)
             .direct(self.direct_io.into())
             .preallocate(self.preallocate)
-    }
-}
-
-impl Direct {
-    /// How a snapshot is read.
-    pub(crate) fn load_options(self) -> LoadOptions {
-        LoadOptions::default().direct(self.into())
     }
 }
 
@@ -234,30 +227,85 @@ pub(crate) enum ZeroCopy {
     Auto,
 }
 
-/// How to reach a QEMU on this machine.
+/// How to reach a QEMU.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Control {
     /// QEMU's QMP socket: a path, unix:PATH or tcp:HOST:PORT
     #[arg(long, value_name = "SOCKET", value_parser = parse_qmp)]
     pub(crate) qmp: Address,
-    /// Where QEMU and this program meet [default: a Unix socket in a private folder]
+    /// By which way memory goes: auto, file, socket, or an address to meet at
     ///
-    /// A QEMU that runs as another user cannot enter a private folder: use tcp:127.0.0.1:0 for it.
-    #[arg(long, value_name = "ADDRESS")]
-    pub(crate) via: Option<Address>,
-    /// How many channels
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..))]
-    pub(crate) channels: u8,
+    /// With file, QEMU writes or reads the file by itself (QEMU 9.0 and later, a QMP socket that is a
+    /// Unix socket, no compression); auto does so where it can. With socket, memory goes over a Unix
+    /// socket in a private folder. A QEMU that runs as another user cannot enter that: use
+    /// tcp:127.0.0.1:0 for it.
+    #[arg(long, value_name = "WAY", default_value = "auto")]
+    pub(crate) via: Via,
+    /// How many channels, or threads of QEMU [default: 4; 8 threads that read a file]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..))]
+    channels: Option<u8>,
     /// The compression
     #[arg(long, value_name = "METHOD", default_value = "none", value_parser = OneMethod)]
     pub(crate) compression: Compression,
     /// Start the guest afterwards
     #[arg(long, conflicts_with = "stop")]
     pub(crate) resume: bool,
-    /// Leave the guest stopped afterwards (in the state postmigrate; QEMU migrates it again only
-    /// after it has run on)
+    /// Leave the guest stopped afterwards (after a snapshot in the state postmigrate; QEMU migrates
+    /// it again only after it has run on)
     #[arg(long)]
     pub(crate) stop: bool,
+}
+
+impl Control {
+    /// How many channels, or threads that write a file.
+    pub(crate) fn channels(&self) -> u8 {
+        self.channels.unwrap_or(4)
+    }
+
+    /// How many threads read a file into new memory: they wait for that memory more than for the
+    /// processors.
+    pub(crate) fn readers(&self) -> u8 {
+        self.channels.unwrap_or(8)
+    }
+}
+
+/// By which way memory goes between a QEMU and a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Via {
+    /// The best that is possible.
+    Auto,
+    /// QEMU writes or reads the file.
+    File,
+    /// Over sockets: at an address, or at a private one.
+    Socket(Option<Address>),
+}
+
+impl std::str::FromStr for Via {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "file" => Ok(Self::File),
+            "socket" => Ok(Self::Socket(None)),
+            address => match address.parse() {
+                Ok(address) => Ok(Self::Socket(Some(address))),
+                Err(error) => Err(format!(
+                    "neither auto, file, socket nor an address: {error}"
+                )),
+            },
+        }
+    }
+}
+
+impl Via {
+    /// Where to meet over sockets, if that was said.
+    pub(crate) fn address(&self) -> Option<&Address> {
+        match self {
+            Self::Socket(address) => address.as_ref(),
+            Self::Auto | Self::File => None,
+        }
+    }
 }
 
 /// What a destination understands, where the name of the machine type does not tell.

@@ -5,6 +5,7 @@ use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressDrawTarget, Prog
 use multifd_core::sync::lock;
 use multifd_core::{Stats, StatsHandle};
 use multifd_qemu::Started;
+use multifd_qemu::qmp::SnapshotProgress;
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -61,10 +62,15 @@ impl Rounds {
 }
 
 /// The watch of a transfer that has not started yet; the watch ends when it is dropped.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Slot(Arc<Mutex<Option<Watch>>>);
 
 impl Slot {
+    /// Ends the watch, whoever else has the slot.
+    pub(crate) fn end(&self) {
+        lock(&self.0).take();
+    }
+
     /// What starts the watch: to be called when the transfer knows its RAM blocks.
     pub(crate) fn on_start(
         &self,
@@ -87,18 +93,6 @@ impl Slot {
 }
 
 impl Slot {
-    /// The same for a file that is written.
-    pub(crate) fn on_writing(
-        &self,
-        what: &str,
-        quiet: bool,
-    ) -> Box<dyn FnOnce(StatsHandle, u64) + Send> {
-        let (slot, what) = (Arc::clone(&self.0), what.to_owned());
-        Box::new(move |stats, total| {
-            *lock(&slot) = Some(Watch::new(&what, stats, total, quiet, &Rounds::default()));
-        })
-    }
-
     /// The same for a migration that is passed on: how large it is nobody says.
     pub(crate) fn on_passing(
         &self,
@@ -110,6 +104,35 @@ impl Slot {
         Box::new(move |incoming, _| {
             *lock(&slot) = Some(Watch::new(&what, incoming, 0, quiet, &rounds));
         })
+    }
+}
+
+/// How far a QEMU is that copies its memory by itself.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ByQemu {
+    done: Arc<AtomicU64>,
+    rounds: Arc<AtomicU64>,
+}
+
+impl ByQemu {
+    /// QEMU has said how far it is.
+    pub(crate) fn set(&self, progress: SnapshotProgress) {
+        let done = progress.ram_bytes.saturating_sub(progress.remaining_bytes);
+        self.done.store(done, Ordering::Relaxed);
+        self.rounds.store(progress.rounds, Ordering::Relaxed);
+    }
+
+    /// Shows it in a slot, on the way to `total` bytes.
+    pub(crate) fn show(&self, slot: &Slot, what: &str, total: u64, quiet: bool) {
+        let seen = self.clone();
+        let position = move || {
+            let round = seen.rounds.load(Ordering::Relaxed);
+            (
+                seen.done.load(Ordering::Relaxed),
+                (round > 0).then_some(round),
+            )
+        };
+        *lock(&slot.0) = Some(Watch::of(what, position, total, quiet));
     }
 }
 

@@ -7,8 +7,8 @@ use crate::progress::{Rounds, Slot};
 use crate::report::{self, Guest, Transfer};
 use crate::{method, signals, threads};
 use multifd_core::{Progress, ReceiverConfig};
-use multifd_qemu::file::{SaveOptions, Saved, Target};
-use multifd_qemu::{IncomingMigration, Limits, ReceiveOptions, Received};
+use multifd_qemu::file::{Saved, Target};
+use multifd_qemu::{IncomingMigration, Limits, ReceiveOptions, Received, Tail};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ pub(crate) fn run(args: &Recv) -> Result<(), Failure> {
     let cancel = signals::cancel_on_signal()?;
     let socket = args.tuning.options();
     let saving = args.writing.options().cancel(cancel.clone());
-    let target = Target::create(&args.out, &saving)?;
+    let mut target = Target::create(&args.out, &saving)?;
     let mut listener = args.entrance.open(socket, &args.tls, args.show)?;
     let budget = args.memory.budget();
     let engine = ReceiverConfig::default()
@@ -35,8 +35,10 @@ pub(crate) fn run(args: &Recv) -> Result<(), Failure> {
         .or_else(machine_memory)
         .unwrap_or(limits.ram_bytes);
     let watch = Slot::default();
+    target.write_back_early();
     let mut options = ReceiveOptions::default()
         .engine(engine)
+        .sink(Some(target.sink()?))
         .channels(args.channels)
         .need_vmdesc(!args.allow_no_vmdesc)
         .limits(limits.ram_bytes(most))
@@ -54,42 +56,31 @@ pub(crate) fn run(args: &Recv) -> Result<(), Failure> {
     drop(watch);
     let received = received?;
     let took = begun.elapsed();
-    warn_of_sections(&received);
-    let kept = keep(target, saving, args.show, |target, saving| {
-        Ok(target.save(&received.snapshot, None, saving)?)
-    })?;
+    warn_of_sections(&received.snapshot.tail);
+    let kept = keep(|| Ok(target.keep(&received.snapshot, None, &cancel)?))?;
     // The source may take this for our word that all is well.
     migration.accept()?;
     finish(&args.out, args.show, (&received, took), &kept, None)
 }
 
-/// A snapshot that has been written, and how long it took to write, sync and name it.
+/// A snapshot that has been written, and how long it took to complete, sync and name it.
 pub(crate) struct Kept {
     pub(crate) saved: Saved,
     pub(crate) took: Duration,
 }
 
-/// Has `save` write a snapshot, and shows how far it is.
-pub(crate) fn keep(
-    target: Target,
-    saving: SaveOptions,
-    show: Show,
-    save: impl FnOnce(Target, SaveOptions) -> Result<Saved, Failure>,
-) -> Result<Kept, Failure> {
+/// Has `save` complete a snapshot's file.
+pub(crate) fn keep(save: impl FnOnce() -> Result<Saved, Failure>) -> Result<Kept, Failure> {
     let begun = Instant::now();
-    let watch = Slot::default();
-    let saving = saving.on_start(Some(watch.on_writing("writing", show.quiet)));
-    let saved = save(target, saving);
-    drop(watch);
     Ok(Kept {
-        saved: saved?,
+        saved: save()?,
         took: begun.elapsed(),
     })
 }
 
 /// Says what `verify` would say of the device sections.
-pub(crate) fn warn_of_sections(received: &Received) {
-    if received.snapshot.tail.sections().is_none() {
+pub(crate) fn warn_of_sections(tail: &Tail) {
+    if tail.sections().is_none() {
         report::note(
             "WARNING: the device sections and QEMU's description of them do not fit, or it is missing; multifd verify will say the \
              same of the file",
@@ -142,17 +133,22 @@ pub(crate) fn finish(
         guest,
         ..Transfer::default()
     };
+    let text = format!("{}\n{}", result.line("received"), written(&result));
+    report::print(show.json, &result, &text)
+}
+
+/// What has been written, and what became of the guest.
+pub(crate) fn written(result: &Transfer) -> String {
     let mut text = format!(
-        "{}\n{}: machine {}, {} pages stored, written in {:.2} s",
-        result.line("received"),
-        out.display(),
+        "{}: machine {}, {} pages stored, on the disk after {:.2} s more",
+        result.file.as_deref().unwrap_or_default(),
         report::tame(&result.machine),
-        kept.saved.written.pages,
-        kept.took.as_secs_f64()
+        result.stored_pages.unwrap_or(0),
+        result.write_seconds.unwrap_or(0.0)
     );
     if let Some(guest) = &result.guest {
         text.push('\n');
         text.push_str(&guest.line());
     }
-    report::print(show.json, &result, &text)
+    text
 }

@@ -202,10 +202,24 @@ pub(crate) struct Transfer {
     /// The state of a restored guest, in QEMU's words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) state: Option<String>,
+    /// QEMU read or wrote the file by itself: nothing was counted.
+    pub(crate) by_qemu: bool,
+    /// What of a snapshot is mapped, and what had to be loaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) mapped: Option<Mapped>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) auto: Option<Chosen>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) zero_copy: Option<ZeroCopy>,
+}
+
+/// A snapshot that is a QEMU's RAM.
+#[derive(Debug, Serialize)]
+pub(crate) struct Mapped {
+    pub(crate) blocks: usize,
+    pub(crate) bytes: u64,
+    pub(crate) reloaded_pages: u64,
+    pub(crate) sent_bytes: u64,
 }
 
 /// How zero-copy sends went.
@@ -275,6 +289,11 @@ impl Transfer {
             self.compression,
         )
     }
+}
+
+/// A size for people.
+pub(crate) fn bytes(bytes: u64) -> HumanBytes {
+    HumanBytes(bytes)
 }
 
 pub(crate) fn channels(stats: &Stats) -> Vec<Counts> {

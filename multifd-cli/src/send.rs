@@ -10,7 +10,7 @@ use crate::signals;
 use multifd_core::{
     CancelHandle, ChannelError, Checksums, Error as EngineError, SenderConfig, WriteFlags,
 };
-use multifd_qemu::file::{SnapshotFile, load_raw};
+use multifd_qemu::file::{SnapshotFile, map_raw};
 use multifd_qemu::{
     Error, OutgoingMigration, SendOptions, Sent, Snapshot, SyncStyle, ZeroPageStyle,
 };
@@ -21,17 +21,14 @@ pub(crate) fn run(args: &Send) -> Result<(), Failure> {
     args.threads.apply()?;
     let cancel = signals::cancel_on_signal()?;
     let encoder = args.encoding.encoder(Some(args.channels))?;
-    let loading = args.direct_io.load_options();
     let mut snapshot = match (&args.file, &args.raw) {
-        (Some(file), _) => SnapshotFile::open(file, args.offset)?.load(&loading)?,
-        (None, Some(raw)) => load_raw(raw, &args.block, &loading)?,
+        (Some(file), _) => mapped(SnapshotFile::open(file, args.offset)?, args.dialect)?,
+        (None, Some(raw)) => map_raw(raw, &args.block)?,
         (None, None) => return Err(Failure::Other("there is nothing to send".into())),
     };
     if let Some(uuid) = args.uuid {
         snapshot.uuid = uuid;
     }
-    // Nobody changes it any more: a codec may read it in place.
-    snapshot.ram = std::mem::take(&mut snapshot.ram).freeze()?;
     let socket = args
         .tuning
         .options()
@@ -59,6 +56,14 @@ pub(crate) fn run(args: &Send) -> Result<(), Failure> {
         begun,
         (zero_copy, None),
     )
+}
+
+/// A snapshot's memory as a mapping of its file, as the other end wants its zero pages.
+pub(crate) fn mapped(file: SnapshotFile, dialect: Dialect) -> Result<Snapshot, Error> {
+    match dialect.zero_pages {
+        Some(ZeroPages::None) => file.map_clean(),
+        _ => file.map(),
+    }
 }
 
 /// A destination that refuses breaks off without a word. The error gets what it may not have liked.

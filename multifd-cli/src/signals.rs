@@ -60,6 +60,11 @@ pub(crate) fn cancel_on_signal() -> Result<CancelHandle, Failure> {
     Ok(cancel)
 }
 
+/// The signal that was caught, or 0.
+pub(crate) fn caught() -> i32 {
+    CAUGHT.load(Ordering::Relaxed)
+}
+
 /// The exit status of a program ended by the signal that was caught, if one was.
 pub(crate) fn exit_status() -> Option<u8> {
     let signal = CAUGHT.load(Ordering::Relaxed);

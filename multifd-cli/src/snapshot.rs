@@ -1,62 +1,98 @@
 //! `multifd snapshot`: a running QEMU into a file, by its monitor.
 
-use crate::args::Snapshot;
 use crate::failure::{Failure, doing};
 use crate::method::Choice;
+use crate::monitor_args::Snapshot;
 use crate::network::warn_if_exposed;
-use crate::options::{Control, Show};
+use crate::options::{Direct, Show, Via};
 use crate::private_socket::MeetingPlace;
-use crate::progress::{Rounds, Slot};
-use crate::{method, recv, report, signals, threads};
-use multifd_core::{Progress, ReceiverConfig};
+use crate::progress::{ByQemu, Rounds, Slot};
+use crate::report::{self, Transfer};
+use crate::{method, monitor, recv, signals, threads};
+use multifd_core::packet::Compression;
+use multifd_core::{BoxError, CancelHandle, Progress, ReceiverConfig};
 use multifd_qemu::file::Target;
-use multifd_qemu::qmp::{Hooks, Qmp, SnapshotOptions, snapshot};
-use multifd_qemu::{BlockInfo, ReceiveOptions};
-use multifd_transport_socket::{SocketListener, SocketOptions, SocketTransport};
+use multifd_qemu::qmp::{
+    Qmp, SnapshotOptions, SnapshotTaken, cannot_use_files, snapshot, snapshot_to_file,
+};
+use multifd_qemu::{BlockInfo, MappedFile, ReceiveOptions, Received};
+use multifd_transport_file::can_be_direct;
+use multifd_transport_socket::SocketListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How often a wait at the monitor looks again.
-const TICK: Duration = Duration::from_millis(100);
-
-/// Connects to a QEMU's monitor.
-pub(crate) fn monitor(control: &Control, deadline: Duration) -> Result<Qmp, Failure> {
-    let options = SocketOptions::default().connect(deadline).stall(TICK);
-    let stream = SocketTransport::new(control.qmp.clone(), options).connect();
-    let stream = stream.map_err(doing("connecting to QMP"))?;
-    Ok(Qmp::over(
-        Box::new(stream),
-        &control.qmp.to_string(),
-        deadline,
-    )?)
-}
-
-/// What a person is told, and signals that wait.
-pub(crate) fn hooks() -> Hooks {
-    Hooks::default()
-        .on_note(Arc::new(report::note))
-        .on_changed(Arc::new(signals::changed))
-}
-
 pub(crate) fn run(args: &Snapshot) -> Result<(), Failure> {
     args.threads.apply()?;
-    let Control {
-        channels,
-        compression,
-        ..
-    } = args.control;
     let cancel = signals::cancel_on_signal()?;
     let saving = args.writing.options().cancel(cancel.clone());
-    let target = Target::create(&args.out, &saving)?;
-    let mut qmp = monitor(&args.control, Duration::from_secs(args.deadlines.timeout))?;
-    let place = MeetingPlace::new(args.control.via.as_ref())?;
+    let mut target = Target::create(&args.out, &saving)?;
+    let timeout = Duration::from_secs(args.deadlines.timeout);
+    let mut qmp = monitor::connect(&args.control.qmp, timeout)?;
+    let why_not = cannot_be_written_by_qemu(args, &mut qmp)?;
+    let by_file = match (&args.control.via, why_not) {
+        (Via::File, Some(why)) => return Err(Failure::Other(format!("--via file: {why}"))),
+        (Via::Socket(_), _) | (Via::Auto, Some(_)) => false,
+        (Via::File | Via::Auto, None) => true,
+    };
+    target.write_back_early();
+    if by_file {
+        through_file(args, target, &mut qmp, &cancel)
+    } else {
+        over_sockets(args, target, &mut qmp, &cancel)
+    }
+}
+
+/// Why QEMU cannot write the file by itself, if it cannot.
+fn cannot_be_written_by_qemu(
+    args: &Snapshot,
+    qmp: &mut Qmp,
+) -> Result<Option<&'static str>, Failure> {
+    Ok(if args.background {
+        Some("a snapshot in the background goes over a socket")
+    } else if args.control.compression != Compression::None {
+        Some("compressed pages have no place in the file: they go over sockets")
+    } else if args.writing.preallocate {
+        Some("--preallocate goes over sockets: QEMU does not do it")
+    } else {
+        cannot_use_files(qmp)?
+    })
+}
+
+/// What both ways have in common.
+fn common(args: &Snapshot, target: &Target, cancel: &CancelHandle) -> SnapshotOptions {
+    let control = &args.control;
+    let mut options = SnapshotOptions::default()
+        .channels(control.channels())
+        .compression(control.compression)
+        .resume(control.resume)
+        .stop(control.stop)
+        .background(args.background)
+        .stall(Duration::from_secs(args.deadlines.timeout))
+        .max_rounds(args.max_rounds)
+        .cancel(cancel.clone())
+        .hooks(monitor::hooks());
+    if !args.writing.no_space_check {
+        let check = target.space_check();
+        options = options.check(Some(Box::new(move |blocks: &[BlockInfo]| check(blocks))));
+    }
+    options
+}
+
+fn over_sockets(
+    args: &Snapshot,
+    target: Target,
+    qmp: &mut Qmp,
+    cancel: &CancelHandle,
+) -> Result<(), Failure> {
+    let place = MeetingPlace::new(args.control.via.address())?;
     let socket = args.deadlines.socket();
     let listener = SocketListener::bind(&place.address, socket).map_err(doing("listening"))?;
     warn_if_exposed(&listener);
     let uri = listener.address().map_err(doing("listening"))?.to_string();
     let budget = args.memory.budget();
+    let choice = Choice::One(args.control.compression);
     let engine = ReceiverConfig::default()
-        .methods(method::decoders(Some(Choice::One(compression)), &budget))
+        .methods(method::decoders(Some(choice), &budget))
         .memory_budget(budget)
         .progress(Arc::new(Progress::new(socket.stall)))
         .thread_start(Some(threads::receiving()));
@@ -64,53 +100,117 @@ pub(crate) fn run(args: &Snapshot) -> Result<(), Failure> {
     let watch = Slot::default();
     let receive = ReceiveOptions::default()
         .engine(engine)
+        .sink(Some(target.sink()?))
         .on_start(Some(watch.on_start("receiving", args.show.quiet, &rounds)));
-    let mut options = SnapshotOptions::default()
+    let options = common(args, &target, cancel)
         .receive(receive)
-        .channels(channels)
-        .compression(compression)
-        .resume(args.control.resume)
-        .stop(args.control.stop)
-        .max_rounds(args.max_rounds)
-        .cancel(cancel)
-        .on_round(Some(Box::new(move |round| rounds.set(round))))
-        .hooks(hooks());
-    if !args.writing.no_space_check {
-        let check = target.space_check();
-        options = options.check(Some(Box::new(move |blocks: &[BlockInfo]| check(blocks))));
-    }
-    let taken = snapshot(&mut qmp, listener, &uri, options);
+        .on_progress(Some(Box::new(move |progress| rounds.set(progress.rounds))));
+    let taken = snapshot(qmp, listener, &uri, options);
     drop(watch);
-    let taken = taken?;
-    recv::warn_of_sections(&taken.received);
-    if let Err(why) = &taken.layout {
-        note(
-            args.show,
-            &format!("where memory lies is not kept (for extract --elf): {why}"),
-        );
-    }
-    let kept = recv::keep(target, saving, args.show, |target, saving| {
-        Ok(target.save(&taken.received.snapshot, taken.layout.as_ref().ok(), saving)?)
-    })?;
-    // What has arrived is kept, whatever became of QEMU.
-    taken.put_back.map_err(|error| {
+    let SnapshotTaken::<Received> {
+        vm: received,
+        took,
+        guest,
+        layout,
+        put_back,
+        ..
+    } = taken?;
+    recv::warn_of_sections(&received.snapshot.tail);
+    note_layout(args.show, &layout);
+    let layout = layout.as_ref().ok();
+    let kept = recv::keep(|| Ok(target.keep(&received.snapshot, layout, cancel)?))?;
+    check_put_back(args, put_back)?;
+    let arrival = (&received, took);
+    recv::finish(&args.out, args.show, arrival, &kept, Some(guest.into()))
+}
+
+fn through_file(
+    args: &Snapshot,
+    target: Target,
+    qmp: &mut Qmp,
+    cancel: &CancelHandle,
+) -> Result<(), Failure> {
+    let direct = match args.writing.direct_io {
+        Direct::Off => false,
+        Direct::On => true,
+        Direct::Auto => can_be_direct(target.file()),
+    };
+    let (seen, watch) = (ByQemu::default(), Slot::default());
+    let (told, shown) = (seen.clone(), watch.clone());
+    let mut options = common(args, &target, cancel)
+        .direct(direct)
+        .on_progress(Some(Box::new(move |progress| told.set(progress))));
+    let (check, quiet) = (options.check.take(), args.show.quiet);
+    options = options.check(Some(Box::new(move |blocks: &[BlockInfo]| {
+        let bytes = blocks.iter().map(|block| block.used_length).sum();
+        check.map_or(Ok::<(), BoxError>(()), |check| check(blocks))?;
+        seen.show(&shown, "saving", bytes, quiet);
+        Ok(())
+    })));
+    let taken = snapshot_to_file(qmp, target.file(), options);
+    watch.end();
+    let SnapshotTaken::<MappedFile> {
+        vm,
+        took,
+        uuid,
+        guest,
+        layout,
+        put_back,
+        ..
+    } = taken?;
+    recv::warn_of_sections(&vm.tail);
+    note_layout(args.show, &layout);
+    let kept = recv::keep(|| Ok(target.adopt(&vm, uuid, layout.as_ref().ok(), cancel)?))?;
+    check_put_back(args, put_back)?;
+    let blocks = vm.blocks.iter().map(|block| BlockInfo {
+        name: block.name.clone(),
+        used_length: block.layout.used_length(),
+    });
+    let result = Transfer {
+        ok: true,
+        machine: vm.configuration.machine.clone(),
+        uuid: uuid.to_string(),
+        compression: Compression::None.name().into(),
+        sync: "none",
+        seconds: took.as_secs_f64(),
+        write_seconds: Some(kept.took.as_secs_f64()),
+        blocks: report::blocks(blocks.collect()),
+        file: Some(args.out.display().to_string()),
+        stored_pages: Some(kept.saved.written.pages),
+        device_sections_fit: Some(vm.tail.sections().is_some()),
+        has_layout: Some(kept.saved.has_layout),
+        guest: Some(guest.into()),
+        by_qemu: true,
+        ..Transfer::default()
+    };
+    let text = format!(
+        "QEMU wrote {} of guest memory in {:.2} s\n{}",
+        report::bytes(kept.saved.written.bytes),
+        took.as_secs_f64(),
+        recv::written(&result)
+    );
+    report::print(args.show.json, &result, &text)
+}
+
+/// What has arrived is kept, whatever became of QEMU.
+fn check_put_back(
+    args: &Snapshot,
+    put_back: Result<(), multifd_qemu::qmp::QmpError>,
+) -> Result<(), Failure> {
+    put_back.map_err(|error| {
         Failure::Other(format!(
             "the snapshot is whole, and in {}; but QEMU: {error}",
             args.out.display()
         ))
-    })?;
-    let arrival = (&taken.received, taken.took);
-    recv::finish(
-        &args.out,
-        args.show,
-        arrival,
-        &kept,
-        Some(taken.guest.into()),
-    )
+    })
 }
 
-fn note(show: Show, text: &str) {
-    if !show.quiet {
-        report::note(text);
+fn note_layout<T>(show: Show, layout: &Result<T, multifd_qemu::LayoutError>) {
+    if let Err(why) = layout
+        && !show.quiet
+    {
+        report::note(&format!(
+            "where memory lies is not kept (for extract --elf): {why}"
+        ));
     }
 }

@@ -109,6 +109,12 @@ impl Elements {
                     asks => self.asks = Some(*self.asks.get_or_insert((offset, asks))),
                 },
                 (FULL | EOF, Some(_)) if self.parts => return Ok(Element::Devices(kind)),
+                (GIVEN_UP, _) => {
+                    return Err(Error::Truncated {
+                        offset,
+                        what: "the sections: the source has given up",
+                    });
+                }
                 _ => return Err(unexpected(offset, format!("the element {kind:#04x}"))),
             }
         }
@@ -177,6 +183,10 @@ impl Elements {
     }
 }
 
+/// A byte that no element begins with: what a source of ours ends a connection with when it gives up
+/// on the migration, where a reset would not show that.
+const GIVEN_UP: u8 = 0xff;
+
 /// The error for an element that cannot come now.
 pub(crate) fn unexpected(offset: u64, found: String) -> Error {
     Error::Malformed {
@@ -184,5 +194,30 @@ pub(crate) fn unexpected(offset: u64, found: String) -> Error {
         what: "what comes next",
         found,
         expected: "the RAM section, then device sections".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use multifd_core::MemoryBudget;
+
+    #[test]
+    fn a_source_that_gives_up_says_so() {
+        let mut held = MemoryBudget::default()
+            .take("the device sections", 0)
+            .unwrap();
+        let mut next = |first: u8| {
+            let bytes = [first; 4];
+            let mut input = Input::new(&bytes[..], 9, None);
+            let outcome = Elements::new(first).next(&mut input, &Limits::default(), &mut held);
+            outcome.err().map(|error| error.to_string())
+        };
+        let given_up = next(0xff).unwrap();
+        assert!(
+            given_up.contains("the source has given up: the migration is not complete"),
+            "{given_up}"
+        );
+        assert!(next(0xfe).unwrap().contains("the element 0xfe"));
     }
 }

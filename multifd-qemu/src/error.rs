@@ -156,6 +156,10 @@ pub enum Error {
         /// Bytes that are free.
         free: u64,
     },
+    /// A snapshot cannot become a QEMU's RAM.
+    #[cfg(feature = "file")]
+    #[error("the snapshot cannot be mapped as a QEMU's RAM: {0}")]
+    CannotMap(String),
     /// A raw image is not made of whole pages.
     #[cfg(feature = "file")]
     #[error("{path} has {len} bytes, not a positive multiple of the page size {page_size}", path = .path.display())]

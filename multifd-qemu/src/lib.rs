@@ -12,14 +12,19 @@ pub mod file;
 mod follow;
 mod guest_ram;
 mod input;
+#[cfg(feature = "file")]
+pub mod instant;
 mod limits;
 mod mapped;
 mod migration;
 mod output;
+#[cfg(all(feature = "file", feature = "qmp"))]
+mod partial;
 mod physical;
 #[cfg(feature = "qmp")]
 pub mod qmp;
 mod ram;
+mod ram_sink;
 mod receive;
 mod receive_options;
 mod reception;
@@ -41,6 +46,7 @@ pub use migration::{IncomingMigration, OutgoingMigration};
 pub use multifd_core::packet::PlacedBlock;
 pub use physical::{LayoutError, MAX_RANGES, PhysicalMap, PhysicalRange};
 pub use ram::BlockInfo;
+pub use ram_sink::{Announced, RamSink};
 pub use receive::{read_configuration, receive};
 pub use receive_options::{CheckBlocks, MakeMemory, ReceiveOptions, Received};
 pub use relay::{RelayOptions, Relayed, relay};

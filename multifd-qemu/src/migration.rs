@@ -153,6 +153,12 @@ impl OutgoingMigration {
         send(snapshot, &mut self.main, encode, transport, options)
     }
 
+    /// The main connection, to be written to.
+    #[cfg(all(feature = "file", feature = "qmp"))]
+    pub(crate) fn main(&mut self) -> &mut Outgoing {
+        &mut self.main
+    }
+
     /// Ends the migration, and waits for at most `timeout` until the destination has taken it.
     ///
     /// # Errors

@@ -1,5 +1,7 @@
 //! Pieces of a main channel as they are written.
 
+#[cfg(all(feature = "file", feature = "qmp"))]
+use crate::ram::PAGE;
 use crate::ram::{EOS, FLUSH, MEM_SIZE, ZERO};
 use crate::sections::{
     COMMAND, FOOTER, MAGIC, RAM_NAME, RAM_VERSION, START, SWITCHOVER_START, VERSION,
@@ -62,6 +64,14 @@ pub(crate) fn push_zero_page(out: &mut Vec<u8>, block: &str, offset: u64) {
     out.extend((offset | ZERO).to_be_bytes());
     push_name(out, block);
     out.push(0);
+}
+
+/// Appends a page with its contents.
+#[cfg(all(feature = "file", feature = "qmp"))]
+pub(crate) fn push_page(out: &mut Vec<u8>, block: &str, offset: u64, contents: &[u8]) {
+    out.extend((offset | PAGE).to_be_bytes());
+    push_name(out, block);
+    out.extend(contents);
 }
 
 /// Appends the word that joins a round.

@@ -1,13 +1,14 @@
 //! The RAM section's body: words of flags and addresses, up to the end of the section.
 
 use crate::input::Input;
+use crate::ram_sink::RamSink;
 use crate::{Error, Limits};
-use multifd_core::{RamMap, RamWriter, Run};
+use multifd_core::BlockError;
 use std::io::Read;
 
 pub(crate) const ZERO: u64 = 0x02;
 pub(crate) const MEM_SIZE: u64 = 0x04;
-const PAGE: u64 = 0x08;
+pub(crate) const PAGE: u64 = 0x08;
 pub(crate) const EOS: u64 = 0x10;
 const CONTINUE: u64 = 0x20;
 const XBZRLE: u64 = 0x40;
@@ -163,40 +164,53 @@ pub(crate) fn check_count(count: usize, offset: u64, limits: &Limits) -> Result<
     Ok(())
 }
 
-/// Reads a page record's block and contents, and puts the page in place; returns the page's size in
-/// bytes. `last` is the block of the record before, `room` a buffer to be used again.
+/// Reads a page record's block and contents, and has the sink put the page in place. `known` are the
+/// RAM blocks and the bytes of a page; `last` is the block of the record before, `room` a buffer to
+/// be used again.
 pub(crate) fn read_page<R: Read>(
     input: &mut Input<R>,
-    ram: &RamMap,
-    record: (u64, bool, bool),
-    (last, room): (&mut Option<String>, &mut Vec<u8>),
-    writer: &mut dyn RamWriter,
-) -> Result<u32, Error> {
-    let (address, zero, same_block) = record;
+    (blocks, page_size): (&[BlockInfo], u32),
+    (address, zero, same_block): (u64, bool, bool),
+    (last, room): (&mut Option<usize>, &mut Vec<u8>),
+    sink: &mut dyn RamSink,
+) -> Result<(), Error> {
     let offset = input.offset();
+    let mut found = "the last one, and there was none".into();
     if !same_block {
-        *last = Some(input.name("a page's RAM block")?);
+        let name = input.name("a page's RAM block")?;
+        // Mostly it is the block of the page before.
+        let is_last = last
+            .and_then(|at| blocks.get(at))
+            .is_some_and(|block| block.name == name);
+        if !is_last {
+            *last = blocks.iter().position(|block| block.name == name);
+        }
+        found = format!("{name:?}");
     }
-    let block = last.as_deref().and_then(|name| ram.find(name));
-    let block = block.ok_or_else(|| Error::Malformed {
+    let known = last.and_then(|at| Some((at, blocks.get(at)?)));
+    let (number, block) = known.ok_or_else(|| Error::Malformed {
         offset,
         what: "a page's RAM block",
-        found: last
-            .as_ref()
-            .map_or("the last one, and there was none".into(), |name| {
-                format!("{name:?}")
-            }),
+        found,
         expected: "a block of the setup list".into(),
     })?;
-    if !address.is_multiple_of(block.page_size().into()) {
+    if !address.is_multiple_of(page_size.into()) {
         return Err(Error::Malformed {
             offset,
             what: "a page's address",
             found: format!("{address:#x}"),
-            expected: format!("a multiple of the page size {:#x}", block.page_size()),
+            expected: format!("a multiple of the page size {page_size:#x}"),
         });
     }
-    let page = block.page(address)?;
+    let end = address.checked_add(page_size.into());
+    if end.is_none_or(|end| end > block.used_length) {
+        return Err(Error::Block(BlockError::Outside {
+            block: block.name.clone(),
+            offset: address,
+            len: page_size.into(),
+            block_len: block.used_length,
+        }));
+    }
     if zero {
         let offset = input.offset();
         let fill = input.u8("a zero page's byte")?;
@@ -208,16 +222,9 @@ pub(crate) fn read_page<R: Read>(
                 expected: "0".into(),
             });
         }
-        writer.clear(block, address)?;
-    } else {
-        room.resize(page.len(), 0);
-        input.fill(room, "a page")?;
-        let run = Run {
-            offset: address,
-            len: page.len(),
-        };
-        writer.prepare(block, &mut std::iter::once(run));
-        page.copy_from(room);
+        return sink.page(number, address, None);
     }
-    Ok(block.page_size())
+    room.resize(page_size as usize, 0);
+    input.fill(room, "a page")?;
+    sink.page(number, address, Some(room))
 }

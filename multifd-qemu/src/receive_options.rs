@@ -1,6 +1,6 @@
 //! How to receive a VM, and what has been received.
 
-use crate::{BlockInfo, Limits, Snapshot, Started, SyncStyle};
+use crate::{BlockInfo, Limits, RamSink, Snapshot, Started, SyncStyle};
 use multifd_core::packet::Compression;
 use multifd_core::{BlockError, BoxError, RamBlock, ReceiverConfig, Stats, common_setters, config};
 
@@ -26,6 +26,8 @@ config! {
         /// Whether QEMU's description at the end must be there (see
         /// [`Tail::new`](crate::Tail::new)).
         need_vmdesc: bool = true,
+        /// Where RAM goes, such as a file (feature `file`). `None`: memory.
+        sink: Option<Box<dyn RamSink>> = None,
         /// Makes the memory of each RAM block: a VMM's own. It must read as zeros, and nobody else
         /// may write to it before all has been received. `None`: private anonymous memory.
         memory: Option<MakeMemory> = None,

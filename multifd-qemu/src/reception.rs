@@ -4,8 +4,11 @@ use crate::elements::{Element, Elements, unexpected};
 use crate::guest_ram::GuestRam;
 use crate::input::Input;
 use crate::ram::{self, Record};
+use crate::ram_sink::{Announced, RamSink};
 use crate::sections::{CONFIGURATION, read_footer, read_header};
-use crate::{Configuration, Error, ReceiveOptions, Received, Snapshot, Started, SyncStyle, Tail};
+use crate::{
+    BlockInfo, Configuration, Error, ReceiveOptions, Received, Snapshot, Started, SyncStyle, Tail,
+};
 use multifd_core::packet::Compression;
 use multifd_core::{ChannelSource, Gathering, HeldMemory, Method, Receiver, StatsHandle, event};
 use std::io::Read;
@@ -21,12 +24,14 @@ pub(crate) struct Reception<'a, R> {
     options: ReceiveOptions,
     configuration: Configuration,
     receiver: Option<Receiver>,
-    memory: GuestRam,
+    sink: Box<dyn RamSink>,
+    blocks: Vec<BlockInfo>,
     /// Known from the first section's end on: whether a flush came before it.
     sync: Option<SyncStyle>,
     gathered: bool,
     rounds: u64,
-    last_block: Option<String>,
+    /// The block of the last page of the main channel.
+    last_block: Option<usize>,
     /// A page of the main channel on its way.
     page: Vec<u8>,
     /// Where its pages are counted.
@@ -38,15 +43,24 @@ pub(crate) struct Reception<'a, R> {
 }
 
 impl<'a, R: Read> Reception<'a, R> {
-    pub(crate) fn new(main: R, source: &'a mut dyn ChannelSource, options: ReceiveOptions) -> Self {
+    pub(crate) fn new(
+        main: R,
+        source: &'a mut dyn ChannelSource,
+        mut options: ReceiveOptions,
+    ) -> Self {
         let progress = Arc::clone(&options.engine.common.progress);
+        let sink = options
+            .sink
+            .take()
+            .unwrap_or_else(|| Box::new(GuestRam::new(options.memory.take(), options.huge_pages)));
         Self {
             input: Input::new(main, 0, Some(progress)),
             source,
             options,
             configuration: Configuration::default(),
             receiver: None,
-            memory: GuestRam::default(),
+            sink,
+            blocks: Vec::new(),
             sync: None,
             gathered: false,
             rounds: 0,
@@ -115,12 +129,13 @@ impl<'a, R: Read> Reception<'a, R> {
             }
             None => return Err(unexpected(0, "a migration without RAM blocks".into())),
         };
-        self.memory.end();
+        let (ram, zero_pages) = self.sink.finish()?;
         Ok(Received {
             snapshot: Snapshot {
                 configuration: self.configuration.with_mapped_ram(false),
                 uuid,
-                ram: self.memory.ram().clone(),
+                ram,
+                zero_pages,
                 ram_section: elements.ram_section(),
                 switchover_start: elements.switchover_start,
                 tail,
@@ -165,7 +180,7 @@ impl<'a, R: Read> Reception<'a, R> {
         loop {
             let offset = self.input.offset();
             match ram::read_record(&mut self.input)? {
-                Record::Blocks { total } if self.receiver.is_none() => self.set_up(total)?,
+                Record::Blocks { total } if self.receiver.is_none() => self.set_up(total, id)?,
                 Record::Blocks { .. } => {
                     return Err(unexpected(offset, "a second block list".into()));
                 }
@@ -175,9 +190,11 @@ impl<'a, R: Read> Reception<'a, R> {
                     same_block,
                 } => {
                     let record = (address, zero, same_block);
+                    let page_size = self.configuration.page_size();
+                    let known = (self.blocks.as_slice(), page_size);
                     let last = (&mut self.last_block, &mut self.page);
-                    let (ram, writer) = self.memory.parts();
-                    let page_size = ram::read_page(&mut self.input, ram, record, last, writer)?;
+                    let sink = self.sink.as_mut();
+                    ram::read_page(&mut self.input, known, record, last, sink)?;
                     if let Some(stats) = &self.stats {
                         stats.count_main(u64::from(!zero), u64::from(zero), page_size);
                     }
@@ -210,7 +227,7 @@ impl<'a, R: Read> Reception<'a, R> {
         read_footer(&mut self.input, id)
     }
 
-    fn set_up(&mut self, total: u64) -> Result<(), Error> {
+    fn set_up(&mut self, total: u64, ram_section: u32) -> Result<(), Error> {
         let limits = self.options.limits;
         let page_size = self.configuration.page_size();
         let blocks = ram::read_blocks(&mut self.input, total, page_size, &limits)?;
@@ -232,14 +249,20 @@ impl<'a, R: Read> Reception<'a, R> {
             .take("the RAM blocks' names", names)
             .map_err(over)?;
         self.names = Some(names);
-        let make = self.options.memory.as_mut();
-        self.memory = GuestRam::new(&blocks, page_size, make)?;
         let mut config = self.options.engine.clone();
         config.uuid = config.uuid.or(self.configuration.uuid());
         if let Some(channels) = self.options.channels {
             config.max_channels = config.max_channels.min(channels.into());
         }
-        let receiver = self.memory.receiver(config, self.options.huge_pages)?;
+        let destination = self.sink.start(&Announced {
+            configuration: &self.configuration,
+            ram_section,
+            blocks: &blocks,
+            page_size,
+            common: &config.common,
+        })?;
+        let receiver = Receiver::new(destination, config)?;
+        self.blocks.clone_from(&blocks);
         event!(blocks = blocks.len(), page_size, "RAM blocks announced");
         let receiver = self.receiver.insert(receiver);
         self.stats = Some(receiver.stats_handle());

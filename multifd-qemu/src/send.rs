@@ -8,9 +8,10 @@ use crate::sections::{END, PART};
 use crate::{Error, Snapshot, Started, SyncStyle};
 use multifd_core::{
     CancelHandle, Encode, RamBlock, Sender, SenderConfig, Stats, SyncScope, Transport, ZeroPages,
-    common_setters, config,
+    ZeroTest, common_setters, config,
 };
 use std::io::Write;
+use std::sync::Arc;
 
 /// Bytes of the main channel that are written at once.
 const ROOM: usize = 64 << 10;
@@ -105,8 +106,20 @@ pub fn send<'a>(
     out.flush("the configuration")?;
 
     let mut config = options.sender.uuid(snapshot.uuid);
-    if zero_pages != ZeroPageStyle::Packets {
-        config.zero_pages = ZeroPages::Off;
+    let told = match &snapshot.zero_pages {
+        ZeroPages::Told(told) => Some(Arc::clone(told)),
+        _ => None,
+    };
+    match zero_pages {
+        ZeroPageStyle::Packets if told.is_some() => {
+            config.zero_pages.clone_from(&snapshot.zero_pages);
+        }
+        ZeroPageStyle::Packets => {}
+        ZeroPageStyle::Main | ZeroPageStyle::Data => config.zero_pages = ZeroPages::Off,
+    }
+    if zero_pages == ZeroPageStyle::Data && told.is_some() {
+        let why = "the places of zero pages mean nothing in this snapshot's memory: they cannot be sent as data";
+        return Err(multifd_core::Error::Unsupported(why.into()).into());
     }
     let mut sender = Sender::start(snapshot.ram.clone(), encode, transport, &config)?;
     let blocks = snapshot.blocks();
@@ -125,7 +138,7 @@ pub fn send<'a>(
     push_ram_more(&mut out.room, PART, id);
     for (index, block) in snapshot.ram.blocks().iter().enumerate() {
         if zero_pages == ZeroPageStyle::Main {
-            out.queue_but_zero_pages(&mut sender, index, block)?;
+            out.queue_but_zero_pages(&mut sender, index, block, told.as_deref())?;
         } else {
             sender.queue_range(index, 0, block.len())?;
         }
@@ -188,9 +201,14 @@ impl<W: Write> Output<W> {
         sender: &mut Sender,
         index: usize,
         block: &RamBlock,
+        told: Option<&dyn ZeroTest>,
     ) -> Result<(), Error> {
         for offset in (0..block.len()).step_by(block.page_size() as usize) {
-            if !block.page(offset)?.is_zero() {
+            let zero = match told {
+                Some(told) => told.is_zero(block, offset),
+                None => block.page(offset)?.is_zero(),
+            };
+            if !zero {
                 sender.queue_page(index, offset)?;
                 continue;
             }

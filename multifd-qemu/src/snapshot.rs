@@ -2,7 +2,7 @@
 
 use crate::{BlockInfo, Configuration, Tail};
 use multifd_core::packet::Uuid;
-use multifd_core::{RamMap, StatsHandle};
+use multifd_core::{RamMap, StatsHandle, ZeroPages};
 
 /// The RAM section's number where there is nothing to keep: that of the recordings from a machine
 /// of the type `pc`.
@@ -18,6 +18,9 @@ pub struct Snapshot {
     pub uuid: Uuid,
     /// Guest RAM.
     pub ram: RamMap,
+    /// How its zero pages are found. If they are told, only the other pages mean anything in
+    /// [`Snapshot::ram`].
+    pub zero_pages: ZeroPages,
     /// The number of the RAM section: any that no device section has.
     pub ram_section: u32,
     /// Whether the source said that the guest is stopped (machine types from 10.0 on do), so that
@@ -35,6 +38,7 @@ impl Snapshot {
             configuration: Configuration::new("none"),
             uuid: Uuid::NIL,
             ram,
+            zero_pages: ZeroPages::Detect,
             ram_section: RAM_SECTION,
             switchover_start: false,
             tail: Tail::empty(page_size),

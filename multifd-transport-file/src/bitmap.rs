@@ -51,6 +51,24 @@ impl SharedBitmap {
         any
     }
 
+    /// The pages of a range that are set, as runs in order.
+    #[cfg(feature = "digest")]
+    pub(crate) fn runs(&self, pages: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+        let is_set = |page: u64| {
+            let word = usize::try_from(page / 64)
+                .ok()
+                .and_then(|at| self.0.get(at));
+            word.is_some_and(|word| word.load(Ordering::Relaxed) >> (page % 64) & 1 != 0)
+        };
+        let mut at = pages.start;
+        std::iter::from_fn(move || {
+            let start = (at..pages.end).find(|&page| is_set(page))?;
+            let end = (start..pages.end).find(|&page| !is_set(page));
+            at = end.unwrap_or(pages.end);
+            Some(start..at)
+        })
+    }
+
     /// The bitmap as it lies in the file: little-endian words.
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let words = self.0.iter().map(|word| word.load(Ordering::Relaxed));
@@ -81,6 +99,11 @@ mod tests {
             let view = Bitmap::new(&bytes);
             assert!((0..200).all(|page| view.contains(page) == (start..end).contains(&page)));
             assert!(!map.clear(0..start));
+            #[cfg(feature = "digest")]
+            assert_eq!(
+                map.runs(0..200).flatten().collect::<Vec<_>>(),
+                (start..end).collect::<Vec<_>>()
+            );
             assert_eq!(map.clear(0..200), start < end);
             assert_eq!(Bitmap::new(&map.to_bytes()).count(), 0);
         }

@@ -1,7 +1,7 @@
 //! Channels to fixed offsets: each page goes where it belongs in the file.
 
 use crate::direct::{Bounce, DirectIo};
-use crate::places::{FixedPlaces, Written};
+use crate::places::{Block, FixedPlaces, Written};
 use crate::{FileError, PlacedBlock};
 use multifd_core::{
     Capabilities, ChannelError, Iov, Message, PageBatch, Placement, SendChannel, Transport,
@@ -48,6 +48,11 @@ impl FileTransport {
     /// Whether page data bypasses the page cache.
     pub fn is_direct(&self) -> bool {
         self.places.is_direct()
+    }
+
+    /// The RAM blocks and their places.
+    pub fn blocks(&self) -> impl Iterator<Item = &PlacedBlock> {
+        self.places.blocks().iter().map(Block::placed)
     }
 
     /// Reserves disk space for all pages, so that it cannot run out later. Zero pages take space

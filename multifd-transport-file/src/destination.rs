@@ -56,12 +56,138 @@ impl FileDestination {
         })
     }
 
+    /// Also keeps checksums of what it stores, as pages come: reading the file again for them is
+    /// not needed. Call it before anything is received. A page that comes a second time is read
+    /// back first.
+    ///
+    /// # Errors
+    /// [`FileError::Companion`] if the destination is in use already.
+    #[cfg(feature = "digest")]
+    pub fn with_digest(mut self) -> Result<Self, FileError> {
+        let places = Arc::get_mut(&mut self.places);
+        let unused = || FileError::Companion("pages are being received without checksums".into());
+        places.ok_or_else(unused)?.keep_sums();
+        Ok(self)
+    }
+
+    /// The checksums of all blocks, if they were kept.
+    #[cfg(feature = "digest")]
+    pub fn digest(&self) -> Option<Vec<crate::BlockDigest>> {
+        self.places.sums()
+    }
+
+    /// A way to put pages in their places that came by no channel, such as those of a main
+    /// connection.
+    pub fn writer(&self) -> PageWriter {
+        PageWriter {
+            places: Arc::clone(&self.places),
+            bounce: Bounce::default(),
+            waiting: Vec::new(),
+            at: None,
+        }
+    }
+
+    /// Reserves disk space for all pages, so that it cannot run out later. Zero pages take space
+    /// then, too.
+    ///
+    /// # Errors
+    /// [`FileError::At`], as when the disk is too full or the file system cannot do it.
+    pub fn preallocate(&self) -> Result<(), FileError> {
+        self.places.preallocate()
+    }
+
     /// Writes the bitmaps: call it when the receiver has finished.
     ///
     /// # Errors
     /// [`FileError::At`], the system's reason.
     pub fn finish(&self) -> Result<Written, FileError> {
         self.places.finish()
+    }
+}
+
+/// Bytes of adjacent pages that wait to be written at once.
+const WAITING: usize = 1 << 20;
+
+/// Puts pages in their places one by one. Adjacent ones are written together, at the latest by
+/// [`PageWriter::flush`].
+pub struct PageWriter {
+    places: Arc<FixedPlaces>,
+    bounce: Bounce,
+    waiting: Vec<u8>,
+    /// The block's number, and where in it the first byte that waits belongs.
+    at: Option<(usize, u64)>,
+}
+
+impl std::fmt::Debug for PageWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PageWriter")
+            .field("waiting", &self.waiting.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl PageWriter {
+    /// Puts the page at `offset` (bytes) of the block of number `block` in its place; without
+    /// contents it is zero.
+    ///
+    /// # Errors
+    /// [`FileError::Block`] for a page that does not lie in the block, or contents that are no
+    /// page; [`FileError::At`].
+    pub fn put(
+        &mut self,
+        block: usize,
+        offset: u64,
+        contents: Option<&[u8]>,
+    ) -> Result<(), FileError> {
+        let places = Arc::clone(&self.places);
+        let target = places.blocks().get(block);
+        let outside = || BlockError::Outside {
+            block: target.map_or("", |block| block.name()).into(),
+            offset,
+            len: contents.map_or(0, <[u8]>::len) as u64,
+            block_len: target.map_or(0, Block::len),
+        };
+        let target = target.ok_or_else(outside)?;
+        let page = target.page_size();
+        let fits = offset.is_multiple_of(page)
+            && offset
+                .checked_add(page)
+                .is_some_and(|end| end <= target.len())
+            && contents.is_none_or(|contents| contents.len() as u64 == page);
+        if !fits {
+            return Err(outside().into());
+        }
+        let next = self
+            .at
+            .map(|(block, at)| (block, at + self.waiting.len() as u64));
+        let Some(contents) = contents else {
+            self.flush()?;
+            let len = usize::try_from(page).unwrap_or(usize::MAX);
+            return places.clear(target, Run { offset, len }, &mut self.bounce);
+        };
+        if next != Some((block, offset)) || self.waiting.len() >= WAITING {
+            self.flush()?;
+            self.at = Some((block, offset));
+        }
+        self.waiting.extend_from_slice(contents);
+        Ok(())
+    }
+
+    /// Writes what waits.
+    ///
+    /// # Errors
+    /// [`FileError::At`].
+    pub fn flush(&mut self) -> Result<(), FileError> {
+        if let Some((block, offset)) = self.at.take()
+            && let Some(block) = self.places.blocks().get(block)
+        {
+            let len = self.waiting.len();
+            let contents = Iov::from(self.waiting.as_slice());
+            self.places
+                .store(block, Run { offset, len }, contents, &mut self.bounce)?;
+        }
+        self.waiting.clear();
+        Ok(())
     }
 }
 

@@ -27,6 +27,11 @@ pub enum DirectIo {
     IfPossible,
 }
 
+/// Whether a file's page data can go past the page cache.
+pub fn can_be_direct(file: &File) -> bool {
+    open_direct(file, false).is_ok()
+}
+
 /// A file for page data: a descriptor through the page cache, and maybe one past it.
 #[derive(Debug, Clone)]
 pub(crate) struct PageFile {
@@ -169,18 +174,31 @@ fn open_direct(file: &File, write: bool) -> io::Result<Direct> {
     })
 }
 
-/// An aligned buffer for memory that is not, one a thread, made when it is first needed.
+/// Buffers of one thread, made when they are first needed.
 #[derive(Debug, Default)]
-pub(crate) struct Bounce(Option<MmapMut>);
+pub(crate) struct Bounce {
+    /// Aligned, for memory that is not.
+    aligned: Option<MmapMut>,
+    /// What a page held before.
+    #[cfg(feature = "digest")]
+    before: Vec<u8>,
+}
 
 impl Bounce {
     /// Room for `len` bytes, or for as many as there are.
     fn room(&mut self, len: usize) -> io::Result<&mut [u8]> {
-        let buffer = match &mut self.0 {
+        let buffer = match &mut self.aligned {
             Some(buffer) => buffer,
             none => none.insert(MmapMut::map_anon(BOUNCE)?),
         };
         let len = len.min(buffer.len());
         Ok(buffer.get_mut(..len).unwrap_or_default())
+    }
+
+    /// Room for `len` bytes of what is about to be overwritten.
+    #[cfg(feature = "digest")]
+    pub(crate) fn before(&mut self, len: usize) -> &mut [u8] {
+        self.before.resize(len, 0);
+        &mut self.before
     }
 }

@@ -1,7 +1,7 @@
 //! From a mapped-ram file into memory.
 
 use crate::direct::{Bounce, DirectIo, PageFile};
-use crate::{FileError, PlacedBlock, StoredPages, sys};
+use crate::{FileError, PlacedBlock, StoredPages};
 use multifd_core::sync::lock;
 use multifd_core::{RamBlock, RamMap, RamWriter, Run};
 use std::fs::File;
@@ -255,52 +255,11 @@ fn run_pieces(
         .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// A block's memory as a copy-on-write mapping of the file: nothing is read before it is looked at,
-/// and nothing written to the block reaches the file. For restores that start at once, and for
-/// tools.
-///
-/// A file that is made shorter meanwhile ends the process with `SIGBUS` where a missing page is
-/// touched: map only files that nobody truncates.
-///
-/// # Errors
-/// [`FileError::Short`] if the file ends within the block's pages; [`FileError::At`] if it cannot
-/// be mapped.
-pub fn map(file: &File, placed: &PlacedBlock) -> Result<RamBlock, FileError> {
-    let layout = &placed.layout;
-    let (offset, len) = (layout.header().pages_offset, layout.used_length());
-    let stored = StoredPages::read(file, layout)?;
-    let size = usize::try_from(len).unwrap_or(usize::MAX);
-    let failed = |cause| FileError::At {
-        doing: "mapping",
-        offset,
-        len: size,
-        cause,
-    };
-    let end = file.metadata().map_err(failed)?.len();
-    if layout.end() > end {
-        return Err(FileError::Short {
-            what: "pages",
-            offset,
-            len,
-            end,
-        });
-    }
-    let mapping = sys::map_private(file, offset, size).map_err(failed)?;
-    let page_size = u32::try_from(layout.header().page_size).unwrap_or(u32::MAX);
-    let block = RamBlock::from_mmap(&placed.name, mapping, page_size)?;
-    // What is not stored is zero, whatever an earlier round left in its place.
-    let stored = stored.runs(0..layout.pages()).map(|run| Run {
-        offset: run.start * u64::from(page_size),
-        len: usize::try_from((run.end - run.start) * u64::from(page_size)).unwrap_or(usize::MAX),
-    });
-    for run in gaps(stored, 0..len) {
-        block.region(run.offset, run.len)?.clear();
-    }
-    Ok(block)
-}
-
 /// What lies between runs of a range.
-fn gaps(runs: impl Iterator<Item = Run>, range: Range<u64>) -> impl Iterator<Item = Run> {
+pub(crate) fn gaps(
+    runs: impl Iterator<Item = Run>,
+    range: Range<u64>,
+) -> impl Iterator<Item = Run> {
     let end = Run {
         offset: range.end,
         len: 0,

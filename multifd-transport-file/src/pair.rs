@@ -54,6 +54,15 @@ impl FileWithCompanion {
         self.companion.is_some()
     }
 
+    /// Brings the file's contents to the disk, so that [`FileWithCompanion::commit`] has little to
+    /// wait for.
+    ///
+    /// # Errors
+    /// [`FileError::Path`], the system's reason.
+    pub fn sync(&self) -> Result<(), FileError> {
+        self.file.sync()
+    }
+
     /// Brings both to the disk and gives them their names, the companion first: a file without one
     /// is whole, a companion without a file is nothing.
     ///

@@ -1,6 +1,8 @@
 //! A file with a fixed place for every page, and which of them are stored.
 
 use crate::bitmap::SharedBitmap;
+#[cfg(feature = "digest")]
+use crate::digest::RunningSums;
 use crate::direct::{Bounce, DirectIo, PageFile};
 use crate::{FileError, PlacedBlock, sys};
 use multifd_core::{Iov, Run};
@@ -23,9 +25,21 @@ pub struct Written {
 pub(crate) struct Block {
     placed: PlacedBlock,
     bitmap: SharedBitmap,
+    #[cfg(feature = "digest")]
+    sums: Option<RunningSums>,
 }
 
 impl Block {
+    /// The block and its place.
+    pub(crate) fn placed(&self) -> &PlacedBlock {
+        &self.placed
+    }
+
+    /// The block's name.
+    pub(crate) fn name(&self) -> &str {
+        &self.placed.name
+    }
+
     /// Bytes of a page.
     pub(crate) fn page_size(&self) -> u64 {
         self.placed.layout.header().page_size
@@ -60,6 +74,8 @@ impl FixedPlaces {
         let blocks = blocks.into_iter().map(|placed| Block {
             bitmap: SharedBitmap::new(placed.layout.pages()),
             placed,
+            #[cfg(feature = "digest")]
+            sums: None,
         });
         Ok(Self {
             file: PageFile::new(file, direct, true)?,
@@ -79,6 +95,53 @@ impl FixedPlaces {
         self.blocks.iter().find(|block| block.placed.name == name)
     }
 
+    /// Keeps checksums from now on, before anything has been stored.
+    #[cfg(feature = "digest")]
+    pub(crate) fn keep_sums(&mut self) {
+        for block in &mut self.blocks {
+            block.sums = Some(RunningSums::new(block.placed.layout.used_length()));
+        }
+    }
+
+    /// The checksums of all blocks, if they were kept.
+    #[cfg(feature = "digest")]
+    pub(crate) fn sums(&self) -> Option<Vec<crate::BlockDigest>> {
+        let of = |block: &Block| {
+            Some(crate::BlockDigest {
+                name: block.placed.name.clone(),
+                used_length: block.len(),
+                sums: block.sums.as_ref()?.sums(),
+            })
+        };
+        self.blocks.iter().map(of).collect()
+    }
+
+    /// Takes what is stored of a run out of the checksums.
+    #[cfg(feature = "digest")]
+    fn forget(&self, block: &Block, run: Run, bounce: &mut Bounce) -> Result<(), FileError> {
+        let Some(sums) = &block.sums else {
+            return Ok(());
+        };
+        for pages in block.bitmap.runs(block.pages(run)) {
+            let page = block.page_size();
+            let stored = Run {
+                offset: pages.start * page,
+                len: usize::try_from((pages.end - pages.start) * page).unwrap_or(usize::MAX),
+            };
+            let before = bounce.before(stored.len);
+            let at = block.at(stored);
+            let read = self.file.buffered.read_exact_at(before, at);
+            read.map_err(|cause| FileError::At {
+                doing: "reading what was stored before,",
+                offset: at,
+                len: stored.len,
+                cause,
+            })?;
+            sums.toggle(stored.offset, Iov::from(&*before));
+        }
+        Ok(())
+    }
+
     /// Writes a run's contents to its place.
     pub(crate) fn store(
         &self,
@@ -87,6 +150,11 @@ impl FixedPlaces {
         contents: Iov<'_>,
         bounce: &mut Bounce,
     ) -> Result<(), FileError> {
+        #[cfg(feature = "digest")]
+        if let Some(sums) = &block.sums {
+            self.forget(block, run, bounce)?;
+            sums.toggle(run.offset, contents);
+        }
         self.write(contents, block.at(run), bounce)?;
         block.bitmap.set(block.pages(run));
         Ok(())
@@ -100,6 +168,8 @@ impl FixedPlaces {
         run: Run,
         bounce: &mut Bounce,
     ) -> Result<(), FileError> {
+        #[cfg(feature = "digest")]
+        self.forget(block, run, bounce)?;
         if !block.bitmap.clear(block.pages(run)) {
             return Ok(());
         }
@@ -146,7 +216,7 @@ impl FixedPlaces {
     /// Writes the bitmaps.
     pub(crate) fn finish(&self) -> Result<Written, FileError> {
         let mut written = Written::default();
-        for Block { placed, bitmap } in &self.blocks {
+        for Block { placed, bitmap, .. } in &self.blocks {
             let header = placed.layout.header();
             let bytes = bitmap.to_bytes();
             self.file

@@ -67,13 +67,18 @@ impl<'a> BlockReader<'a> {
     /// # Errors
     /// [`FileError::Short`] if the file ends within a stored page; [`FileError::At`].
     pub fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), FileError> {
-        out.fill(0);
         let header = self.block.layout.header();
         let page = self.page_size();
+        let mut filled = 0;
         for run in self.stored.runs(self.pages(offset, out.len() as u64)) {
             let start = usize::try_from(run.start * page - offset).unwrap_or(usize::MAX);
             let len = usize::try_from((run.end - run.start) * page).unwrap_or(usize::MAX);
             let len = len.min(out.len().saturating_sub(start));
+            // What is not stored is zero.
+            if let Some(gap) = out.get_mut(filled..start) {
+                gap.fill(0);
+            }
+            filled = start.saturating_add(len);
             let Some(piece) = out.get_mut(start..start + len) else {
                 continue;
             };
@@ -94,6 +99,9 @@ impl<'a> BlockReader<'a> {
                         cause,
                     },
                 })?;
+        }
+        if let Some(gap) = out.get_mut(filled..) {
+            gap.fill(0);
         }
         Ok(())
     }

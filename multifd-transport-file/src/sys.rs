@@ -85,6 +85,13 @@ pub(crate) fn will_need(file: &File, at: u64, len: usize) {
     unsafe { libc::posix_fadvise(file.as_raw_fd(), at, len, libc::POSIX_FADV_WILLNEED) };
 }
 
+/// Has the kernel begin to write what has been written to a file to its disk: a hint, so that
+/// nothing comes of an error.
+pub(crate) fn start_write_back(file: &File) {
+    // SAFETY: the call takes no memory.
+    unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+}
+
 /// Locks a file for as long as it is open, unless another has: `WouldBlock` then.
 pub(crate) fn lock(file: &File) -> io::Result<()> {
     // SAFETY: a plain call on an open descriptor.

@@ -80,6 +80,8 @@ fn every_round_goes_straight_to_its_place() {
             DirectIo::Off,
         )
         .unwrap();
+        #[cfg(feature = "digest")]
+        let destination = destination.with_digest().unwrap();
         let pipes = Pipes::new(channels);
         let mut receiver = Receiver::new(destination.clone(), ReceiverConfig::default()).unwrap();
         for pipe in &pipes.0 {
@@ -97,6 +99,15 @@ fn every_round_goes_straight_to_its_place() {
         receiver.finish().unwrap();
         let written = destination.finish().unwrap();
         assert!(written.pages > 0);
+        #[cfg(feature = "digest")]
+        {
+            let expected = multifd_transport_file::BlockDigest::of(&source.blocks()[0]).unwrap();
+            assert_eq!(
+                destination.digest().unwrap(),
+                [expected],
+                "kept while pages came"
+            );
+        }
         assert!(bytes(&loaded(&streamed, PAGES, &placed("pc.ram"))) == bytes(&source));
         // The same bytes as a file that was written from memory.
         let transport =
@@ -191,4 +202,48 @@ fn blocks_with_pages_of_different_sizes_are_refused() {
             other: 65536
         })
     ));
+}
+
+#[test]
+fn pages_of_a_main_connection_are_written_together() {
+    let file = tempfile::tempfile().unwrap();
+    let destination =
+        FileDestination::new(file.try_clone().unwrap(), placed("pc.ram"), DirectIo::Off).unwrap();
+    let mut writer = destination.writer();
+    let expected = guest("pc.ram", PAGES);
+    let mut put = |page: u64, text: Option<&str>| {
+        let mut contents = [0; 4096];
+        if let Some(text) = text {
+            contents[..text.len()].copy_from_slice(text.as_bytes());
+            expected.blocks()[0].page(page * 4096).unwrap().clear();
+            write(&expected, page, text);
+        } else {
+            expected.blocks()[0].page(page * 4096).unwrap().clear();
+        }
+        let contents = text.map(|_| contents.as_slice());
+        writer.put(0, page * 4096, contents).unwrap();
+    };
+    for page in 0..300 {
+        put(page, Some(&format!("page {page}")));
+    }
+    put(500, Some("alone"));
+    put(7, Some("again"));
+    put(500, None);
+    put(8, None);
+    put(PAGES - 1, Some("last"));
+    for (block, offset, len) in [
+        (1, 0, 4096),
+        (0, PAGES * 4096, 4096),
+        (0, 1, 4096),
+        (0, 0, 512),
+    ] {
+        let refused = writer.put(block, offset, Some(&[1; 4096][..len]));
+        assert!(
+            matches!(refused, Err(FileError::Block(_))),
+            "{block}, {offset}, {len}"
+        );
+    }
+    writer.flush().unwrap();
+    assert_eq!(destination.finish().unwrap().pages, 300);
+    assert!(bytes(&loaded(&file, PAGES, &placed("pc.ram"))) == bytes(&expected));
 }

@@ -11,7 +11,7 @@ use multifd_packet::MappedRamLayout;
 use multifd_testing::{bytes, write};
 use multifd_transport_file::{
     AtomicFile, BlockReader, DirectIo, FileError, FileTransport, PlacedBlock, StoredPages, load,
-    load_raw, map,
+    load_raw, map, map_all, map_raw,
 };
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -168,6 +168,59 @@ fn a_mapping_is_copy_on_write_and_knows_which_pages_are_zero() {
         map(&file, &blocks[0]),
         Err(FileError::Short { .. })
     ));
+}
+
+#[test]
+fn all_blocks_are_mapped_with_their_zeros_told() {
+    let (source, file, blocks) = (guest(), disk_file(), placed(0));
+    fill(&source);
+    store(&source, &file, &blocks, DirectIo::Off, 1)
+        .finish()
+        .unwrap();
+    let header = *blocks[0].layout.header();
+    file.write_all_at(b"stale", header.pages_offset + 10 * 4096)
+        .unwrap();
+    let mapped = map_all(&file, &blocks).unwrap();
+    let (block, original) = (&mapped.ram.blocks()[0], &source.blocks()[0]);
+    for page in 0..PAGES {
+        let offset = page * 4096;
+        let zero = original.page(offset).unwrap().is_zero();
+        assert_eq!(mapped.zeros.is_zero(block, offset), zero, "{page}");
+        if !zero {
+            let (mut one, mut other) = ([0; 4096], [0; 4096]);
+            block.page(offset).unwrap().copy_to(&mut one);
+            original.page(offset).unwrap().copy_to(&mut other);
+            assert!(one == other, "{page}");
+        }
+    }
+    assert!(
+        !block.page(10 * 4096).unwrap().is_zero(),
+        "which is why it is told"
+    );
+}
+
+#[test]
+fn a_raw_image_is_mapped_and_its_holes_are_zero() {
+    let file = disk_file();
+    file.set_len(64 * 4096).unwrap();
+    for page in [0, 20, 63] {
+        file.write_all_at(b"text", page * 4096).unwrap();
+    }
+    // Data that is zero.
+    file.write_all_at(&[0; 4096], 40 * 4096).unwrap();
+    let mapped = map_raw(&file, "pc.ram", 4096).unwrap();
+    let block = &mapped.ram.blocks()[0];
+    for page in 0..64 {
+        let zero = ![0, 20, 63].contains(&page);
+        assert_eq!(mapped.zeros.is_zero(block, page * 4096), zero, "{page}");
+    }
+    file.set_len(4096 + 1).unwrap();
+    assert!(matches!(
+        map_raw(&file, "pc.ram", 4096),
+        Err(FileError::Block(_))
+    ));
+    file.set_len(0).unwrap();
+    assert!(map_raw(&file, "pc.ram", 4096).is_err());
 }
 
 #[cfg(feature = "digest")]

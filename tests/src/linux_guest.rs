@@ -29,6 +29,13 @@ impl LinuxGuest {
     /// The arguments of a QEMU that runs it, on a disk of its own, which may be used by two: a
     /// guest and its restored copy.
     pub fn arguments(&self, disk: &Path) -> Vec<String> {
+        self.sized(disk, 256, "")
+    }
+
+    /// The same with so many MiB of RAM, and more for the kernel's command line: `memory=MIB` is
+    /// what it checks again and again (0: nothing), `dirty=MIB:RATE` what it writes to, at so many
+    /// MiB a second.
+    pub fn sized(&self, disk: &Path, mib: u32, append: &str) -> Vec<String> {
         if !disk.exists() {
             std::fs::copy(self.folder.join("disk.raw"), disk).unwrap();
         }
@@ -37,7 +44,7 @@ impl LinuxGuest {
             "file={},format=raw,if=none,id=disk,file.locking=off",
             disk.display()
         );
-        let append = "console=ttyS0 quiet panic=1";
+        let append = format!("console=ttyS0 quiet panic=1 {append}");
         let words = [
             "-M",
             "q35",
@@ -46,25 +53,21 @@ impl LinuxGuest {
             "-smp",
             "2",
             "-m",
-            "256",
+            &mib.to_string(),
             "-kernel",
             &file("vmlinuz"),
-        ]
-        .map(String::from);
-        let more = [
             "-initrd",
             &file("initrd.gz"),
             "-append",
-            append,
+            &append,
             "-drive",
             &drive,
             "-device",
             "virtio-blk-pci,drive=disk",
             "-accel",
             "tcg,thread=multi",
-        ]
-        .map(String::from);
-        words.into_iter().chain(more).collect()
+        ];
+        words.map(String::from).to_vec()
     }
 }
 
@@ -109,9 +112,13 @@ impl Said {
         said
     }
 
-    /// The longest time between two ticks, in seconds of the guest's clock.
-    pub fn longest_gap(&self) -> f64 {
-        let gaps = self.ticks.windows(2).map(|two| two[1].1 - two[0].1);
-        gaps.fold(0.0, f64::max)
+    /// The longest time between two ticks from a number on, in seconds of the guest's clock.
+    pub fn longest_gap_since(&self, tick: u64) -> f64 {
+        let later = self.ticks.iter().filter(|(number, _)| *number >= tick);
+        let later: Vec<f64> = later.map(|(_, time)| *time).collect();
+        later
+            .windows(2)
+            .map(|two| two[1] - two[0])
+            .fold(0.0, f64::max)
     }
 }

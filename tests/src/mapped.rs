@@ -22,6 +22,7 @@ pub fn load(file: &File, base: u64) -> Snapshot {
     .unwrap();
     Snapshot {
         uuid: Uuid::NIL,
+        zero_pages: multifd_core::ZeroPages::Detect,
         ram_section: mapped.ram_section,
         configuration: mapped.configuration.with_mapped_ram(false),
         ram,

@@ -5,7 +5,17 @@ use serde_json::Value;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, mpsc};
+use std::thread::JoinHandle;
+
+/// Whether it is built as users have it.
+static RELEASE: AtomicBool = AtomicBool::new(false);
+
+/// Has [`path`] build the program as users have it, if it has not been built yet.
+pub fn use_release() {
+    RELEASE.store(true, Ordering::Relaxed);
+}
 
 /// The program's path; it is built first, once a process.
 pub fn path() -> &'static Path {
@@ -21,6 +31,7 @@ pub fn path() -> &'static Path {
                 "--locked",
                 "--message-format=json",
             ])
+            .args(RELEASE.load(Ordering::Relaxed).then_some("--release"))
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .stderr(Stdio::inherit())
             .output()
@@ -42,6 +53,63 @@ pub fn run(args: &[&str]) -> Output {
         .stdin(Stdio::null())
         .output()
         .unwrap()
+}
+
+/// Runs the program to its end, and says how much anonymous memory it had at the most, in bytes.
+pub fn run_measured(args: &[&str]) -> (Output, u64) {
+    let child = Command::new(path())
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let watch = MemoryWatch::start(child.id());
+    let output = child.wait_with_output().unwrap();
+    (output, watch.end())
+}
+
+/// Watches how much anonymous memory a process takes; mapped files are not part of it.
+#[derive(Debug)]
+pub struct MemoryWatch {
+    most: Arc<AtomicU64>,
+    stop: Option<mpsc::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl MemoryWatch {
+    /// Watches a process of this machine until it is told to end.
+    pub fn start(pid: u32) -> Self {
+        let most = Arc::new(AtomicU64::new(0));
+        let (stop, stopped) = mpsc::channel::<()>();
+        let seen = Arc::clone(&most);
+        let thread = std::thread::spawn(move || {
+            let every = std::time::Duration::from_millis(2);
+            while stopped.recv_timeout(every) == Err(mpsc::RecvTimeoutError::Timeout) {
+                let status =
+                    std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+                let kib = status
+                    .lines()
+                    .find_map(|line| line.strip_prefix("RssAnon:"))
+                    .and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
+                seen.fetch_max(kib.unwrap_or(0) << 10, Ordering::Relaxed);
+            }
+        });
+        Self {
+            most,
+            stop: Some(stop),
+            thread: Some(thread),
+        }
+    }
+
+    /// The most it had, in bytes.
+    pub fn end(mut self) -> u64 {
+        self.stop.take();
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+        self.most.load(Ordering::Relaxed)
+    }
 }
 
 /// The JSON object a command printed.

@@ -475,6 +475,22 @@ impl Qemu {
         }
     }
 
+    /// From the guest's last stop to its going on, in seconds, by QEMU's events.
+    pub fn last_pause(&mut self) -> Option<f64> {
+        // All events up to now have come with the answer.
+        self.execute("query-status", &json!({}));
+        let time = |name: &str| {
+            let event = self
+                .events
+                .iter()
+                .rev()
+                .find(|event| event["event"] == name)?;
+            let part = |part: &str| event["timestamp"][part].as_f64();
+            Some(part("seconds")? + part("microseconds")? * 1e-6)
+        };
+        Some(time("RESUME")? - time("STOP")?)
+    }
+
     /// SHA-256 of guest RAM; the guest must be stopped.
     pub fn ram_sha256(&self) -> String {
         sha256(&self.ram_bytes())

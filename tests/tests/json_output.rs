@@ -170,10 +170,39 @@ fn so_do_those_that_talk_to_a_monitor() {
         ]),
     );
     let monitor = target.monitor.to_str().unwrap();
-    check(
-        "send",
-        &shown(&["restore", "--json", "--qmp", monitor, &path("running")]),
+    let restored = shown(&["restore", "--json", "--qmp", monitor, &path("running")]);
+    check("send", &restored);
+    assert_eq!(
+        (&running["by_qemu"], &restored["by_qemu"]),
+        (&object!(true), &object!(true))
     );
+    drop((source, target));
+    // Over sockets, where all is counted; and as a QEMU's RAM.
+    let options = shown(&["qemu-options", "--json", &path("running")]);
+    check("qemu_options", &options);
+    let words: Vec<&str> = options["arguments"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|word| word.as_str().unwrap())
+        .collect();
+    let waiting = ["-m", "16", "-incoming", "defer"];
+    for (args, more) in [
+        (waiting.as_slice(), ["--via", "socket"].as_slice()),
+        (&[&["-m", "16"], words.as_slice()].concat(), &["--instant"]),
+    ] {
+        let target = Qemu::bare(args);
+        let monitor = target.monitor.to_str().unwrap();
+        let restored = shown(
+            &[
+                &["restore", "--json", "--qmp", monitor, &path("running")],
+                more,
+            ]
+            .concat(),
+        );
+        check("send", &restored);
+        assert_eq!(restored["mapped"].is_object(), more == ["--instant"]);
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@
 mod snapshot_steps;
 
 use multifd_tests::program::{path, run};
-use multifd_tests::qemu::{Qemu, program};
+use multifd_tests::qemu::{Machine, Qemu, program};
 use serde_json::{Value, json};
 use snapshot_steps::{said, settings, text};
 use std::os::unix::net::UnixStream;
@@ -32,9 +32,12 @@ fn slow() -> Qemu {
     qemu
 }
 
-/// Starts a snapshot that does not end: its channels are compressed by a QEMU that is held up.
-fn begin(qemu: &mut Qemu, out: &Path, wrapper: &[&str]) -> Child {
-    begin_with(qemu, out, wrapper, &[])
+/// The ways that a snapshot can go.
+const WAYS: [&str; 2] = ["file", "socket"];
+
+/// Starts a snapshot.
+fn begin(qemu: &mut Qemu, out: &Path, wrapper: &[&str], via: &str) -> Child {
+    begin_with(qemu, out, wrapper, &["--via", via])
 }
 
 fn begin_with(qemu: &mut Qemu, out: &Path, wrapper: &[&str], more: &[&str]) -> Child {
@@ -80,14 +83,20 @@ fn wait_changed(qemu: &mut Qemu, before: &(Value, Value), child: &mut Child) -> 
 }
 
 /// Has something done to a snapshot that is under way, until it has been met at work; the guest and
-/// its settings must be as before.
+/// its settings must be as before. By each way.
 fn meet(what: &str, mut act: impl FnMut(&mut Qemu, Child, &Path)) {
+    for via in WAYS {
+        meet_by(&format!("{what}, {via}"), via, &mut act);
+    }
+}
+
+fn meet_by(what: &str, via: &str, act: &mut impl FnMut(&mut Qemu, Child, &Path)) {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("vm.mapped");
     let mut qemu = slow();
     let before = settings(&mut qemu);
     for _ in 0..50 {
-        let mut child = begin(&mut qemu, &out, &[]);
+        let mut child = begin(&mut qemu, &out, &[], via);
         if !wait_changed(&mut qemu, &before, &mut child) {
             child.wait().unwrap();
             let _ = std::fs::remove_file(&out);
@@ -204,34 +213,96 @@ fn the_guest_of_a_killed_snapshot_runs_on() {
     }
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("vm.mapped");
-    let mut qemu = slow();
-    let before = settings(&mut qemu);
-    // Killed in the very call that lets the guest run: the last write to the monitor that names
-    // `cont`.
-    let script =
-        "exec strace -f -qq -o /dev/null -e trace=fsync -e inject=fsync:signal=KILL:when=1 \"$@\"";
-    let mut child = begin(&mut qemu, &out, &["sh", "-c", script, "sh"]);
-    child.wait().unwrap();
-    // By then it had put everything back itself, before it wrote the file.
-    assert_eq!(
-        (settings(&mut qemu), qemu.state().as_str()),
-        (before.clone(), "running")
-    );
-    drop(qemu);
+    for via in WAYS {
+        let mut qemu = slow();
+        let before = settings(&mut qemu);
+        // Killed when the file is synced: by then it had put everything back itself.
+        let script = "exec strace -f -qq -o /dev/null -e trace=fsync -e inject=fsync:signal=KILL:when=1 \"$@\"";
+        let mut child = begin(&mut qemu, &out, &["sh", "-c", script, "sh"], via);
+        child.wait().unwrap();
+        assert_eq!(
+            (settings(&mut qemu), qemu.state().as_str()),
+            (before.clone(), "running"),
+            "{via}"
+        );
+    }
     // One that the killed run has stopped is let run by the next; one that somebody else has
     // stopped stays so.
-    for by_us in [true, false] {
-        stopped_and_killed(folder.path(), by_us);
+    for (via, by_us) in [("socket", true), ("socket", false), ("file", true)] {
+        stopped_and_killed(folder.path(), via, by_us);
     }
 }
 
-fn stopped_and_killed(folder: &Path, by_us: bool) {
+/// A guest that has 512 MiB of memory to be written, while its snapshot goes into a file: QEMU goes
+/// on without us.
+#[test]
+fn a_migration_that_outlives_us_is_called_off_by_the_next_run() {
+    if program().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let mut qemu = Qemu::start(&Machine {
+        ram_mib: 512,
+        boot: true,
+        filled: true,
+        ..Machine::default()
+    });
+    qemu.execute("cont", &json!({}));
+    qemu.wait_serial(3);
+    let before = settings(&mut qemu);
+    for _ in 0..20 {
+        let mut child = begin(&mut qemu, &path("vm.mapped"), &[], "file");
+        while child.try_wait().unwrap().is_none() {
+            let info = qemu.execute("query-migrate", &json!({}));
+            if info["status"] == "active" {
+                break;
+            }
+        }
+        signal(&child, "KILL");
+        child.wait().unwrap();
+        if settings(&mut qemu) == before {
+            continue;
+        }
+        let output = run(&[
+            "snapshot",
+            "--force",
+            "--qmp",
+            text(&qemu.monitor),
+            "--out",
+            text(&path("next")),
+        ]);
+        assert!(output.status.success(), "{}", said(&output));
+        assert!(said(&output).contains("is put back"), "{}", said(&output));
+        assert_eq!(
+            (settings(&mut qemu), qemu.state().as_str()),
+            (before, "running")
+        );
+        let at = qemu.serial().matches('\n').count();
+        qemu.wait_serial(at + 2);
+        assert!(!qemu.serial().contains('T'));
+        assert!(
+            run(&["verify", "--require-digest", text(&path("next"))])
+                .status
+                .success()
+        );
+        return;
+    }
+    panic!("it is over too soon, every time");
+}
+
+fn stopped_and_killed(folder: &Path, via: &str, by_us: bool) {
     let (out, other) = (folder.join("vm.mapped"), folder.join("other.mapped"));
     let mut qemu = slow();
     let before = settings(&mut qemu);
     for _ in 0..100 {
         let rounds = if by_us { "0" } else { "20" };
-        let mut child = begin_with(&mut qemu, &out, &[], &["--force", "--max-rounds", rounds]);
+        let mut child = begin_with(
+            &mut qemu,
+            &out,
+            &[],
+            &["--force", "--via", via, "--max-rounds", rounds],
+        );
         let mut met = wait_changed(&mut qemu, &before, &mut child);
         while by_us && met && qemu.state() != "paused" {
             met = child.try_wait().unwrap().is_none();
@@ -280,10 +351,11 @@ fn a_receiving_half_that_fails_early_ends_all_of_it() {
     }
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("vm.mapped");
-    let mut qemu = Qemu::bare(&["-M", "pc", "-m", "3G"]);
+    let mut qemu = Qemu::bare(&["-M", "pc", "-m", "64"]);
     let before = settings(&mut qemu);
-    let limited = ["sh", "-c", "ulimit -v 1500000; exec \"$@\"", "sh"];
-    let mut child = begin(&mut qemu, &out, &limited);
+    // Its file may not grow.
+    let limited = ["sh", "-c", "ulimit -f 100; exec \"$@\"", "sh"];
+    let mut child = begin(&mut qemu, &out, &limited, "socket");
     let deadline = Instant::now() + Duration::from_secs(100);
     while child.try_wait().unwrap().is_none() {
         assert!(
@@ -295,7 +367,7 @@ fn a_receiving_half_that_fails_early_ends_all_of_it() {
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(
-        said(&output).contains("no memory for RAM block \"pc.ram\""),
+        said(&output).contains("File too large"),
         "{}",
         said(&output)
     );

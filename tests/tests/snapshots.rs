@@ -18,12 +18,20 @@ fn a_snapshot_is_restored_by_qemu_itself_and_the_source_runs_on() {
     if program().is_none() {
         return;
     }
-    for (compression, direct_io) in [("none", "off"), ("zstd", "on")] {
+    for (via, compression, direct_io) in [
+        ("file", "none", "off"),
+        ("file", "none", "on"),
+        ("auto", "none", "auto"),
+        ("socket", "none", "off"),
+        ("socket", "zstd", "on"),
+    ] {
         let folder = folder();
         let mut source = running();
         source.capability("xbzrle");
         let before_settings = settings(&mut source);
         let more = [
+            "--via",
+            via,
             "--channels",
             "3",
             "--compression",
@@ -34,7 +42,10 @@ fn a_snapshot_is_restored_by_qemu_itself_and_the_source_runs_on() {
         let (file, result) = snapshot(&source, &folder, "vm.mapped", &more);
         assert_eq!(result["compression"], compression);
         assert_eq!(result["uuid"], UUID);
-        assert_eq!(result["channels"].as_array().unwrap().len(), 3);
+        let by_qemu = via != "socket";
+        assert_eq!(result["by_qemu"], by_qemu);
+        let channels = if by_qemu { 0 } else { 3 };
+        assert_eq!(result["channels"].as_array().unwrap().len(), channels);
         assert!(running_now(&mut source), "the source goes on");
         assert_eq!(
             settings(&mut source),
@@ -149,15 +160,58 @@ fn a_file_qemu_wrote_is_read_checked_and_sent_on() {
             "--compression",
             "zstd",
         ];
-        args.extend([
-            "--uuid",
-            UUID,
-            "--direct-io",
-            if direct_io { "on" } else { "off" },
-        ]);
+        args.extend(["--uuid", UUID]);
         succeed(&args);
         target.wait_completed();
         target.goes_on(count(&ram));
+    }
+}
+
+#[test]
+fn a_file_is_restored_by_every_way() {
+    if program().is_none() {
+        return;
+    }
+    let folder = folder();
+    let (file, _) = snapshot(&running(), &folder, "vm.mapped", &[]);
+    let before = count(&extract(&file, "pc.ram"));
+    for more in [
+        ["--via", "file"].as_slice(),
+        &["--via", "file", "--direct-io", "on"],
+        &["--via", "auto", "--verify"],
+        &["--via", "socket"],
+        &["--via", "tcp:127.0.0.1:0", "--zero-pages", "none"],
+        &["--zero-pages", "legacy"],
+    ] {
+        let mut target = waiting();
+        let settings_before = settings(&mut target);
+        let monitor = target.monitor.clone();
+        let args = ["restore", "--json", "--qmp", text(&monitor), text(&file)];
+        let result = json(&succeed(&[&args, more].concat()));
+        let by_qemu = more.contains(&"file") || more.contains(&"auto");
+        assert_eq!(result["by_qemu"], by_qemu, "{more:?}");
+        assert_eq!(settings(&mut target), settings_before, "{more:?}");
+        target.goes_on(before);
+    }
+    for (more, expected) in [
+        (
+            ["--via", "file", "--compression", "zstd"].as_slice(),
+            "--compression is for sockets",
+        ),
+        (
+            &["--via", "socket", "--direct-io", "on"],
+            "goes with --via file only",
+        ),
+        (&["--verify=background"], "is for --instant"),
+    ] {
+        let mut target = waiting();
+        let monitor = target.monitor.clone();
+        let args = ["restore", "--qmp", text(&monitor), text(&file)];
+        let output = run(&[&args, more].concat());
+        assert!(!output.status.success());
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains(expected), "{said}");
+        assert_eq!(target.state(), "inmigrate");
     }
 }
 
@@ -188,6 +242,20 @@ fn a_snapshot_may_start_within_a_larger_file() {
     mapped::write(&file, 0x0070_1000, &snapshot);
     let again = mapped::load(&file, 0x0070_1000);
     assert!(contents(again.ram.find("pc.ram").unwrap()) == expected);
+    // The program has QEMU read it from there.
+    let mut target = waiting();
+    let monitor = target.monitor.clone();
+    succeed(&[
+        "restore",
+        "--via",
+        "file",
+        "--qmp",
+        text(&monitor),
+        text(&ours),
+        "--offset",
+        "7344128",
+    ]);
+    target.goes_on(count(&expected));
     let mut target = waiting();
     target.mapped_ram(2, false);
     let uri = format!("file:{},offset=0x701000", ours.display());

@@ -14,10 +14,13 @@
 //! ```
 
 mod opened;
+mod sink;
 mod target;
+mod verify;
 
-pub use opened::{LoadOptions, SnapshotFile, load_raw};
+pub use opened::{LoadOptions, SnapshotFile, map_raw};
 pub use target::{SaveOptions, Saved, Target};
+pub use verify::{Damage, Verification};
 
 /// How many threads read or write a file by default: one for each processor, up to 8.
 pub fn default_threads() -> u8 {

@@ -3,8 +3,10 @@
 use super::default_threads;
 use crate::{Error, Limits, MappedFile, Snapshot, find_migration};
 use multifd_core::packet::Uuid;
-use multifd_core::{RamBlock, RamMap, config};
-use multifd_transport_file::{Digest, DirectIo, FileError, MakeWriter, load, open_read};
+use multifd_core::{RamBlock, RamMap, ZeroPages, config};
+use multifd_transport_file::{
+    Digest, DirectIo, FileError, MakeWriter, load, map, map_all, open_read,
+};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -59,6 +61,11 @@ impl SnapshotFile {
         })
     }
 
+    /// The path it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The open file.
     pub fn file(&self) -> &File {
         &self.file
@@ -105,12 +112,37 @@ impl SnapshotFile {
             .unwrap_or_default()
     }
 
+    /// Maps all of it: nothing is read before it is looked at. The file must not be made shorter
+    /// meanwhile: this process would end with `SIGBUS`.
+    ///
+    /// # Errors
+    /// [`Error`], as when the file is not whole.
+    pub fn map(self) -> Result<Snapshot, Error> {
+        let mapped = map_all(&self.file, &self.mapped.blocks);
+        let mapped = mapped.map_err(|error| in_file(&self.path, error))?;
+        let zero_pages = ZeroPages::Told(mapped.zeros);
+        Ok(self.into_snapshot(mapped.ram, zero_pages))
+    }
+
+    /// The same, but pages that are not stored are surely zero in memory, too: those that have
+    /// something else in the file take memory. For sending them as data.
+    ///
+    /// # Errors
+    /// As [`SnapshotFile::map`].
+    pub fn map_clean(self) -> Result<Snapshot, Error> {
+        let mut ram = RamMap::new();
+        for block in &self.mapped.blocks {
+            let mapped = map(&self.file, block);
+            ram.add(mapped.map_err(|error| in_file(&self.path, error))?)?;
+        }
+        Ok(self.into_snapshot(ram, ZeroPages::Detect))
+    }
+
     /// Reads all of it into memory.
     ///
     /// # Errors
     /// [`Error`], as when the file is not whole, or there is not enough memory.
     pub fn load(self, options: &LoadOptions) -> Result<Snapshot, Error> {
-        let uuid = self.uuid();
         let mut ram = RamMap::new();
         for block in &self.mapped.blocks {
             let page_size = u32::try_from(block.layout.header().page_size).unwrap_or(u32::MAX);
@@ -132,24 +164,30 @@ impl SnapshotFile {
             )
         });
         loaded.map_err(|error| in_file(&self.path, error))?;
+        Ok(self.into_snapshot(ram, ZeroPages::Detect))
+    }
+
+    fn into_snapshot(self, ram: RamMap, zero_pages: ZeroPages) -> Snapshot {
+        let uuid = self.uuid();
         let mapped = self.mapped;
-        Ok(Snapshot {
+        Snapshot {
             uuid,
             configuration: mapped.configuration.with_mapped_ram(false),
             ram,
+            zero_pages,
             ram_section: mapped.ram_section,
             switchover_start: mapped.switchover_start,
             tail: mapped.tail,
-        })
+        }
     }
 }
 
-/// Reads a raw RAM image, pages of 4096 bytes, into memory: as the one RAM block, named `block`, of
-/// a VM without devices.
+/// Maps a raw RAM image, pages of 4096 bytes: as the one RAM block, named `block`, of a VM without
+/// devices. The file must not be made shorter meanwhile: this process would end with `SIGBUS`.
 ///
 /// # Errors
 /// [`Error`], as when the file is empty or its length is not a multiple of a page's.
-pub fn load_raw(path: &Path, block: &str, options: &LoadOptions) -> Result<Snapshot, Error> {
+pub fn map_raw(path: &Path, block: &str) -> Result<Snapshot, Error> {
     let file = open_read(path)?;
     let data = file.metadata().map_err(|cause| FileError::Path {
         path: path.into(),
@@ -164,15 +202,11 @@ pub fn load_raw(path: &Path, block: &str, options: &LoadOptions) -> Result<Snaps
             page_size: RAW_PAGE,
         });
     }
-    let mut ram = RamMap::new();
-    let index = ram.add(RamBlock::anonymous(block, len, RAW_PAGE)?)?;
-    if let Some(block) = ram.get(index) {
-        let loaded = with_writers(&ram, options, |writer| {
-            multifd_transport_file::load_raw(&file, block, options.threads.into(), writer)
-        });
-        loaded.map_err(|error| in_file(path, error))?;
-    }
-    Ok(Snapshot::of_ram(ram))
+    let mapped = multifd_transport_file::map_raw(&file, block, RAW_PAGE);
+    let mapped = mapped.map_err(|error| in_file(path, error))?;
+    let mut snapshot = Snapshot::of_ram(mapped.ram);
+    snapshot.zero_pages = ZeroPages::Told(mapped.zeros);
+    Ok(snapshot)
 }
 
 /// An error at a place in a file, with the file's path.

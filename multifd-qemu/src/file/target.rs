@@ -1,15 +1,20 @@
 //! A snapshot's file while it is being written.
 
 use super::default_threads;
-use crate::{CheckBlocks, Error, MappedWriter, PhysicalMap, PhysicalRange, Snapshot};
+use super::sink::{FileSink, Writing};
+use crate::{CheckBlocks, Error, MappedFile, PhysicalMap, PhysicalRange, RamSink, Snapshot, Tail};
+use multifd_core::packet::Uuid;
+use multifd_core::sync::lock;
 use multifd_core::{
     BoxError, CancelHandle, Plain, Sender, SenderConfig, StatsHandle, SyncScope, config,
 };
 use multifd_transport_file::{
-    BlockDigest, Digest, DirectIo, FileError, FileTransport, FileWithCompanion, GuestRange, Written,
+    BlockDigest, BlockReader, Digest, DirectIo, FileError, FileTransport, FileWithCompanion,
+    GuestRange, WriteBack, Written,
 };
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 config! {
     /// How a snapshot's file is written.
@@ -22,12 +27,12 @@ config! {
         direct: DirectIo = DirectIo::Off,
         /// Whether disk space for all pages is reserved first; zero pages take space then.
         preallocate: bool = false,
-        /// Threads that write. Default: one for each processor, up to 8.
+        /// Threads that write a snapshot from memory. Default: one for each processor, up to 8.
         threads: u8 = default_threads(),
         /// Ends the writing from elsewhere; nothing is left behind.
         cancel: CancelHandle = CancelHandle::default(),
-        /// Called once, when the writing begins, with what reads the counts, and the bytes of all
-        /// RAM.
+        /// Called once, when a snapshot from memory begins to be written, with what reads the
+        /// counts, and the bytes of all RAM.
         on_start: Option<Box<dyn FnOnce(StatsHandle, u64) + Send>> = None,
     }
 }
@@ -43,10 +48,19 @@ impl std::fmt::Debug for SaveOptions {
 }
 
 /// A file that has no contents yet, and not its name: dropping it leaves nothing behind.
+///
+/// It gets its contents in one of three ways: a VM is received into it ([`Target::sink`], then
+/// [`Target::keep`]), a snapshot in memory is written ([`Target::save`]), or QEMU writes it
+/// ([`Target::file`], then [`Target::adopt`]).
 #[derive(Debug)]
 pub struct Target {
     path: PathBuf,
     file: FileWithCompanion,
+    direct: DirectIo,
+    preallocate: bool,
+    /// What has been received into it.
+    writing: Arc<Mutex<Option<Writing>>>,
+    write_back: Option<WriteBack>,
 }
 
 /// A snapshot that has been written.
@@ -69,12 +83,21 @@ impl Target {
         Ok(Self {
             path: path.into(),
             file,
+            direct: options.direct,
+            preallocate: options.preallocate,
+            writing: Arc::default(),
+            write_back: None,
         })
     }
 
     /// The file's path.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The file, for another to write to.
+    pub fn file(&self) -> &File {
+        self.file.file()
     }
 
     /// Checks that the disk has space for a guest's RAM, in bytes. Zero pages take none: a guest
@@ -98,6 +121,100 @@ impl Target {
         })
     }
 
+    /// Has the file written to its disk while it grows: there is less to wait for at the end.
+    pub fn write_back_early(&mut self) {
+        if self.direct == DirectIo::Off {
+            self.write_back = Some(WriteBack::start(self.file.file()));
+        }
+    }
+
+    /// Where a migration's RAM goes that is received into this file: straight to its place, in
+    /// every round. For [`ReceiveOptions::sink`](crate::ReceiveOptions::sink);
+    /// [`Target::keep`] completes the file.
+    ///
+    /// # Errors
+    /// [`Error::SnapshotFile`] if the file cannot be opened again.
+    pub fn sink(&self) -> Result<Box<dyn RamSink>, Error> {
+        Ok(Box::new(FileSink {
+            path: self.path.clone(),
+            file: self.own_file()?,
+            direct: self.direct,
+            preallocate: self.preallocate,
+            digest: self.file.has_companion(),
+            writing: Arc::clone(&self.writing),
+        }))
+    }
+
+    /// Completes a file that `snapshot` has been received into, syncs it, and gives it its name and
+    /// its companion. `layout` says where memory lies, if that is known.
+    ///
+    /// # Errors
+    /// [`Error`]; then neither file nor companion has appeared.
+    pub fn keep(
+        self,
+        snapshot: &Snapshot,
+        layout: Option<&PhysicalMap>,
+        cancel: &CancelHandle,
+    ) -> Result<Saved, Error> {
+        let path = self.path.clone();
+        let kept = || {
+            let writing = lock(&self.writing).take().ok_or_else(|| {
+                let why = "nothing has been received into this file";
+                multifd_core::Error::Misconfigured(why.into())
+            })?;
+            let (written, blocks) = writing.finish(snapshot)?;
+            let digest = blocks.map(|blocks| digest(snapshot.uuid, &snapshot.tail, blocks, layout));
+            self.commit(written, digest, cancel)
+        };
+        kept().map_err(|error| in_file(path, error))
+    }
+
+    /// Takes a file that QEMU has written: checks that it is whole and of the machine `uuid`, syncs
+    /// it, and gives it its name and its companion.
+    ///
+    /// # Errors
+    /// [`Error`]; then neither file nor companion has appeared.
+    pub fn adopt(
+        self,
+        mapped: &MappedFile,
+        uuid: Uuid,
+        layout: Option<&PhysicalMap>,
+        cancel: &CancelHandle,
+    ) -> Result<Saved, Error> {
+        let path = self.path.clone();
+        let file = self.file.file();
+        let read = || -> Result<_, FileError> {
+            let mut written = Written::default();
+            let mut blocks = Vec::new();
+            for block in &mapped.blocks {
+                let reader = BlockReader::new(file, block)?;
+                let pages = reader.stored().count();
+                written.pages += pages;
+                written.bytes += pages * block.layout.header().page_size;
+                if self.file.has_companion() {
+                    blocks.push(BlockDigest::of_file(&reader)?);
+                }
+            }
+            Ok((written, blocks))
+        };
+        // The disk is busy meanwhile.
+        let (synced, found) = std::thread::scope(|scope| {
+            let syncing = scope.spawn(|| self.file.sync());
+            let found = read();
+            (syncing.join(), found)
+        });
+        let adopted = || {
+            let (written, blocks) = found?;
+            if let Ok(synced) = synced {
+                synced?;
+            }
+            let has = self.file.has_companion();
+            let digest = has.then(|| digest(uuid, &mapped.tail, blocks, layout));
+            self.commit(written, digest, cancel)
+        };
+        adopted().map_err(|error| in_file(path, error))
+    }
+
     /// Writes a snapshot, syncs it, and gives the file its name and its companion. `layout` says
     /// where memory lies, if that is known.
     ///
@@ -111,16 +228,7 @@ impl Target {
     ) -> Result<Saved, Error> {
         let path = self.path.clone();
         self.write(snapshot, layout, options)
-            .map_err(|error| match error {
-                Error::Engine(multifd_core::Error::Cancelled) => error,
-                Error::SnapshotFile(FileError::At { .. } | FileError::Short { .. })
-                | Error::File { .. }
-                | Error::Engine(multifd_core::Error::Channel { .. }) => Error::InFile {
-                    path,
-                    cause: Box::new(error),
-                },
-                other => other,
-            })
+            .map_err(|error| in_file(path, error))
     }
 
     fn write(
@@ -129,27 +237,15 @@ impl Target {
         layout: Option<&PhysicalMap>,
         options: SaveOptions,
     ) -> Result<Saved, Error> {
-        let Self { path, file } = self;
-        let (writer, placed) = MappedWriter::start(
-            file.file(),
-            0,
-            &snapshot.configuration,
-            snapshot.page_size(),
-            snapshot.ram_section,
-            &snapshot.blocks(),
-        )?;
-        let own = file.file().try_clone().map_err(|cause| FileError::Path {
-            path,
-            doing: "opening it again",
-            cause,
-        })?;
-        let transport = FileTransport::new(own, placed, options.direct)?;
+        let (writer, placed) = super::sink::head(self.file.file(), snapshot)?;
+        let transport = FileTransport::new(self.own_file()?, placed, options.direct)?;
         if options.preallocate {
             transport.preallocate()?;
         }
         let config = SenderConfig::default()
             .channels(options.threads.max(1))
-            .cancel(options.cancel);
+            .zero_pages(snapshot.zero_pages.clone())
+            .cancel(options.cancel.clone());
         let mut sender = Sender::start(snapshot.ram.clone(), &Plain, &transport, &config)?;
         if let Some(on_start) = options.on_start {
             on_start(sender.stats_handle(), snapshot.ram.total_len());
@@ -161,21 +257,68 @@ impl Target {
         sender.finish()?;
         let written = transport.finish()?;
         writer.finish(snapshot.switchover_start, &snapshot.tail)?;
-        let mut digest = None;
-        let mut has_layout = false;
-        if file.has_companion() {
-            let rest = [snapshot.tail.early(), snapshot.tail.bytes()];
-            let digest = digest.insert(Digest::of(&snapshot.ram, snapshot.uuid.0, &rest)?);
-            if let Some(map) = layout {
-                digest.layout = guest_ranges(map, &digest.blocks);
-                has_layout = true;
-            }
+        let file = self.file.file();
+        let of = |block| BlockDigest::of_file(&BlockReader::new(file, block)?);
+        let digest = (self.file.has_companion())
+            .then(|| transport.blocks().map(of).collect::<Result<_, _>>())
+            .transpose()?
+            .map(|blocks| digest(snapshot.uuid, &snapshot.tail, blocks, layout));
+        self.commit(written, digest, &options.cancel)
+    }
+
+    fn commit(
+        self,
+        written: Written,
+        digest: Option<Digest>,
+        cancel: &CancelHandle,
+    ) -> Result<Saved, Error> {
+        drop(self.write_back);
+        if let Some(cancelled) = cancel.error() {
+            return Err(cancelled.into());
         }
-        file.commit(digest.as_ref())?;
+        self.file.commit(digest.as_ref())?;
         Ok(Saved {
             written,
-            has_layout,
+            has_layout: digest.is_some_and(|digest| !digest.layout.is_empty()),
         })
+    }
+
+    fn own_file(&self) -> Result<File, FileError> {
+        self.file
+            .file()
+            .try_clone()
+            .map_err(|cause| FileError::Path {
+                path: self.path.clone(),
+                doing: "opening it again",
+                cause,
+            })
+    }
+}
+
+/// An error within the file, with its path.
+fn in_file(path: PathBuf, error: Error) -> Error {
+    match error {
+        Error::SnapshotFile(FileError::At { .. } | FileError::Short { .. })
+        | Error::File { .. }
+        | Error::Engine(multifd_core::Error::Channel { .. }) => Error::InFile {
+            path,
+            cause: Box::new(error),
+        },
+        other => other,
+    }
+}
+
+fn digest(
+    uuid: Uuid,
+    tail: &Tail,
+    blocks: Vec<BlockDigest>,
+    layout: Option<&PhysicalMap>,
+) -> Digest {
+    Digest {
+        uuid: uuid.0,
+        rest: Digest::of_rest(&[tail.early(), tail.bytes()]),
+        layout: layout.map_or(Vec::new(), |map| guest_ranges(map, &blocks)),
+        blocks,
     }
 }
 

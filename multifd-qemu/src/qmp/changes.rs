@@ -12,11 +12,14 @@ pub(super) struct Setting {
 
 /// What has been changed in a QEMU, and what becomes of its guest.
 #[derive(Debug, Clone, Default, PartialEq)]
+#[allow(clippy::struct_excessive_bools)] // Each is a fact of its own.
 pub(super) struct Changes {
     pub(super) capabilities: Vec<Setting>,
     pub(super) parameters: Vec<Setting>,
     /// The guest ran, and is to run on.
     pub(super) resume: bool,
+    /// The migration goes on if we are killed.
+    pub(super) outlives_us: bool,
     /// Our migration has been started: the guest may stand still because of that.
     pub(super) migrated: bool,
     /// We have stopped the guest.

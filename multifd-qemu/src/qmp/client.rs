@@ -1,8 +1,10 @@
 //! QEMU's control socket: one JSON object a line, each way.
 
+use super::stream::{QmpStream, pass};
 use crate::qmp::QmpError;
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -26,12 +28,6 @@ impl Stops {
     }
 }
 
-/// A stream that a monitor listens at. Reads must end within about 100 ms if nothing comes, with
-/// [`ErrorKind::TimedOut`] or [`ErrorKind::WouldBlock`].
-pub trait QmpStream: Read + Write + Send {}
-
-impl<S: Read + Write + Send> QmpStream for S {}
-
 /// A connection to QEMU's monitor (QMP).
 ///
 /// A QMP socket serves one client at a time.
@@ -39,10 +35,25 @@ pub struct Qmp {
     stream: BufReader<Box<dyn QmpStream>>,
     address: String,
     line: Vec<u8>,
-    deadline: Duration,
+    pub(super) deadline: Duration,
     /// The number of the last command; answers carry their command's.
     last: u64,
+    /// An event has come since the last wait for one.
+    has_news: bool,
+    /// Capabilities that it has, on or off, if that was asked.
+    pub(super) capabilities: Option<Vec<String>>,
+    /// Questions that were sent before their answers are wanted.
+    asked: Vec<Question>,
     pub(super) stops: Stops,
+}
+
+/// A command that was sent ahead.
+struct Question {
+    id: u64,
+    command: &'static str,
+    arguments: Value,
+    /// What QEMU says, if that has come while another answer was awaited.
+    answer: Option<Value>,
 }
 
 impl std::fmt::Debug for Qmp {
@@ -91,6 +102,9 @@ impl Qmp {
             deadline,
             // No number that the client before us may have used: its answers may come to us.
             last: u64::from(std::process::id()) << 20,
+            has_news: false,
+            capabilities: None,
+            asked: Vec::new(),
             stops: Stops::default(),
         };
         qmp.greet()?;
@@ -118,6 +132,12 @@ impl Qmp {
                 return Err(self.failed(format!("it does not greet like QMP, but with {message}")));
             }
         }
+    }
+
+    /// Whether descriptors can be passed to QEMU.
+    #[cfg(feature = "file")]
+    pub(super) fn passes_descriptors(&self) -> bool {
+        self.stream.get_ref().unix_socket().is_some()
     }
 
     /// The monitor's address.
@@ -225,37 +245,118 @@ impl Qmp {
     /// # Errors
     /// [`QmpError::Monitor`] with QEMU's words; [`QmpError::Gone`].
     pub fn execute(&mut self, command: &str, arguments: &Value) -> Result<Value, QmpError> {
+        self.execute_with(command, arguments, None)
+    }
+
+    /// Executes a command, and passes QEMU a descriptor with it.
+    pub(super) fn execute_with(
+        &mut self,
+        command: &str,
+        arguments: &Value,
+        descriptor: Option<BorrowedFd<'_>>,
+    ) -> Result<Value, QmpError> {
+        // What was asked before is no longer so.
+        self.asked.clear();
+        let (id, line) = self.line(command, arguments);
+        self.send(command, line.as_bytes(), descriptor)?;
+        self.answer(command, id)
+    }
+
+    /// Sends questions whose answers are wanted soon, by [`Qmp::ask`]: a process that has to share
+    /// its processors is woken once instead of once for each. Anything else that is executed in
+    /// between makes them void.
+    pub(super) fn ask_ahead(
+        &mut self,
+        questions: &[(&'static str, Value)],
+    ) -> Result<(), QmpError> {
+        self.asked.clear();
+        let mut lines = String::new();
+        for (command, arguments) in questions {
+            let (id, line) = self.line(command, arguments);
+            lines.push_str(&line);
+            self.asked.push(Question {
+                id,
+                command,
+                arguments: arguments.clone(),
+                answer: None,
+            });
+        }
+        self.send("several questions", lines.as_bytes(), None)
+    }
+
+    /// Executes a question, unless it has been sent ahead.
+    pub(super) fn ask(&mut self, command: &str, arguments: &Value) -> Result<Value, QmpError> {
+        let is =
+            |question: &Question| question.command == command && question.arguments == *arguments;
+        let Some(at) = self.asked.iter().position(is) else {
+            return self.execute(command, arguments);
+        };
+        let question = self.asked.remove(at);
+        match question.answer {
+            Some(message) => self.read_answer(command, message),
+            None => self.answer(command, question.id),
+        }
+    }
+
+    fn line(&mut self, command: &str, arguments: &Value) -> (u64, String) {
         self.last += 1;
         let id = self.last;
-        let mut line = json!({ "execute": command, "arguments": arguments, "id": id }).to_string();
-        line.push('\n');
-        let written = self.stream.get_mut().write_all(line.as_bytes());
+        let line = json!({ "execute": command, "arguments": arguments, "id": id });
+        (id, format!("{line}\n"))
+    }
+
+    fn send(
+        &mut self,
+        command: &str,
+        bytes: &[u8],
+        descriptor: Option<BorrowedFd<'_>>,
+    ) -> Result<(), QmpError> {
+        let stream = self.stream.get_mut();
+        let written = match descriptor {
+            None => stream.write_all(bytes),
+            Some(descriptor) => pass(stream.as_mut(), bytes, descriptor),
+        };
         written.map_err(|e| match e.kind() {
             ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => self.gone(),
             _ => self.failed(format!("{command}: {e}")),
-        })?;
+        })
+    }
+
+    /// Waits for the answer to a command.
+    fn answer(&mut self, command: &str, id: u64) -> Result<Value, QmpError> {
         let end = Instant::now() + self.deadline;
         loop {
             // Events alone are no answer.
-            let Some(mut message) = self.message_before(end)? else {
+            let Some(message) = self.message_before(end)? else {
                 return Err(self.failed(format!("{command}: no answer for {:?}", self.deadline)));
             };
-            if message.get("id").is_some_and(|found| *found != id) {
-                // A late answer to a command that was given up.
+            if message.get("return").is_none() && message.get("error").is_none() {
+                // An event; states are asked for.
+                self.has_news = true;
                 continue;
             }
-            if let Some(error) = message.get("error") {
-                let words = error
-                    .get("desc")
-                    .and_then(Value::as_str)
-                    .unwrap_or("an error without words");
-                return Err(self.failed(format!("{command}: {words}")));
+            match message.get("id").and_then(Value::as_u64) {
+                Some(found) if found != id => {
+                    // To another question, or a late one to a command that was given up.
+                    let mut asked = self.asked.iter_mut();
+                    if let Some(question) = asked.find(|question| question.id == found) {
+                        question.answer = Some(message);
+                    }
+                }
+                _ => return self.read_answer(command, message),
             }
-            if let Some(result) = message.get_mut("return") {
-                return Ok(result.take());
-            }
-            // Anything else is an event; states are asked for.
         }
+    }
+
+    fn read_answer(&self, command: &str, mut message: Value) -> Result<Value, QmpError> {
+        if let Some(error) = message.get("error") {
+            let words = error
+                .get("desc")
+                .and_then(Value::as_str)
+                .unwrap_or("an error without words");
+            return Err(self.failed(format!("{command}: {words}")));
+        }
+        Ok(message.get_mut("return").map_or(Value::Null, Value::take))
     }
 
     /// What a command for people prints.
@@ -264,100 +365,19 @@ impl Qmp {
         Ok(answer.as_str().unwrap_or_default().to_owned())
     }
 
-    /// Waits a moment: until an event comes, or a tick has passed.
+    /// Waits a moment: until an event comes that was not waited for yet, or a tick has passed.
     pub(super) fn pause(&mut self) -> Result<(), QmpError> {
-        self.message(Instant::now() + TICK).map(drop)
-    }
-
-    /// The migration's state in QEMU's words, and why it failed, if it did.
-    pub(super) fn migration(&mut self) -> Result<Migration, QmpError> {
-        let info = self.execute("query-migrate", &json!({}))?;
-        let text = |name: &str| info.get(name).and_then(Value::as_str).map(str::to_owned);
-        let blockers = info.get("blocked-reasons").and_then(Value::as_array);
-        Ok(Migration {
-            status: text("status").unwrap_or_else(|| "none".into()),
-            error: text("error-desc"),
-            rounds: info
-                .pointer("/ram/dirty-sync-count")
-                .and_then(Value::as_u64)
-                .unwrap_or(0),
-            port: info
-                .pointer("/socket-address/0/port")
-                .and_then(Value::as_str)
-                .map(str::to_owned),
-            downtime: info
-                .get("downtime")
-                .and_then(Value::as_u64)
-                .map(Duration::from_millis),
-            blockers: blockers
-                .into_iter()
-                .flatten()
-                .filter_map(|reason| reason.as_str().map(str::to_owned))
-                .collect(),
-        })
-    }
-
-    /// Cancels a migration that is under way, and waits until QEMU is done with it.
-    pub(super) fn call_off(&mut self) -> Result<(), QmpError> {
-        self.call_off_within(self.deadline)
-    }
-
-    /// Cancels a migration that is under way, and waits for QEMU to be done with it. Our
-    /// connections should stay open until this returns; whatever a QEMU waits for that is not done
-    /// by then, their end ends it.
-    ///
-    /// QEMU 10.0 dies of an assertion (`yank_unregister_instance`) if a connection breaks off, or
-    /// it is told to cancel, while its channels are being set up: it is given time to get over
-    /// that.
-    pub(super) fn call_off_within(&mut self, time: Duration) -> Result<(), QmpError> {
-        let end = Instant::now() + self.deadline;
-        while self.migration()?.status == "setup" && Instant::now() < end {
-            self.pause()?;
-        }
-        if self.migration()?.is_over() {
+        // Their answers would be lost here.
+        self.asked.clear();
+        if std::mem::take(&mut self.has_news) {
             return Ok(());
         }
-        self.execute("migrate_cancel", &json!({}))?;
-        let end = Instant::now() + time;
-        while !self.migration()?.is_over() && Instant::now() < end {
-            self.pause()?;
-        }
-        Ok(())
-    }
-
-    /// The guest's state after a migration: QEMU says that one is over a moment before the guest
-    /// leaves the state finish-migrate, and does not let it run before that.
-    pub(super) fn guest_afterwards(&mut self) -> Result<String, QmpError> {
-        let end = Instant::now() + self.deadline;
-        loop {
-            let (_, state) = self.guest()?;
-            if state != "finish-migrate" || Instant::now() >= end {
-                return Ok(state);
-            }
-        }
-    }
-
-    /// Whether a migration is under way, or not cleaned up after yet. QEMU says that one is over
-    /// while it still has its connections (`query-yank`). Told to migrate then, QEMU 10.0 refuses,
-    /// and takes the refused migration for one that is under way ever after.
-    pub(super) fn is_migrating(&mut self) -> Result<bool, QmpError> {
-        let over = self.migration()?.is_over();
-        let instances = match self.execute("query-yank", &json!({})) {
-            // It came with QEMU 6.0.
-            Err(QmpError::Monitor { .. }) => Value::Null,
-            other => other?,
-        };
-        let migrates =
-            |instance: &Value| instance.get("type").is_some_and(|kind| kind == "migration");
-        Ok(!over
-            || instances
-                .as_array()
-                .is_some_and(|list| list.iter().any(migrates)))
+        self.message(Instant::now() + TICK).map(drop)
     }
 
     /// Whether the guest runs, and the state it is in, in QEMU's words.
     pub(super) fn guest(&mut self) -> Result<(bool, String), QmpError> {
-        let info = self.execute("query-status", &json!({}))?;
+        let info = self.ask("query-status", &json!({}))?;
         let running = info
             .get("running")
             .and_then(Value::as_bool)
@@ -367,26 +387,5 @@ impl Qmp {
             .and_then(Value::as_str)
             .unwrap_or("unknown");
         Ok((running, status.to_owned()))
-    }
-}
-
-/// What QEMU says of a migration.
-pub(super) struct Migration {
-    pub(super) status: String,
-    pub(super) error: Option<String>,
-    /// Rounds over dirty memory, as QEMU counts them.
-    pub(super) rounds: u64,
-    /// The port a destination listens on.
-    pub(super) port: Option<String>,
-    /// How long the guest stood still, by QEMU's measure.
-    pub(super) downtime: Option<Duration>,
-    /// Why QEMU would refuse to migrate.
-    pub(super) blockers: Vec<String>,
-}
-
-impl Migration {
-    /// Whether nothing is under way.
-    pub(super) fn is_over(&self) -> bool {
-        ["none", "completed", "failed", "cancelled"].contains(&self.status.as_str())
     }
 }

@@ -95,7 +95,7 @@ impl Journal {
 /// when they were started if they are seen to be a QEMU's here. A QEMU in a container or on another
 /// machine counts its threads for itself.
 fn identity(qmp: &mut Qmp) -> Result<Value, QmpError> {
-    let cpus = qmp.execute("query-cpus-fast", &json!({}))?;
+    let cpus = qmp.ask("query-cpus-fast", &json!({}))?;
     let threads = cpus.as_array().into_iter().flatten();
     let threads = threads.filter_map(|cpu| cpu.get("thread-id").and_then(Value::as_u64));
     let threads: Vec<Value> = threads
@@ -157,6 +157,7 @@ fn encode(qemu: &Value, changes: &Changes) -> Value {
         "capabilities": list(&changes.capabilities),
         "parameters": list(&changes.parameters),
         "resume": changes.resume,
+        "outlives_us": changes.outlives_us,
     })
 }
 
@@ -180,6 +181,8 @@ fn decode(text: &str) -> Option<(Value, Changes)> {
         capabilities: list("capabilities")?,
         parameters: list("parameters")?,
         resume: value.get("resume")?.as_bool()?,
+        // Those of an older version do not say.
+        outlives_us: value.get("outlives_us").and_then(Value::as_bool) == Some(true),
         migrated: has(Step::Migrate),
         stopped: has(Step::Stop),
     };
@@ -204,6 +207,7 @@ mod tests {
                 ours: 0.into(),
             }],
             resume: true,
+            outlives_us: true,
             ..Changes::default()
         };
         let qemu = json!({ "monitor": "unix:/s", "threads": [[17, 4711], [18, null]] });

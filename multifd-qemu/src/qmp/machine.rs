@@ -1,8 +1,10 @@
 //! What machine a QEMU is: its RAM blocks, its type, its UUID, where its memory lies.
 
 use super::client::Qmp;
+use crate::Configuration;
+#[cfg(feature = "file")]
+use crate::MappedFile;
 use crate::qmp::QmpError;
-use crate::{LayoutError, PhysicalMap, Snapshot};
 use multifd_core::packet::Uuid;
 use serde_json::{Value, json};
 
@@ -17,7 +19,7 @@ pub(super) struct Block {
 
 /// The RAM blocks that migrate, or `None` if QEMU does not tell (before 6.2).
 pub(super) fn blocks(qmp: &mut Qmp) -> Option<Vec<Block>> {
-    let answer = qmp.execute("x-query-ramblock", &json!({})).ok()?;
+    let answer = qmp.ask("x-query-ramblock", &json!({})).ok()?;
     let blocks = parse_blocks(answer.get("human-readable-text")?.as_str()?);
     (!blocks.is_empty()).then_some(blocks)
 }
@@ -39,22 +41,41 @@ fn parse_blocks(text: &str) -> Vec<Block> {
     text.lines().filter_map(block).collect()
 }
 
+fn machine_type_question() -> Value {
+    json!({ "path": "/machine", "property": "type" })
+}
+
+/// Sends the questions ahead that every work with a QEMU begins with.
+pub(super) fn ask_ahead(qmp: &mut Qmp) -> Result<(), QmpError> {
+    let plain = [
+        "query-status",
+        "query-migrate",
+        "x-query-ramblock",
+        "query-uuid",
+        "query-migrate-capabilities",
+        "query-migrate-parameters",
+        "query-cpus-fast",
+    ];
+    let mut all: Vec<_> = plain.map(|name| (name, json!({}))).to_vec();
+    all.push(("qom-get", machine_type_question()));
+    qmp.ask_ahead(&all)
+}
+
 /// The machine type, as a snapshot names it.
 fn machine_type(qmp: &mut Qmp) -> Option<String> {
-    let answer = qmp
-        .execute(
-            "qom-get",
-            &json!({ "path": "/machine", "property": "type" }),
-        )
-        .ok()?;
+    let answer = qmp.ask("qom-get", &machine_type_question()).ok()?;
     Some(answer.as_str()?.strip_suffix("-machine")?.to_owned())
 }
 
 /// Checks that a QEMU is the machine that a snapshot is of; it would only say on its standard error
 /// that it is not, and end.
-pub(super) fn check_fits(qmp: &mut Qmp, snapshot: &Snapshot) -> Result<(), QmpError> {
+pub(super) fn check_fits(
+    qmp: &mut Qmp,
+    configuration: &Configuration,
+    snapshot: &[(String, u64)],
+) -> Result<(), QmpError> {
     let mut problems = Vec::new();
-    let expected = &snapshot.configuration.machine;
+    let expected = &configuration.machine;
     if let Some(found) = machine_type(qmp)
         && found != *expected
         && !expected.is_empty()
@@ -64,12 +85,7 @@ pub(super) fn check_fits(qmp: &mut Qmp, snapshot: &Snapshot) -> Result<(), QmpEr
         ));
     }
     if let Some(blocks) = blocks(qmp) {
-        let snapshot: Vec<_> = snapshot
-            .blocks()
-            .into_iter()
-            .map(|b| (b.name, b.used_length))
-            .collect();
-        problems.extend(differences(&snapshot, &blocks));
+        problems.extend(differences(snapshot, &blocks));
     }
     if problems.is_empty() {
         return Ok(());
@@ -79,6 +95,15 @@ pub(super) fn check_fits(qmp: &mut Qmp, snapshot: &Snapshot) -> Result<(), QmpEr
          snapshot's QEMU was started",
         problems.join("; ")
     )))
+}
+
+/// The RAM blocks of a file: name, bytes.
+#[cfg(feature = "file")]
+pub(super) fn placed(file: &MappedFile) -> Vec<(String, u64)> {
+    let blocks = file.blocks.iter();
+    blocks
+        .map(|block| (block.name.clone(), block.layout.used_length()))
+        .collect()
 }
 
 /// How the RAM blocks of a snapshot (name, bytes) and of a QEMU differ.
@@ -120,7 +145,7 @@ fn mib(bytes: u64) -> String {
 
 /// The VM's UUID, or zeros.
 pub(super) fn uuid(qmp: &mut Qmp) -> Result<Uuid, QmpError> {
-    let info = qmp.execute("query-uuid", &json!({}))?;
+    let info = qmp.ask("query-uuid", &json!({}))?;
     let text = info.get("UUID").and_then(Value::as_str).unwrap_or_default();
     Ok(text.parse().unwrap_or_default())
 }
@@ -129,17 +154,6 @@ pub(super) fn uuid(qmp: &mut Qmp) -> Result<Uuid, QmpError> {
 /// one a moment later.
 pub(super) fn flat_view(qmp: &mut Qmp) -> Option<String> {
     qmp.human("info mtree -f").ok()
-}
-
-/// Where a snapshot's memory lies, as the monitor showed it when it was taken; or why that is not
-/// known.
-pub(super) fn layout(text: &str, snapshot: &Snapshot) -> Result<PhysicalMap, LayoutError> {
-    let blocks = snapshot.blocks();
-    let blocks: Vec<_> = blocks
-        .iter()
-        .map(|b| (b.name.as_str(), b.used_length))
-        .collect();
-    PhysicalMap::from_flat_view(text, &blocks, &snapshot.tail)
 }
 
 #[cfg(test)]

@@ -5,24 +5,44 @@
 //! and interrupts by [`snapshot`] and [`restore`] themselves, after `kill -9` by the next of them
 //! at the same QEMU.
 
+mod arrival;
+#[cfg(feature = "file")]
+mod by_file;
 mod changes;
 mod client;
+#[cfg(feature = "file")]
+mod descriptors;
 mod error;
 mod hooks;
+#[cfg(feature = "file")]
+mod instant;
 mod journal;
 mod machine;
 mod private_folder;
+mod questions;
 mod restore;
 mod run_state;
 mod settings;
 mod snapshot;
+mod stream;
+mod watching;
+mod way;
 
-pub use client::{Qmp, QmpStream};
+#[cfg(feature = "file")]
+pub use by_file::{cannot_use_files, snapshot_to_file};
+pub use client::Qmp;
 pub use error::QmpError;
 pub use hooks::{Hooks, Note};
+#[cfg(feature = "file")]
+pub use instant::{MappedRestore, check_mapped, restore_instantly};
 pub use private_folder::lock_file;
+#[cfg(feature = "file")]
+pub use restore::restore_from_file;
 pub use restore::{RestoreOptions, Restored, restore};
 pub use run_state::{RunStateRule, run_state_rule};
 /// Of which [`Qmp::execute`] takes and returns values.
 pub use serde_json;
-pub use snapshot::{CheckGuest, GuestReport, SnapshotOptions, SnapshotTaken, snapshot};
+pub use snapshot::{
+    CheckGuest, GuestReport, SnapshotOptions, SnapshotProgress, SnapshotTaken, snapshot,
+};
+pub use stream::QmpStream;

@@ -5,21 +5,11 @@ use super::changes::{Changes, Setting, Step};
 use super::client::Qmp;
 use super::hooks::Hooks;
 use super::journal::Journal;
+use super::way::Way;
 use crate::qmp::QmpError;
 use multifd_core::event;
-use multifd_core::packet::Compression;
 use serde_json::{Map, Value, json};
 use std::time::{Duration, Instant};
-
-/// Capabilities that may stay on: they change neither the stream nor the way it takes. All others
-/// are switched off, also those that only a later QEMU knows.
-const HARMLESS: [&str; 5] = [
-    "auto-converge",
-    "zero-blocks",
-    "late-block-activate",
-    "validate-uuid",
-    "dirty-limit",
-];
 
 /// How long a migration may go on whose other end has been killed.
 const DYING: Duration = Duration::from_secs(5);
@@ -38,16 +28,16 @@ impl Drop for Changed {
     }
 }
 
-/// The changes that a migration by multifd needs, of what a QEMU has.
-fn wanted(found: &Found, channels: u8, compression: Compression) -> Changes {
-    let mut changes = Changes::default();
+/// The changes that a migration needs, of what a QEMU has.
+fn wanted(found: &Found, way: Way) -> Changes {
+    let mut changes = Changes {
+        outlives_us: way.outlives_us(),
+        ..Changes::default()
+    };
     for (name, state) in &found.capabilities {
-        let ours = match name.as_str() {
-            // Events say at once that a migration is complete, and the guest need not wait.
-            "multifd" | "events" => json!(true),
-            _ if HARMLESS.contains(&name.as_str()) => state.clone(),
-            _ => json!(false),
-        };
+        let ours = way
+            .capability(name)
+            .map_or_else(|| state.clone(), Value::from);
         if ours != *state {
             changes.capabilities.push(Setting {
                 name: name.clone(),
@@ -56,16 +46,7 @@ fn wanted(found: &Found, channels: u8, compression: Compression) -> Changes {
             });
         }
     }
-    for (name, ours) in [
-        ("multifd-channels", json!(channels)),
-        ("multifd-compression", json!(compression.name())),
-        ("zero-page-detection", json!("multifd")),
-        ("max-bandwidth", json!(0)),
-        ("avail-switchover-bandwidth", json!(0)),
-        ("tls-creds", json!("")),
-        ("mode", json!("normal")),
-        ("direct-io", json!(false)),
-    ] {
+    for (name, ours) in way.parameters() {
         // A QEMU that does not know a parameter does not name it.
         if let Some(before) = found.parameters.get(name).filter(|&before| *before != ours) {
             changes.parameters.push(Setting {
@@ -79,20 +60,20 @@ fn wanted(found: &Found, channels: u8, compression: Compression) -> Changes {
 }
 
 impl Changed {
-    /// Sets QEMU up for multifd. If that fails half-way, what was changed is put back. `resume`
+    /// Sets QEMU up for a migration. If that fails half-way, what was changed is put back. `resume`
     /// says whether the guest is to run on if this process does not live to see to it.
     pub(super) fn set_up(
         qmp: &mut Qmp,
-        (channels, compression): (u8, Compression),
+        way: Way,
         resume: bool,
         hooks: &Hooks,
     ) -> Result<Self, QmpError> {
         let found = Found::query(qmp)?;
         let changes = Changes {
             resume,
-            ..wanted(&found, channels, compression)
+            ..wanted(&found, way)
         };
-        event!(?channels, ?compression, "QEMU is set up");
+        event!(?way, "QEMU is set up");
         hooks.changed(true);
         let mut this = Self {
             changes,
@@ -100,24 +81,42 @@ impl Changed {
             hooks: hooks.clone(),
         };
         this.journal = Journal::write(qmp, &this.changes, hooks)?;
-        match this.apply(qmp) {
+        match this.apply(qmp, way) {
             Ok(()) => Ok(this),
             Err(error) => {
                 this.put_back(qmp)?;
-                Err(error)
+                Err(match error {
+                    QmpError::Monitor { why, .. } if way == Way::Background => {
+                        QmpError::Refused(format!(
+                            "this QEMU cannot take a snapshot in the background: {why}. Its memory must be private (no \
+                             share=on), and the host must let it use userfaultfd: as root, or with \
+                             vm.unprivileged_userfaultfd=1"
+                        ))
+                    }
+                    other => other,
+                })
             }
         }
     }
 
-    fn apply(&self, qmp: &mut Qmp) -> Result<(), QmpError> {
-        set_capabilities(
-            qmp,
-            self.changes.capabilities.iter().map(|s| (&s.name, &s.ours)),
-        )?;
-        set_parameters(
-            qmp,
-            self.changes.parameters.iter().map(|s| (&s.name, &s.ours)),
-        )
+    fn apply(&self, qmp: &mut Qmp, way: Way) -> Result<(), QmpError> {
+        let capabilities = |qmp: &mut Qmp| {
+            let all = self.changes.capabilities.iter();
+            set_capabilities(qmp, all.map(|s| (&s.name, &s.ours)))
+        };
+        let parameters = |qmp: &mut Qmp| {
+            let all = self.changes.parameters.iter();
+            set_parameters(qmp, all.map(|s| (&s.name, &s.ours)))
+        };
+        // Beside mapped-ram QEMU takes no parameters while a compression is still set, and beside
+        // some capabilities that were found no compression.
+        if matches!(way, Way::File(..)) {
+            parameters(qmp)?;
+            capabilities(qmp)
+        } else {
+            capabilities(qmp)?;
+            parameters(qmp)
+        }
     }
 
     /// Writes down what is about to be done, for the next run if this one is killed.
@@ -129,6 +128,7 @@ impl Changed {
 
     /// Puts everything back as it was.
     pub(super) fn put_back(mut self, qmp: &mut Qmp) -> Result<(), QmpError> {
+        Found::ask_ahead(qmp)?;
         let found = Found::query(qmp)?;
         put_back(qmp, &self.changes, &found)?;
         event!("QEMU's settings are put back");
@@ -148,6 +148,17 @@ impl Changed {
     }
 }
 
+/// Whether a QEMU has a capability, on or off.
+#[cfg(feature = "file")]
+pub(super) fn knows(qmp: &mut Qmp, capability: &str) -> Result<bool, QmpError> {
+    if qmp.capabilities.is_none() {
+        Found::ask_ahead(qmp)?;
+        Found::query(qmp)?;
+    }
+    let known = qmp.capabilities.iter().flatten();
+    Ok(known.into_iter().any(|known| known == capability))
+}
+
 /// The settings that a QEMU has.
 struct Found {
     capabilities: Vec<(String, Value)>,
@@ -155,9 +166,15 @@ struct Found {
 }
 
 impl Found {
+    /// Sends the questions ahead.
+    fn ask_ahead(qmp: &mut Qmp) -> Result<(), QmpError> {
+        let both = ["query-migrate-capabilities", "query-migrate-parameters"];
+        qmp.ask_ahead(&both.map(|name| (name, json!({}))))
+    }
+
     fn query(qmp: &mut Qmp) -> Result<Self, QmpError> {
         let odd = |what: &str| QmpError::Failed(format!("QEMU does not say which {what} it has"));
-        let list = qmp.execute("query-migrate-capabilities", &json!({}))?;
+        let list = qmp.ask("query-migrate-capabilities", &json!({}))?;
         let entry = |entry: &Value| {
             Some((
                 entry.get("capability")?.as_str()?.to_owned(),
@@ -165,10 +182,13 @@ impl Found {
             ))
         };
         let list = list.as_array().ok_or_else(|| odd("capabilities"))?;
-        let parameters = qmp.execute("query-migrate-parameters", &json!({}))?;
+        let parameters = qmp.ask("query-migrate-parameters", &json!({}))?;
+        let capabilities: Vec<_> = list.iter().filter_map(entry).collect();
+        let names = capabilities.iter().map(|(name, _)| name.clone());
+        qmp.capabilities = Some(names.collect());
         match parameters {
             Value::Object(parameters) => Ok(Self {
-                capabilities: list.iter().filter_map(entry).collect(),
+                capabilities,
                 parameters,
             }),
             _ => Err(odd("parameters")),
@@ -210,6 +230,14 @@ fn put_back(qmp: &mut Qmp, changes: &Changes, found: &Found) -> Result<(), QmpEr
     let other = each(qmp, &capabilities, |qmp, list| {
         set_capabilities(qmp, list.iter().map(|s| (&s.name, &s.before)))
     });
+    // And some parameters are refused beside capabilities of ours, such as a compression beside
+    // mapped-ram.
+    let one = match one {
+        Err(QmpError::Monitor { .. }) => each(qmp, &parameters, |qmp, list| {
+            set_parameters(qmp, list.iter().map(|s| (&s.name, &s.before)))
+        }),
+        other => other,
+    };
     one.and(other)
 }
 
@@ -237,6 +265,11 @@ fn each(
 /// stopped.
 pub(super) fn recover(qmp: &mut Qmp, hooks: &Hooks) -> Result<(), QmpError> {
     for (journal, changes) in Journal::left_behind(qmp)? {
+        if changes.outlives_us && changes.migrated && Found::query(qmp)?.is_all_ours(&changes) {
+            // It goes into a file that nobody will name, and stops the guest at its end. With other
+            // settings than ours it would be somebody else's.
+            qmp.call_off()?;
+        }
         wait_for_the_dead(qmp)?;
         hooks.note("an earlier multifd was killed at this QEMU: what it had changed is put back");
         let found = Found::query(qmp)?;
@@ -308,6 +341,7 @@ fn set_parameters<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use multifd_core::packet::Compression;
 
     #[test]
     fn everything_but_what_is_harmless_is_switched_off() {
@@ -321,12 +355,13 @@ mod tests {
                 on("return-path"),
                 on("switchover-ack"),
                 off("mapped-ram"),
+                off("background-snapshot"),
                 on("auto-converge"),
                 on("something-new"),
             ],
             parameters: parameters.as_object().unwrap().clone(),
         };
-        let changes = wanted(&found, 4, Compression::None);
+        let changes = wanted(&found, Way::Channels(4, Compression::None));
         let names = |list: &[Setting]| -> Vec<_> {
             list.iter()
                 .map(|s| format!("{} {} {}", s.name, s.before, s.ours))
@@ -343,7 +378,20 @@ mod tests {
         );
         assert_eq!(
             names(&changes.parameters),
-            ["multifd-channels 2 4", "mode \"cpr-reboot\" \"normal\""]
+            ["mode \"cpr-reboot\" \"normal\"", "multifd-channels 2 4"]
         );
+        let switched = |way| names(&wanted(&found, way).capabilities)[..2].to_vec();
+        let file = switched(Way::File(4, false));
+        assert_eq!(file, ["multifd false true", "return-path true false"]);
+        assert!(
+            names(&wanted(&found, Way::File(4, false)).capabilities)
+                .contains(&"mapped-ram false true".into())
+        );
+        let background = wanted(&found, Way::Background);
+        let background = names(&background.capabilities);
+        for expected in ["background-snapshot false true", "auto-converge true false"] {
+            assert!(background.contains(&expected.into()), "{background:?}");
+        }
+        assert!(names(&wanted(&found, Way::Main).parameters).len() == 1);
     }
 }

@@ -35,6 +35,23 @@ pub fn running() -> Qemu {
     qemu
 }
 
+/// The arguments of the boot sector's guest, without its RAM.
+pub fn boot(machine: &str) -> Vec<String> {
+    let boot = concat!(env!("CARGO_MANIFEST_DIR"), "/guest/boot.bin");
+    let drive = format!("if=floppy,format=raw,readonly=on,file={boot}");
+    ["-M", machine, "-m", "16", "-drive", &drive]
+        .map(String::from)
+        .to_vec()
+}
+
+/// A guest that has begun to count, in memory that is QEMU's own.
+pub fn running_privately() -> Qemu {
+    let args = boot("pc");
+    let mut qemu = Qemu::bare(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    qemu.wait_serial(3);
+    qemu
+}
+
 pub fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
