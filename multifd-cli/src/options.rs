@@ -236,9 +236,10 @@ pub(crate) struct Control {
     /// By which way memory goes: auto, file, socket, or an address to meet at
     ///
     /// With file, QEMU writes or reads the file by itself (QEMU 9.0 and later, a QMP socket that is a
-    /// Unix socket, no compression); auto does so where it can. With socket, memory goes over a Unix
-    /// socket in a private folder. A QEMU that runs as another user cannot enter that: use
-    /// tcp:127.0.0.1:0 for it.
+    /// Unix socket, no compression). With socket, memory goes over a Unix socket in a private folder.
+    /// A QEMU that runs as another user cannot enter that: use tcp:127.0.0.1:0 for it. auto has QEMU
+    /// read the file where it can, but not write it: QEMU 10.0 may crash if the disk fills up
+    /// meanwhile.
     #[arg(long, value_name = "WAY", default_value = "auto")]
     pub(crate) via: Via,
     /// How many channels, or threads of QEMU [default: 4; 8 threads that read a file]

@@ -13,8 +13,8 @@ use multifd_core::packet::Compression;
 use multifd_core::{CancelHandle, WriteFlags};
 use multifd_qemu::file::SnapshotFile;
 use multifd_qemu::qmp::{
-    MappedRestore, Qmp, RestoreOptions, Restored, cannot_use_files, restore, restore_from_file,
-    restore_instantly,
+    MappedRestore, Qmp, QmpError, RestoreOptions, Restored, cannot_use_files, restore,
+    restore_from_file, restore_instantly,
 };
 use multifd_transport_file::can_be_direct;
 use multifd_transport_socket::{Address, SocketOptions, SocketTransport};
@@ -45,8 +45,16 @@ pub(crate) fn run(args: &Restore) -> Result<(), Failure> {
         (Via::File | Via::Auto, None) => true,
     };
     if by_file {
-        from_file(args, &mut qmp, &file)
-    } else if args.direct_io == Direct::On {
+        match from_file(args, &mut qmp, &file) {
+            Err(Failure::Qmp(error @ QmpError::NotPassed(_))) if args.control.via == Via::Auto => {
+                if !args.show.quiet {
+                    report::note(&format!("{error}; memory goes over sockets"));
+                }
+            }
+            other => return other,
+        }
+    }
+    if args.direct_io == Direct::On {
         Err(Failure::Other(
             "--direct-io on goes with --via file only: over sockets memory is read through the page cache".into(),
         ))

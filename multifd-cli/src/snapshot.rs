@@ -13,7 +13,7 @@ use multifd_core::packet::Compression;
 use multifd_core::{BoxError, CancelHandle, Progress, ReceiverConfig};
 use multifd_qemu::file::Target;
 use multifd_qemu::qmp::{
-    Qmp, SnapshotOptions, SnapshotTaken, cannot_use_files, snapshot, snapshot_to_file,
+    Qmp, QmpError, SnapshotOptions, SnapshotTaken, cannot_use_files, snapshot, snapshot_to_file,
 };
 use multifd_qemu::{BlockInfo, MappedFile, ReceiveOptions, Received};
 use multifd_transport_file::can_be_direct;
@@ -28,12 +28,11 @@ pub(crate) fn run(args: &Snapshot) -> Result<(), Failure> {
     let mut target = Target::create(&args.out, &saving)?;
     let timeout = Duration::from_secs(args.deadlines.timeout);
     let mut qmp = monitor::connect(&args.control.qmp, timeout)?;
-    let why_not = cannot_be_written_by_qemu(args, &mut qmp)?;
-    let by_file = match (&args.control.via, why_not) {
-        (Via::File, Some(why)) => return Err(Failure::Other(format!("--via file: {why}"))),
-        (Via::Socket(_), _) | (Via::Auto, Some(_)) => false,
-        (Via::File | Via::Auto, None) => true,
-    };
+    // Only on request: QEMU 10.0 may crash if it fails.
+    let by_file = args.control.via == Via::File;
+    if by_file && let Some(why) = cannot_be_written_by_qemu(args, &mut qmp)? {
+        return Err(Failure::Other(format!("--via file: {why}")));
+    }
     target.write_back_early();
     if by_file {
         through_file(args, target, &mut qmp, &cancel)
@@ -67,7 +66,6 @@ fn common(args: &Snapshot, target: &Target, cancel: &CancelHandle) -> SnapshotOp
         .resume(control.resume)
         .stop(control.stop)
         .background(args.background)
-        .stall(Duration::from_secs(args.deadlines.timeout))
         .max_rounds(args.max_rounds)
         .cancel(cancel.clone())
         .hooks(monitor::hooks());
@@ -193,10 +191,7 @@ fn through_file(
 }
 
 /// What has arrived is kept, whatever became of QEMU.
-fn check_put_back(
-    args: &Snapshot,
-    put_back: Result<(), multifd_qemu::qmp::QmpError>,
-) -> Result<(), Failure> {
+fn check_put_back(args: &Snapshot, put_back: Result<(), QmpError>) -> Result<(), Failure> {
     put_back.map_err(|error| {
         Failure::Other(format!(
             "the snapshot is whole, and in {}; but QEMU: {error}",
@@ -206,11 +201,14 @@ fn check_put_back(
 }
 
 fn note_layout<T>(show: Show, layout: &Result<T, multifd_qemu::LayoutError>) {
-    if let Err(why) = layout
-        && !show.quiet
-    {
-        report::note(&format!(
-            "where memory lies is not kept (for extract --elf): {why}"
-        ));
+    if let Err(why) = layout {
+        let text = format!("where memory lies is not kept (for extract --elf): {why}");
+        note(show, &text);
+    }
+}
+
+fn note(show: Show, text: &str) {
+    if !show.quiet {
+        report::note(text);
     }
 }

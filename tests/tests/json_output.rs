@@ -174,7 +174,7 @@ fn so_do_those_that_talk_to_a_monitor() {
     check("send", &restored);
     assert_eq!(
         (&running["by_qemu"], &restored["by_qemu"]),
-        (&object!(true), &object!(true))
+        (&object!(false), &object!(true))
     );
     drop((source, target));
     // Over sockets, where all is counted; and as a QEMU's RAM.

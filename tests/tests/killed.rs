@@ -236,7 +236,7 @@ fn the_guest_of_a_killed_snapshot_runs_on() {
 /// A guest that has 512 MiB of memory to be written, while its snapshot goes into a file: QEMU goes
 /// on without us.
 #[test]
-fn a_migration_that_outlives_us_is_called_off_by_the_next_run() {
+fn a_migration_that_outlives_us_is_waited_for_by_the_next_run() {
     if program().is_none() {
         return;
     }

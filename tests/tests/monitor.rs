@@ -4,10 +4,12 @@
 
 mod snapshot_steps;
 
-use multifd_tests::program::{json, run};
+use multifd_tests::guest::count;
+use multifd_tests::program::{extract, json, run};
 use multifd_tests::qemu::{Machine, Qemu, program};
 use serde_json::json as object;
 use snapshot_steps::{folder, machine, running, running_now, said, settings, snapshot, text};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 #[test]
@@ -182,4 +184,74 @@ fn restore_wants_a_qemu_that_waits() {
     });
     let output = run(&["restore", "--qmp", text(&other.monitor), text(&file)]);
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+}
+
+/// A monitor at which descriptors are lost on their way, as by a forwarder.
+fn forwarded(monitor: &Path, at: &Path) {
+    let listener = UnixListener::bind(at).unwrap();
+    let monitor = monitor.to_owned();
+    std::thread::spawn(move || {
+        while let Ok((client, _)) = listener.accept() {
+            let qemu = UnixStream::connect(&monitor).unwrap();
+            let copy = |mut from: UnixStream, mut to: UnixStream| {
+                std::thread::spawn(move || {
+                    let _ = std::io::copy(&mut from, &mut to);
+                    let _ = to.shutdown(std::net::Shutdown::Write);
+                })
+            };
+            let there = copy(client.try_clone().unwrap(), qemu.try_clone().unwrap());
+            let back = copy(qemu, client);
+            there.join().unwrap();
+            back.join().unwrap();
+        }
+    });
+}
+
+#[test]
+fn where_no_descriptor_can_be_passed_memory_goes_over_sockets() {
+    if program().is_none() {
+        return;
+    }
+    let folder = folder();
+    let path = |name: &str| folder.path().join(name);
+    let source = running();
+    forwarded(&source.monitor, &path("source"));
+    let args = [
+        "snapshot",
+        "--json",
+        "--qmp",
+        text(&path("source")),
+        "--out",
+        text(&path("vm")),
+    ]
+    .map(String::from);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let output = run(&[args.as_slice(), &["--via", "file"]].concat());
+    assert!(
+        !output.status.success() && said(&output).contains("does not take the file's descriptor"),
+        "{}",
+        said(&output)
+    );
+    let output = run(&args);
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(json(&output)["by_qemu"], false);
+    let before = count(&extract(&path("vm"), "pc.ram"));
+    drop(source);
+    let mut target = snapshot_steps::waiting();
+    forwarded(&target.monitor, &path("target"));
+    let output = run(&[
+        "restore",
+        "--json",
+        "--qmp",
+        text(&path("target")),
+        text(&path("vm")),
+    ]);
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(
+        said(&output).contains("memory goes over sockets"),
+        "{}",
+        said(&output)
+    );
+    assert_eq!(json(&output)["by_qemu"], false);
+    target.goes_on(before);
 }

@@ -42,7 +42,7 @@ fn a_snapshot_is_restored_by_qemu_itself_and_the_source_runs_on() {
         let (file, result) = snapshot(&source, &folder, "vm.mapped", &more);
         assert_eq!(result["compression"], compression);
         assert_eq!(result["uuid"], UUID);
-        let by_qemu = via != "socket";
+        let by_qemu = via == "file";
         assert_eq!(result["by_qemu"], by_qemu);
         let channels = if by_qemu { 0 } else { 3 };
         assert_eq!(result["channels"].as_array().unwrap().len(), channels);

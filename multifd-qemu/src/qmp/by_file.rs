@@ -16,8 +16,10 @@ use std::time::Instant;
 /// whether all is there is left to us. The monitor must be at a Unix socket: the file is passed as a
 /// descriptor. QEMU 9.0 and later can do it.
 ///
-/// Otherwise as [`snapshot`](crate::qmp::snapshot()). A process that is killed meanwhile leaves the migration behind: it
-/// ends with the guest stopped, which the next snapshot or restore at this QEMU lets run again.
+/// Otherwise as [`snapshot`](crate::qmp::snapshot()), with two differences. A process that is killed
+/// meanwhile leaves the migration behind: it ends with the guest stopped, which the next snapshot or
+/// restore at this QEMU lets run again. And QEMU 10.0 may crash, with its guest, if such a migration
+/// fails or is cancelled: it is never cancelled, but a disk that fills up or breaks is such a failure.
 ///
 /// # Errors
 /// As [`snapshot`](crate::qmp::snapshot()).

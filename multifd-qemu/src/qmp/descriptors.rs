@@ -43,7 +43,11 @@ impl DescriptorSet {
                 None => json!({ "opaque": "multifd" }),
                 Some(id) => json!({ "opaque": "multifd", "fdset-id": id }),
             };
-            let answer = qmp.execute_with("add-fd", &arguments, Some(opened.as_fd()))?;
+            let answer = qmp.execute_with("add-fd", &arguments, Some(opened.as_fd()));
+            let answer = answer.map_err(|error| match error {
+                QmpError::Monitor { why, .. } => QmpError::NotPassed(why),
+                other => other,
+            })?;
             set = answer.get("fdset-id").and_then(Value::as_u64);
         }
         match set {

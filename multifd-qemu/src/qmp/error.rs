@@ -24,6 +24,9 @@ pub enum QmpError {
     /// It cannot be done with this QEMU as it is, and nothing was changed.
     #[error("{0}. Nothing was changed")]
     Refused(String),
+    /// QEMU does not take a descriptor, as where it is confined. Everything is as it was found.
+    #[error("QEMU does not take the file's descriptor: {0}")]
+    NotPassed(String),
     /// QEMU's side of the migration has failed, in its own words.
     #[error("{0}")]
     Failed(String),

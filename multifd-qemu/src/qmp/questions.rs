@@ -23,7 +23,6 @@ impl Qmp {
                 rounds: ram("dirty-sync-count"),
                 ram_bytes: ram("total"),
                 remaining_bytes: ram("remaining"),
-                moved_bytes: ram("transferred"),
             },
             port: info
                 .pointer("/socket-address/0/port")

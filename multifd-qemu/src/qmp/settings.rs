@@ -11,6 +11,11 @@ use multifd_core::event;
 use serde_json::{Map, Value, json};
 use std::time::{Duration, Instant};
 
+/// How long a migration into a file may go on whose client has been killed, and after how many
+/// rounds its guest is stopped.
+const OUTLIVING: Duration = Duration::from_secs(600);
+const MAX_ROUNDS: u64 = 20;
+
 /// How long a migration may go on whose other end has been killed.
 const DYING: Duration = Duration::from_secs(5);
 
@@ -265,10 +270,8 @@ fn each(
 /// stopped.
 pub(super) fn recover(qmp: &mut Qmp, hooks: &Hooks) -> Result<(), QmpError> {
     for (journal, changes) in Journal::left_behind(qmp)? {
-        if changes.outlives_us && changes.migrated && Found::query(qmp)?.is_all_ours(&changes) {
-            // It goes into a file that nobody will name, and stops the guest at its end. With other
-            // settings than ours it would be somebody else's.
-            qmp.call_off()?;
+        if changes.outlives_us && changes.migrated {
+            let_end(qmp)?;
         }
         wait_for_the_dead(qmp)?;
         hooks.note("an earlier multifd was killed at this QEMU: what it had changed is put back");
@@ -289,6 +292,24 @@ pub(super) fn recover(qmp: &mut Qmp, hooks: &Hooks) -> Result<(), QmpError> {
         journal.remove();
     }
     Ok(())
+}
+
+/// Waits for a migration into a file to end, which nobody will name: QEMU 10.0 may crash if it is
+/// cancelled. A guest that keeps it from ending is stopped, and runs on afterwards.
+fn let_end(qmp: &mut Qmp) -> Result<(), QmpError> {
+    let end = Instant::now() + OUTLIVING;
+    let mut stopped = false;
+    loop {
+        let migration = qmp.migration()?;
+        if migration.is_over() || Instant::now() >= end {
+            return Ok(());
+        }
+        if migration.progress.rounds > MAX_ROUNDS && !stopped {
+            qmp.execute("stop", &json!({}))?;
+            stopped = true;
+        }
+        qmp.pause()?;
+    }
 }
 
 /// The migration of a run that was killed ends by itself, as its connections have. One that does

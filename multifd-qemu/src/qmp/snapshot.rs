@@ -24,8 +24,6 @@ pub struct SnapshotProgress {
     pub ram_bytes: u64,
     /// Bytes of it that are still to be copied in this round.
     pub remaining_bytes: u64,
-    /// Bytes that it has moved.
-    pub moved_bytes: u64,
 }
 
 /// Called with a guest's RAM blocks before anything is changed; an error ends the snapshot.
@@ -50,9 +48,6 @@ config! {
         background: bool = false,
         /// Whether a file that QEMU writes goes past the page cache.
         direct: bool = false,
-        /// How long QEMU may move nothing into a file that it writes by itself. Default: 30 s. Over
-        /// sockets, the engine's own deadline counts.
-        stall: Duration = Duration::from_secs(30),
         /// Rounds, as QEMU counts them, after which a guest that dirties its memory too fast is
         /// stopped early. Default: 20.
         max_rounds: u64 = 20,
