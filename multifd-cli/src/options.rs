@@ -6,8 +6,9 @@ use crate::size::parse_size;
 use clap::{Args, ValueEnum};
 use multifd_core::packet::Compression;
 use multifd_qemu::file::SaveOptions;
-use multifd_transport_file::DirectIo;
+use multifd_transport_file::{DirectIo, can_be_direct};
 use multifd_transport_socket::{Address, Secret, SocketOptions, TlsClient, TlsServer};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -53,6 +54,17 @@ pub(crate) enum Direct {
     On,
     /// Past the page cache where the file system can
     Auto,
+}
+
+impl Direct {
+    /// Whether a file that QEMU opens goes past the page cache.
+    pub(crate) fn of(self, file: &File) -> bool {
+        match self {
+            Self::Off => false,
+            Self::On => true,
+            Self::Auto => can_be_direct(file),
+        }
+    }
 }
 
 impl From<Direct> for DirectIo {

@@ -16,7 +16,6 @@ use multifd_qemu::qmp::{
     MappedRestore, Qmp, QmpError, RestoreOptions, Restored, cannot_use_files, restore,
     restore_from_file, restore_instantly,
 };
-use multifd_transport_file::can_be_direct;
 use multifd_transport_socket::{Address, SocketOptions, SocketTransport};
 use std::time::{Duration, Instant};
 
@@ -74,14 +73,14 @@ fn cannot_be_read_by_qemu(args: &Restore, qmp: &mut Qmp) -> Result<Option<&'stat
     })
 }
 
+const NO_COMPANION: &str = "there is no companion with checksums to verify it by";
+
 /// Refuses a file that differs from its checksums, or has none.
 pub(crate) fn refuse_if_damaged(file: &SnapshotFile) -> Result<(), Failure> {
     let found = file.verify();
     let path = file.path().display();
     if !found.digest {
-        return Err(Failure::Other(format!(
-            "{path}: there is no companion with checksums to verify it by"
-        )));
+        return Err(Failure::Other(format!("{path}: {NO_COMPANION}")));
     }
     if found.problems.is_empty() {
         return Ok(());
@@ -104,11 +103,7 @@ fn options(args: &Restore) -> RestoreOptions {
 }
 
 fn from_file(args: &Restore, qmp: &mut Qmp, file: &SnapshotFile) -> Result<(), Failure> {
-    let direct = match args.direct_io {
-        Direct::Off => false,
-        Direct::On => true,
-        Direct::Auto => can_be_direct(file.file()),
-    };
+    let direct = args.direct_io.of(file.file());
     let begun = Instant::now();
     let options = options(args)
         .channels(args.control.readers())
@@ -129,10 +124,6 @@ fn from_file(args: &Restore, qmp: &mut Qmp, file: &SnapshotFile) -> Result<(), F
 /// What is known of a transfer that QEMU did by itself.
 fn of(file: &SnapshotFile, seconds: f64) -> Transfer {
     let vm = file.mapped();
-    let blocks = vm.blocks.iter().map(|block| multifd_qemu::BlockInfo {
-        name: block.name.clone(),
-        used_length: block.layout.used_length(),
-    });
     Transfer {
         ok: true,
         machine: vm.configuration.machine.clone(),
@@ -140,7 +131,7 @@ fn of(file: &SnapshotFile, seconds: f64) -> Transfer {
         compression: Compression::None.name().into(),
         sync: "none",
         seconds,
-        blocks: report::blocks(blocks.collect()),
+        blocks: report::blocks(vm.block_infos()),
         by_qemu: true,
         ..Transfer::default()
     }
@@ -225,7 +216,7 @@ pub(crate) fn verify_behind(qmp: &mut Qmp, file: &SnapshotFile) -> Result<(), Fa
     let why = if found.digest {
         found.problems.join("; ")
     } else {
-        "there is no companion with checksums to verify it by".into()
+        NO_COMPANION.into()
     };
     Err(Failure::Other(format!(
         "{} is damaged, and the guest that runs from it has been stopped: {why}",

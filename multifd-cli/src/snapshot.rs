@@ -4,7 +4,7 @@ use crate::failure::{Failure, doing};
 use crate::method::Choice;
 use crate::monitor_args::Snapshot;
 use crate::network::warn_if_exposed;
-use crate::options::{Direct, Show, Via};
+use crate::options::{Show, Via};
 use crate::private_socket::MeetingPlace;
 use crate::progress::{ByQemu, Rounds, Slot};
 use crate::report::{self, Transfer};
@@ -16,7 +16,6 @@ use multifd_qemu::qmp::{
     Qmp, QmpError, SnapshotOptions, SnapshotTaken, cannot_use_files, snapshot, snapshot_to_file,
 };
 use multifd_qemu::{BlockInfo, MappedFile, ReceiveOptions, Received};
-use multifd_transport_file::can_be_direct;
 use multifd_transport_socket::SocketListener;
 use std::sync::Arc;
 use std::time::Duration;
@@ -128,11 +127,7 @@ fn through_file(
     qmp: &mut Qmp,
     cancel: &CancelHandle,
 ) -> Result<(), Failure> {
-    let direct = match args.writing.direct_io {
-        Direct::Off => false,
-        Direct::On => true,
-        Direct::Auto => can_be_direct(target.file()),
-    };
+    let direct = args.writing.direct_io.of(target.file());
     let (seen, watch) = (ByQemu::default(), Slot::default());
     let (told, shown) = (seen.clone(), watch.clone());
     let mut options = common(args, &target, cancel)
@@ -160,10 +155,6 @@ fn through_file(
     note_layout(args.show, &layout);
     let kept = recv::keep(|| Ok(target.adopt(&vm, uuid, layout.as_ref().ok(), cancel)?))?;
     check_put_back(args, put_back)?;
-    let blocks = vm.blocks.iter().map(|block| BlockInfo {
-        name: block.name.clone(),
-        used_length: block.layout.used_length(),
-    });
     let result = Transfer {
         ok: true,
         machine: vm.configuration.machine.clone(),
@@ -172,7 +163,7 @@ fn through_file(
         sync: "none",
         seconds: took.as_secs_f64(),
         write_seconds: Some(kept.took.as_secs_f64()),
-        blocks: report::blocks(blocks.collect()),
+        blocks: report::blocks(vm.block_infos()),
         file: Some(args.out.display().to_string()),
         stored_pages: Some(kept.saved.written.pages),
         device_sections_fit: Some(vm.tail.sections().is_some()),

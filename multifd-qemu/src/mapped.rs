@@ -108,6 +108,15 @@ impl MappedFile {
             .unwrap_or(self.configuration.page_size())
     }
 
+    /// The RAM blocks as the setup list names them.
+    pub fn block_infos(&self) -> Vec<BlockInfo> {
+        let info = |block: &PlacedBlock| BlockInfo {
+            name: block.name.clone(),
+            used_length: block.layout.used_length(),
+        };
+        self.blocks.iter().map(info).collect()
+    }
+
     /// Bytes of guest RAM over all blocks.
     pub fn ram_bytes(&self) -> u64 {
         self.blocks

@@ -5,7 +5,7 @@ use crate::output::{
     push_switchover_start, push_total, push_zero_page,
 };
 use crate::sections::{END, PART};
-use crate::{BlockInfo, Error, MappedFile};
+use crate::{Error, MappedFile};
 use std::io::Write;
 
 /// Bytes that are written at once.
@@ -30,11 +30,7 @@ pub(crate) fn send_partial(
     vm.configuration.with_mapped_ram(false).write(&mut out);
     push_ram_start(&mut out, id);
     push_total(&mut out, vm.ram_bytes());
-    let info = |block: &crate::PlacedBlock| BlockInfo {
-        name: block.name.clone(),
-        used_length: block.layout.used_length(),
-    };
-    let blocks: Vec<BlockInfo> = vm.blocks.iter().map(info).collect();
+    let blocks = vm.block_infos();
     for block in &blocks {
         push_block(&mut out, &block.name, block.used_length);
     }

@@ -210,7 +210,7 @@ pub fn map_raw(path: &Path, block: &str) -> Result<Snapshot, Error> {
 }
 
 /// An error at a place in a file, with the file's path.
-fn in_file(path: &Path, error: FileError) -> Error {
+pub(super) fn in_file(path: &Path, error: FileError) -> Error {
     match error {
         FileError::At { .. } | FileError::Short { .. } => Error::InFile {
             path: path.into(),

@@ -1,5 +1,6 @@
 //! A file as the place of a received guest's RAM.
 
+use super::opened::in_file;
 use crate::mapped::MappedWriter;
 use crate::{Announced, BlockInfo, Configuration, Error, PlacedBlock, RamSink, Snapshot};
 use multifd_core::packet::{Geometry, RamPacket};
@@ -107,18 +108,6 @@ impl FileSink {
             written: Written::default(),
         })
     }
-
-    /// An error at a place in the file, with the file's path.
-    fn in_file(&self, error: FileError) -> Error {
-        match error {
-            FileError::At { .. } | FileError::Short { .. } => Error::InFile {
-                path: self.path.clone(),
-                cause: Box::new(error.into()),
-            },
-            FileError::Block(error) => error.into(),
-            other => other.into(),
-        }
-    }
 }
 
 /// A file as a destination whose errors name it.
@@ -195,16 +184,19 @@ impl RamSink for FileSink {
         let mut writing = lock(&self.writing);
         let pages = &mut writing.as_mut().ok_or_else(not_started)?.pages;
         let put = pages.put(block, offset, contents);
-        put.map_err(|error| self.in_file(error))
+        put.map_err(|error| in_file(&self.path, error))
     }
 
     /// The RAM is a mapping of the file: nothing of it is in memory before somebody looks at it.
     fn finish(&mut self) -> Result<(RamMap, ZeroPages), Error> {
         let mut writing = lock(&self.writing);
         let writing = writing.as_mut().ok_or_else(not_started)?;
-        writing.pages.flush().map_err(|error| self.in_file(error))?;
+        writing
+            .pages
+            .flush()
+            .map_err(|error| in_file(&self.path, error))?;
         let written = writing.destination.finish();
-        writing.written = written.map_err(|error| self.in_file(error))?;
+        writing.written = written.map_err(|error| in_file(&self.path, error))?;
         // A file that ends in pages that are zero is shorter than its last block.
         let end = writing.placed.iter().map(|block| block.layout.end()).max();
         let len = self.file.metadata().map(|data| data.len());

@@ -86,7 +86,7 @@ impl QemuOptions {
         let id = parts.find_map(|part| part.strip_prefix("id="));
         let ours = |id: &str| {
             let mut all = self.backends.iter();
-            all.any(|backend| backend.id.strip_prefix("/objects/").unwrap_or(&backend.id) == id)
+            all.any(|backend| backend.object_id() == id)
         };
         is_backend && id.is_some_and(ours)
     }

@@ -18,6 +18,8 @@ const BOARD_RAM: [&str; 5] = [
 const NOT_RAM: [&str; 8] = [
     "bios", "rom", "vram", "nvram", "flash0", "flash1", "isa-bios", "fw_cfg",
 ];
+/// What QEMU puts before an object's name in its path.
+const OBJECTS: &str = "/objects/";
 /// Alignment of a mapping, bytes.
 const PAGE: u64 = 4096;
 
@@ -45,6 +47,13 @@ pub struct QemuOptions {
     pub backends: Vec<Backend>,
     /// Which of them is the machine's RAM, unless NUMA nodes have it all.
     pub machine_memory: Option<String>,
+}
+
+impl Backend {
+    /// The name of QEMU's object: older machine types put a path before it in the block's.
+    pub fn object_id(&self) -> &str {
+        self.id.strip_prefix(OBJECTS).unwrap_or(&self.id)
+    }
 }
 
 impl QemuOptions {
@@ -108,10 +117,10 @@ impl QemuOptions {
 
     /// The value of `-object` for a backend. A comma in the path is doubled, as QEMU wants it.
     pub fn object(&self, backend: &Backend) -> OsString {
-        let Backend { id, size, offset } = backend;
+        let Backend { size, offset, .. } = backend;
         let mut object = OsString::from(format!(
             "memory-backend-file,id={},size={size},offset={offset},share=off,readonly=on,rom=off,mem-path=",
-            id.strip_prefix("/objects/").unwrap_or(id)
+            backend.object_id()
         ));
         object.push(escaped(&self.path));
         object
@@ -146,7 +155,7 @@ fn escaped(path: &Path) -> OsString {
 /// Whether a RAM block is a memory backend's, by its name: a device's block has the device's path
 /// before it, a ROM begins with a slash.
 pub(crate) fn is_backend(block: &str) -> bool {
-    let name = block.strip_prefix("/objects/").unwrap_or(block);
+    let name = block.strip_prefix(OBJECTS).unwrap_or(block);
     let last = name.rsplit('.').next().unwrap_or(name);
     !name.is_empty() && !name.contains('/') && !NOT_RAM.contains(&last)
 }

@@ -36,7 +36,7 @@ pub(super) fn check(qmp: &mut Qmp, file: &SnapshotFile) -> Result<Vec<usize>, Qm
         let Some(backend) = options.backends.iter().find(|known| known.id == block.name) else {
             continue;
         };
-        let id = backend.id.strip_prefix("/objects/").unwrap_or(&backend.id);
+        let id = backend.object_id();
         if plugged.iter().any(|memory| memory == id) {
             // virtio-mem discards pieces of it; its memory is loaded.
             continue;
