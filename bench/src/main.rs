@@ -18,6 +18,7 @@ mod process;
 mod program;
 mod qemu;
 mod results;
+mod store;
 mod straight;
 mod table;
 mod transfer;
@@ -71,6 +72,8 @@ enum Role {
     Load(FileRole),
     /// Measure the program, not the engine
     Program(program::Program),
+    /// Measure stores of snapshots
+    Store(store::Store),
     /// Write an image as the runs use it
     Image {
         /// The file
@@ -86,6 +89,7 @@ fn main() -> std::process::ExitCode {
         Some(Role::Save(role)) => ours_files::run_save(role),
         Some(Role::Load(role)) => ours_files::run_load(role),
         Some(Role::Program(args)) => program::run(args, &mut std::io::stdout()),
+        Some(Role::Store(args)) => store::run(args, &mut std::io::stdout()),
         Some(Role::Image { file }) => image::write(file, cli.size << 20, 1).map_err(Into::into),
         None => measure::run(&cli, &mut std::io::stdout()),
     };

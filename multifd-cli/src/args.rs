@@ -7,7 +7,9 @@ use crate::network::{Entrance, Exit, Tuning};
 use crate::options::{
     ClientTls, Dialect, Image, MAX_MEMORY, RelayTls, ServerTls, Show, Writing, YEAR, ZeroCopy,
 };
+use crate::output::Storing;
 use crate::size::parse_size;
+use crate::store_args::{Key, MountArgs, StoreCommand};
 use crate::threads::Threads;
 use clap::{Args, Parser, Subcommand};
 use multifd_core::MemoryBudget;
@@ -41,6 +43,8 @@ pub(crate) enum Command {
     Extract(Extract),
     Verify(Verify),
     Diff(Diff),
+    Store(StoreCommand),
+    Mount(MountArgs),
     Demo(Demo),
     Completions(Completions),
     Man(Man),
@@ -97,11 +101,12 @@ impl Memory {
       migrate_set_parameter multifd-channels 4
       migrate tcp:THIS_HOST:4444
   multifd recv --listen unix:/run/vm.sock --channels 8 --out vm.mapped --json
+  multifd recv --listen tcp:0.0.0.0:4444 --out store:/var/lib/vms#monday
   multifd recv --listen tcp:10.0.0.2:4444 --allow 10.0.0.0/24 --tls-creds /etc/pki/qemu --out vm.mapped")]
 pub(crate) struct Recv {
     #[command(flatten)]
     pub(crate) entrance: Entrance,
-    /// The file to write
+    /// The file to write, or the snapshot in a store: store:STORE#NAME
     #[arg(long, short, value_name = "FILE")]
     pub(crate) out: PathBuf,
     /// How many channels there must be [default: as many as connect]
@@ -129,6 +134,8 @@ pub(crate) struct Recv {
     #[command(flatten)]
     pub(crate) writing: Writing,
     #[command(flatten)]
+    pub(crate) storing: Storing,
+    #[command(flatten)]
     pub(crate) tuning: Tuning,
     #[command(flatten)]
     pub(crate) threads: Threads,
@@ -146,7 +153,7 @@ pub(crate) struct Recv {
       over two networks
   multifd send --raw RAM.bin --block pc.ram --to unix:/run/vm.sock")]
 pub(crate) struct Send {
-    /// The mapped-ram file to send
+    /// The mapped-ram file to send, or a snapshot in a store: store:STORE#NAME
     #[arg(
         value_name = "FILE",
         required_unless_present = "raw",
@@ -157,6 +164,8 @@ pub(crate) struct Send {
     /// where libvirt has put it]
     #[arg(long, value_name = "BYTES", value_parser = parse_size, conflicts_with = "raw")]
     pub(crate) offset: Option<u64>,
+    #[command(flatten)]
+    pub(crate) key: Key,
     /// A raw RAM image to send instead: memory and nothing else, for another multifd to receive
     #[arg(long, value_name = "FILE")]
     pub(crate) raw: Option<PathBuf>,
@@ -325,7 +334,7 @@ pub(crate) struct Verify {
 #[command(after_help = "Examples:
   multifd diff before.mapped after.mapped --list")]
 pub(crate) struct Diff {
-    /// One mapped-ram file
+    /// One mapped-ram file, or a snapshot in a store: store:STORE#NAME
     #[arg(value_name = "A")]
     pub(crate) one: PathBuf,
     /// Another of the same machine
@@ -338,6 +347,8 @@ pub(crate) struct Diff {
     /// The same in B
     #[arg(long, value_name = "BYTES", value_parser = parse_size)]
     pub(crate) other_offset: Option<u64>,
+    #[command(flatten)]
+    pub(crate) key: Key,
     /// List the ranges that differ, too
     #[arg(long)]
     pub(crate) list: bool,

@@ -2,11 +2,17 @@
 
 use crate::args::Diff;
 use crate::failure::Failure;
+use crate::image_file::{Opened, in_store};
 use crate::report;
-use multifd_qemu::file::SnapshotFile;
 use multifd_transport_file::{BlockReader, changed_pages};
+use multifd_transport_store::{
+    BlockDifference, ChunkCache, Snapshot, SnapshotAddress, differences,
+};
 use serde::Serialize;
 use std::fmt::Write;
+
+/// Bytes of chunks that are kept while snapshots are compared.
+const CACHE: usize = 4 << 20;
 
 #[derive(Serialize)]
 struct Differences {
@@ -35,9 +41,12 @@ struct Range {
 }
 
 pub(crate) fn run(args: &Diff) -> Result<(), Failure> {
+    if let (Some(one), Some(other)) = (in_store(&args.one)?, in_store(&args.other)?) {
+        return in_stores(args, &one, &other);
+    }
     let (one_file, other_file) = (
-        SnapshotFile::open(&args.one, args.offset)?,
-        SnapshotFile::open(&args.other, args.other_offset)?,
+        Opened::open(&args.one, args.offset, &args.key)?,
+        Opened::open(&args.other, args.other_offset, &args.key)?,
     );
     let (one, other) = (one_file.mapped(), other_file.mapped());
     let mut blocks = Vec::new();
@@ -74,15 +83,62 @@ pub(crate) fn run(args: &Diff) -> Result<(), Failure> {
             .filter(|block| !not_in.iter().any(|other| other.name == block.name));
         lone.map(|block| block.name.clone()).collect::<Vec<_>>()
     };
-    let mut result = Differences {
-        ok: true,
-        same: false,
-        changed_pages: blocks.iter().map(|block| block.changed_pages).sum(),
-        blocks,
-        only_in_one: lone(&one.blocks, &other.blocks),
-        only_in_other: lone(&other.blocks, &one.blocks),
-        devices_differ: one.tail != other.tail,
+    conclude(
+        args,
+        Differences {
+            ok: true,
+            same: false,
+            changed_pages: blocks.iter().map(|block| block.changed_pages).sum(),
+            blocks,
+            only_in_one: lone(&one.blocks, &other.blocks),
+            only_in_other: lone(&other.blocks, &one.blocks),
+            devices_differ: one.tail != other.tail,
+        },
+    )
+}
+
+/// Compares two snapshots in stores by the names of their chunks.
+fn in_stores(args: &Diff, one: &SnapshotAddress, other: &SnapshotAddress) -> Result<(), Failure> {
+    let cache = ChunkCache::new(CACHE);
+    let open = |address: &SnapshotAddress| -> Result<Snapshot, Failure> {
+        let store = args.key.open(&address.store)?;
+        Ok(Snapshot::open(&store, &address.name, &cache)?)
     };
+    let found = differences(&open(one)?, &open(other)?)?;
+    let block = |block: BlockDifference| {
+        let page = u64::from(block.page_size);
+        let range = |range: &std::ops::Range<u64>| Range {
+            offset: range.start,
+            bytes: (range.end - range.start) as usize,
+        };
+        let ranges = block.ranges.iter();
+        Block {
+            pages: block.len / page,
+            changed_pages: ranges
+                .clone()
+                .map(|range| (range.end - range.start) / page)
+                .sum(),
+            ranges: args.list.then(|| ranges.map(range).collect()),
+            name: block.name,
+        }
+    };
+    let blocks: Vec<_> = found.blocks.into_iter().map(block).collect();
+    conclude(
+        args,
+        Differences {
+            ok: true,
+            same: false,
+            changed_pages: blocks.iter().map(|block| block.changed_pages).sum(),
+            blocks,
+            only_in_one: found.only_in_one,
+            only_in_other: found.only_in_other,
+            devices_differ: found.streams_differ,
+        },
+    )
+}
+
+/// Prints what was found, and says whether the two are the same.
+fn conclude(args: &Diff, mut result: Differences) -> Result<(), Failure> {
     result.same = result.changed_pages == 0
         && result.only_in_one.is_empty()
         && result.only_in_other.is_empty();

@@ -44,7 +44,7 @@ pub(crate) fn run(args: &Extract) -> Result<(), Failure> {
         check_target(path, args.force)?;
         snapshot_file::never_an_input(path, &inputs)?;
     }
-    let opened = SnapshotFile::open(&args.image.file, args.image.offset)?;
+    let opened = args.image.open()?;
     let (result, text) = match (&args.block, &args.out, &args.elf) {
         (Some(block), Some(out), _) => one_block(args, block, out, &opened, &cancel)?,
         (_, _, Some(out)) => core(args, out, &opened, &cancel)?,
@@ -181,7 +181,7 @@ fn core(
     opened: &SnapshotFile,
     cancel: &CancelHandle,
 ) -> Result<(Extracted, String), Failure> {
-    let digest = snapshot_file::own_companion(&args.image.file, opened);
+    let digest = snapshot_file::own_companion(opened.path(), opened);
     let (map, known) = elf::layout(opened, digest.as_ref(), args.layout.as_deref())?;
     let processors = Processor::all(&opened.mapped().tail);
     let core = CoreFile::x86(&map, &processors);

@@ -5,6 +5,7 @@ use multifd_qemu::Error as MigrationError;
 use multifd_qemu::qmp::QmpError;
 use multifd_transport_file::FileError;
 use multifd_transport_socket::{SecretError, TlsError};
+use multifd_transport_store::StoreError;
 use std::io;
 use std::path::PathBuf;
 
@@ -19,6 +20,8 @@ pub(crate) enum Failure {
     Qmp(QmpError),
     #[error(transparent)]
     File(FileError),
+    #[error(transparent)]
+    Store(StoreError),
     #[error(transparent)]
     Method(#[from] MethodError),
     #[error(transparent)]
@@ -70,10 +73,20 @@ impl From<FileError> for Failure {
     }
 }
 
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Cancelled(error) => Self::Engine(error),
+            other => Self::Store(other),
+        }
+    }
+}
+
 impl From<MigrationError> for Failure {
     fn from(error: MigrationError) -> Self {
         match error {
             MigrationError::SnapshotFile(error) => error.into(),
+            MigrationError::Store(error) => error.into(),
             other => Self::Migration(other),
         }
     }

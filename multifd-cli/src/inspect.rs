@@ -5,7 +5,6 @@ use crate::failure::Failure;
 use crate::memory_map::{MemoryMap, svg};
 use crate::{elf, report, snapshot_file};
 use indicatif::HumanBytes;
-use multifd_qemu::file::SnapshotFile;
 use multifd_transport_file::{AtomicFile, BlockReader, check_target};
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -66,13 +65,13 @@ pub(crate) fn run(args: &Inspect) -> Result<(), Failure> {
         check_target(svg, args.force)?;
         snapshot_file::never_an_input(svg, &[path])?;
     }
-    let opened = SnapshotFile::open(path, args.image.offset)?;
+    let opened = args.image.open()?;
     let (file, mapped) = (opened.file(), opened.mapped());
     let size = file.metadata().map_err(|cause| Failure::Open {
         path: path.clone(),
         cause,
     })?;
-    let digest = snapshot_file::own_companion(path, &opened);
+    let digest = snapshot_file::own_companion(opened.path(), &opened);
     let mut maps = Vec::new();
     let mut blocks = Vec::new();
     for block in &mapped.blocks {

@@ -10,13 +10,17 @@ mod extract;
 mod failure;
 mod generate;
 mod image;
+mod image_file;
 mod inspect;
 mod memory_map;
 mod method;
 mod monitor;
 mod monitor_args;
+mod mount;
+mod mounted;
 mod network;
 mod options;
+mod output;
 mod private_socket;
 mod progress;
 mod qemu_options;
@@ -30,6 +34,8 @@ mod signals;
 mod size;
 mod snapshot;
 mod snapshot_file;
+mod store;
+mod store_args;
 mod threads;
 mod verify;
 
@@ -59,6 +65,8 @@ fn main() -> ExitCode {
         Command::Verify(args) => (args.show.json, verify::run(&args)),
         Command::Diff(args) => (args.show.json, diff::run(&args)),
         Command::Extract(args) => (args.show.json, extract::run(&args)),
+        Command::Store(args) => (store::json(&args), store::run(&args)),
+        Command::Mount(args) => (false, mount::run(&args)),
         Command::Demo(args) => (args.show.json, demo::run(&args)),
         Command::Completions(args) => (false, generate::completions(&args)),
         Command::Man(args) => (false, generate::man(&args)),

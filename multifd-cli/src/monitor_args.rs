@@ -3,6 +3,7 @@
 
 use crate::args::Memory;
 use crate::options::{Control, Deadlines, Dialect, Direct, Image, Show, Writing, YEAR};
+use crate::output::Storing;
 use crate::threads::Threads;
 use clap::Args;
 use std::path::PathBuf;
@@ -22,7 +23,7 @@ use std::path::PathBuf;
 pub(crate) struct Snapshot {
     #[command(flatten)]
     pub(crate) control: Control,
-    /// The file to write
+    /// The file to write, or the snapshot in a store: store:STORE#NAME
     #[arg(long, short, value_name = "FILE")]
     pub(crate) out: PathBuf,
     /// Keep the memory as of one instant, with one short pause, however fast the guest writes
@@ -39,6 +40,8 @@ pub(crate) struct Snapshot {
     pub(crate) memory: Memory,
     #[command(flatten)]
     pub(crate) writing: Writing,
+    #[command(flatten)]
+    pub(crate) storing: Storing,
     #[command(flatten)]
     pub(crate) deadlines: Deadlines,
     #[command(flatten)]

@@ -3,6 +3,7 @@
 use crate::failure::Failure;
 use crate::method::OneMethod;
 use crate::size::parse_size;
+use crate::store_args::Key;
 use clap::{Args, ValueEnum};
 use multifd_core::packet::Compression;
 use multifd_qemu::file::SaveOptions;
@@ -80,13 +81,16 @@ impl From<Direct> for DirectIo {
 /// A file that holds a snapshot.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Image {
-    /// The mapped-ram file, or a save image of libvirt's (virsh save --image-format sparse)
+    /// The mapped-ram file, a save image of libvirt's (virsh save --image-format sparse), or a
+    /// snapshot in a store: store:STORE#NAME
     #[arg(value_name = "FILE")]
     pub(crate) file: PathBuf,
     /// Where in the file the migration begins, in bytes [default: at its start; in a save image,
     /// where libvirt has put it]
     #[arg(long, value_name = "BYTES", value_parser = parse_size)]
     pub(crate) offset: Option<u64>,
+    #[command(flatten)]
+    pub(crate) key: Key,
 }
 
 /// How a snapshot's file is written.

@@ -3,7 +3,6 @@
 use crate::failure::Failure;
 use crate::monitor_args;
 use crate::report;
-use multifd_qemu::file::SnapshotFile;
 use multifd_qemu::instant::QemuOptions;
 use serde::Serialize;
 
@@ -15,7 +14,7 @@ struct Options {
 }
 
 pub(crate) fn run(args: &monitor_args::QemuOptions) -> Result<(), Failure> {
-    let file = SnapshotFile::open(&args.image.file, args.image.offset)?;
+    let file = args.image.lasting()?;
     let options = QemuOptions::of(&file)?;
     let mut arguments = Vec::new();
     for argument in options.arguments() {

@@ -3,13 +3,12 @@
 use crate::args::Recv;
 use crate::failure::Failure;
 use crate::options::Show;
+use crate::output::{Kept, Output};
 use crate::progress::{Rounds, Slot};
 use crate::report::{self, Guest, Transfer};
 use crate::{method, signals, threads};
 use multifd_core::{Progress, ReceiverConfig};
-use multifd_qemu::file::{Saved, Target};
 use multifd_qemu::{IncomingMigration, Limits, ReceiveOptions, Received, Tail};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,8 +16,8 @@ pub(crate) fn run(args: &Recv) -> Result<(), Failure> {
     args.threads.apply()?;
     let cancel = signals::cancel_on_signal()?;
     let socket = args.tuning.options();
-    let saving = args.writing.options().cancel(cancel.clone());
-    let mut target = Target::create(&args.out, &saving)?;
+    let how = (args.writing, &args.storing);
+    let mut output = Output::create(&args.out, how, &cancel, args.show)?;
     let mut listener = args.entrance.open(socket, &args.tls, args.show)?;
     let budget = args.memory.budget();
     let engine = ReceiverConfig::default()
@@ -35,10 +34,10 @@ pub(crate) fn run(args: &Recv) -> Result<(), Failure> {
         .or_else(machine_memory)
         .unwrap_or(limits.ram_bytes);
     let watch = Slot::default();
-    target.write_back_early();
+    output.write_back_early();
     let mut options = ReceiveOptions::default()
         .engine(engine)
-        .sink(Some(target.sink()?))
+        .sink(Some(output.target.sink()?))
         .channels(args.channels)
         .need_vmdesc(!args.allow_no_vmdesc)
         .limits(limits.ram_bytes(most))
@@ -48,7 +47,7 @@ pub(crate) fn run(args: &Recv) -> Result<(), Failure> {
             &Rounds::counted_by_channels(),
         )));
     if !args.writing.no_space_check {
-        options = options.check(Some(target.space_check()));
+        options = options.check(Some(output.target.space_check()));
     }
     let mut migration = IncomingMigration::wait(&mut listener, &cancel)?;
     let begun = Instant::now();
@@ -57,25 +56,10 @@ pub(crate) fn run(args: &Recv) -> Result<(), Failure> {
     let received = received?;
     let took = begun.elapsed();
     warn_of_sections(&received.snapshot.tail);
-    let kept = keep(|| Ok(target.keep(&received.snapshot, None, &cancel)?))?;
+    let kept = output.keep(&received.snapshot, None)?;
     // The source may take this for our word that all is well.
     migration.accept()?;
-    finish(&args.out, args.show, (&received, took), &kept, None)
-}
-
-/// A snapshot that has been written, and how long it took to complete, sync and name it.
-pub(crate) struct Kept {
-    pub(crate) saved: Saved,
-    pub(crate) took: Duration,
-}
-
-/// Has `save` complete a snapshot's file.
-pub(crate) fn keep(save: impl FnOnce() -> Result<Saved, Failure>) -> Result<Kept, Failure> {
-    let begun = Instant::now();
-    Ok(Kept {
-        saved: save()?,
-        took: begun.elapsed(),
-    })
+    finish(args.show, (&received, took), kept, None)
 }
 
 /// Says what `verify` would say of the device sections.
@@ -100,10 +84,9 @@ fn machine_memory() -> Option<u64> {
 
 /// Prints what has been received.
 pub(crate) fn finish(
-    out: &Path,
     show: Show,
     (received, took): (&Received, Duration),
-    kept: &Kept,
+    kept: Kept,
     guest: Option<Guest>,
 ) -> Result<(), Failure> {
     let snapshot = &received.snapshot;
@@ -126,7 +109,8 @@ pub(crate) fn finish(
         main: received.stats.main.into(),
         channels: report::channels(&received.stats),
         blocks: report::blocks(snapshot.blocks()),
-        file: Some(out.display().to_string()),
+        file: Some(kept.name),
+        stored: kept.stored,
         stored_pages: Some(kept.saved.written.pages),
         device_sections_fit: Some(snapshot.tail.sections().is_some()),
         has_layout: Some(kept.saved.has_layout),

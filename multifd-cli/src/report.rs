@@ -2,6 +2,7 @@
 
 use crate::encoding::Chosen;
 use crate::failure::Failure;
+use crate::output::Stored;
 use indicatif::HumanBytes;
 use multifd_core::packet::Compression;
 use multifd_core::{ChannelStats, Stats};
@@ -189,6 +190,9 @@ pub(crate) struct Transfer {
     pub(crate) blocks: Vec<Block>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) file: Option<String>,
+    /// What the snapshot takes in a store.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) stored: Option<Stored>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) stored_pages: Option<u64>,
     /// Whether QEMU's description of the device sections fits them.

@@ -2,6 +2,7 @@
 
 use crate::encoding::Encoding;
 use crate::failure::Failure;
+use crate::image_file::Opened;
 use crate::method::Choice;
 use crate::monitor_args::{Restore, Verification};
 use crate::options::{Direct, Via};
@@ -30,12 +31,16 @@ pub(crate) fn run(args: &Restore) -> Result<(), Failure> {
     }
     let timeout = Duration::from_secs(args.deadlines.timeout);
     let mut qmp = monitor::connect(&args.control.qmp, timeout)?;
-    let file = SnapshotFile::open(&args.image.file, args.image.offset)?;
+    if args.instant {
+        let file = args.image.lasting()?;
+        if args.verify == Some(Verification::First) {
+            refuse_if_damaged(&file)?;
+        }
+        return instant(args, &mut qmp, &file, &cancel);
+    }
+    let file = args.image.open()?;
     if args.verify == Some(Verification::First) {
         refuse_if_damaged(&file)?;
-    }
-    if args.instant {
-        return instant(args, &mut qmp, &file, &cancel);
     }
     let why_not = cannot_be_read_by_qemu(args, &mut qmp)?;
     let by_file = match (&args.control.via, why_not) {
@@ -227,7 +232,7 @@ pub(crate) fn verify_behind(qmp: &mut Qmp, file: &SnapshotFile) -> Result<(), Fa
 fn over_sockets(
     args: &Restore,
     qmp: &mut Qmp,
-    file: SnapshotFile,
+    file: Opened,
     cancel: &CancelHandle,
 ) -> Result<(), Failure> {
     let control = &args.control;
@@ -240,11 +245,16 @@ fn over_sockets(
     let encoder = encoding.encoder(Some(control.channels()))?;
     let place = MeetingPlace::new(control.via.address())?;
     let mut sent_as = None;
+    let mut mount = None;
     let mut begun = Instant::now();
     let restored = restore(
         qmp,
         &place.address.to_string(),
-        || send::mapped(file, args.dialect),
+        || {
+            let (snapshot, mounted) = file.map_by(|file| send::mapped(file, args.dialect))?;
+            mount = mounted;
+            Ok(snapshot)
+        },
         |snapshot, port| {
             begun = Instant::now();
             sent_as = Some(snapshot.clone());
@@ -267,7 +277,10 @@ fn over_sockets(
         return Err(Failure::Other("nothing was sent".into()));
     };
     let more = (None, Some(restored.state));
-    send::finish(args.show, &snapshot, &encoder, &restored.sent, begun, more)
+    let finished = send::finish(args.show, &snapshot, &encoder, &restored.sent, begun, more);
+    // Its memory is read through the mount to the end.
+    drop((snapshot, mount));
+    finished
 }
 
 /// Where QEMU listens, with the port it chose.

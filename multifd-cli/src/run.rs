@@ -23,7 +23,7 @@ const TICK: Duration = Duration::from_millis(10);
 
 pub(crate) fn run(args: &Run) -> Result<ExitCode, Failure> {
     let cancel = signals::cancel_on_signal()?;
-    let file = SnapshotFile::open(&args.image.file, args.image.offset)?;
+    let file = args.image.lasting()?;
     let options = QemuOptions::of(&file)?;
     let Some((program, given)) = args.command.split_first() else {
         return Err(Failure::Other("there is no QEMU to run".into()));

@@ -3,6 +3,7 @@
 use crate::args::Send;
 use crate::encoding::Encoder;
 use crate::failure::Failure;
+use crate::image_file::Opened;
 use crate::options::{Dialect, Show, Sync, ZeroCopy, ZeroPages};
 use crate::progress::{Rounds, Slot};
 use crate::report::{self, Transfer};
@@ -21,9 +22,12 @@ pub(crate) fn run(args: &Send) -> Result<(), Failure> {
     args.threads.apply()?;
     let cancel = signals::cancel_on_signal()?;
     let encoder = args.encoding.encoder(Some(args.channels))?;
-    let mut snapshot = match (&args.file, &args.raw) {
-        (Some(file), _) => mapped(SnapshotFile::open(file, args.offset)?, args.dialect)?,
-        (None, Some(raw)) => map_raw(raw, &args.block)?,
+    let (mut snapshot, _mount) = match (&args.file, &args.raw) {
+        (Some(file), _) => {
+            let opened = Opened::open(file, args.offset, &args.key)?;
+            opened.map_by(|file| mapped(file, args.dialect))?
+        }
+        (None, Some(raw)) => (map_raw(raw, &args.block)?, None),
         (None, None) => return Err(Failure::Other("there is nothing to send".into())),
     };
     if let Some(uuid) = args.uuid {

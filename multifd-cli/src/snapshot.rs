@@ -5,6 +5,7 @@ use crate::method::Choice;
 use crate::monitor_args::Snapshot;
 use crate::network::warn_if_exposed;
 use crate::options::{Show, Via};
+use crate::output::Output;
 use crate::private_socket::MeetingPlace;
 use crate::progress::{ByQemu, Rounds, Slot};
 use crate::report::{self, Transfer};
@@ -23,8 +24,8 @@ use std::time::Duration;
 pub(crate) fn run(args: &Snapshot) -> Result<(), Failure> {
     args.threads.apply()?;
     let cancel = signals::cancel_on_signal()?;
-    let saving = args.writing.options().cancel(cancel.clone());
-    let mut target = Target::create(&args.out, &saving)?;
+    let how = (args.writing, &args.storing);
+    let mut output = Output::create(&args.out, how, &cancel, args.show)?;
     let timeout = Duration::from_secs(args.deadlines.timeout);
     let mut qmp = monitor::connect(&args.control.qmp, timeout)?;
     // Only on request: QEMU 10.0 may crash if it fails.
@@ -32,11 +33,11 @@ pub(crate) fn run(args: &Snapshot) -> Result<(), Failure> {
     if by_file && let Some(why) = cannot_be_written_by_qemu(args, &mut qmp)? {
         return Err(Failure::Other(format!("--via file: {why}")));
     }
-    target.write_back_early();
+    output.write_back_early();
     if by_file {
-        through_file(args, target, &mut qmp, &cancel)
+        through_file(args, output, &mut qmp, &cancel)
     } else {
-        over_sockets(args, target, &mut qmp, &cancel)
+        over_sockets(args, output, &mut qmp, &cancel)
     }
 }
 
@@ -77,7 +78,7 @@ fn common(args: &Snapshot, target: &Target, cancel: &CancelHandle) -> SnapshotOp
 
 fn over_sockets(
     args: &Snapshot,
-    target: Target,
+    output: Output,
     qmp: &mut Qmp,
     cancel: &CancelHandle,
 ) -> Result<(), Failure> {
@@ -97,9 +98,9 @@ fn over_sockets(
     let watch = Slot::default();
     let receive = ReceiveOptions::default()
         .engine(engine)
-        .sink(Some(target.sink()?))
+        .sink(Some(output.target.sink()?))
         .on_start(Some(watch.on_start("receiving", args.show.quiet, &rounds)));
-    let options = common(args, &target, cancel)
+    let options = common(args, &output.target, cancel)
         .receive(receive)
         .on_progress(Some(Box::new(move |progress| rounds.set(progress.rounds))));
     let taken = snapshot(qmp, listener, &uri, options);
@@ -115,22 +116,22 @@ fn over_sockets(
     recv::warn_of_sections(&received.snapshot.tail);
     note_layout(args.show, &layout);
     let layout = layout.as_ref().ok();
-    let kept = recv::keep(|| Ok(target.keep(&received.snapshot, layout, cancel)?))?;
+    let kept = output.keep(&received.snapshot, layout)?;
     check_put_back(args, put_back)?;
     let arrival = (&received, took);
-    recv::finish(&args.out, args.show, arrival, &kept, Some(guest.into()))
+    recv::finish(args.show, arrival, kept, Some(guest.into()))
 }
 
 fn through_file(
     args: &Snapshot,
-    target: Target,
+    output: Output,
     qmp: &mut Qmp,
     cancel: &CancelHandle,
 ) -> Result<(), Failure> {
-    let direct = args.writing.direct_io.of(target.file());
+    let direct = args.writing.direct_io.of(output.target.file());
     let (seen, watch) = (ByQemu::default(), Slot::default());
     let (told, shown) = (seen.clone(), watch.clone());
-    let mut options = common(args, &target, cancel)
+    let mut options = common(args, &output.target, cancel)
         .direct(direct)
         .on_progress(Some(Box::new(move |progress| told.set(progress))));
     let (check, quiet) = (options.check.take(), args.show.quiet);
@@ -140,7 +141,7 @@ fn through_file(
         seen.show(&shown, "saving", bytes, quiet);
         Ok(())
     })));
-    let taken = snapshot_to_file(qmp, target.file(), options);
+    let taken = snapshot_to_file(qmp, output.target.file(), options);
     watch.end();
     let SnapshotTaken::<MappedFile> {
         vm,
@@ -153,7 +154,7 @@ fn through_file(
     } = taken?;
     recv::warn_of_sections(&vm.tail);
     note_layout(args.show, &layout);
-    let kept = recv::keep(|| Ok(target.adopt(&vm, uuid, layout.as_ref().ok(), cancel)?))?;
+    let kept = output.adopt(&vm, uuid, layout.as_ref().ok())?;
     check_put_back(args, put_back)?;
     let result = Transfer {
         ok: true,
@@ -164,7 +165,8 @@ fn through_file(
         seconds: took.as_secs_f64(),
         write_seconds: Some(kept.took.as_secs_f64()),
         blocks: report::blocks(vm.block_infos()),
-        file: Some(args.out.display().to_string()),
+        file: Some(kept.name),
+        stored: kept.stored,
         stored_pages: Some(kept.saved.written.pages),
         device_sections_fit: Some(vm.tail.sections().is_some()),
         has_layout: Some(kept.saved.has_layout),

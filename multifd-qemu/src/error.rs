@@ -171,6 +171,10 @@ pub enum Error {
         /// Bytes of a page.
         page_size: u32,
     },
+    /// A store could not be written or read.
+    #[cfg(feature = "store")]
+    #[error(transparent)]
+    Store(#[from] multifd_transport_store::StoreError),
     /// The engine's first error, with its channel.
     #[error(transparent)]
     Engine(#[from] EngineError),

@@ -32,6 +32,8 @@ mod relay;
 mod sections;
 mod send;
 mod snapshot;
+#[cfg(feature = "store")]
+pub mod store;
 mod tail;
 mod vmstate;
 
@@ -58,3 +60,5 @@ pub use vmstate::{DeviceSection, DeviceState};
 pub use multifd_core;
 #[cfg(feature = "file")]
 pub use multifd_transport_file;
+#[cfg(feature = "store")]
+pub use multifd_transport_store;

@@ -1,11 +1,11 @@
 //! The program `multifd` as a user types it, beside a QEMU that does the same by itself.
 
 mod chart;
-mod command;
+pub(crate) mod command;
 mod live;
-mod machines;
+pub(crate) mod machines;
 mod paused;
-mod starts;
+pub(crate) mod starts;
 
 use crate::machine::Machine;
 use crate::ours::Outcome;

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 const LOOK: Duration = Duration::from_micros(500);
 const BOOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/guest/boot.bin");
 
-fn machine(gib: u64) -> Vec<String> {
+pub(crate) fn machine(gib: u64) -> Vec<String> {
     let drive = format!("if=floppy,format=raw,readonly=on,file={BOOT}");
     [
         "-M",
@@ -37,7 +37,7 @@ fn machine(gib: u64) -> Vec<String> {
     .to_vec()
 }
 
-fn bare(args: &[String], more: &[String]) -> Qemu {
+pub(crate) fn bare(args: &[String], more: &[String]) -> Qemu {
     Qemu::bare(
         &args
             .iter()
@@ -48,8 +48,8 @@ fn bare(args: &[String], more: &[String]) -> Qemu {
 }
 
 /// A snapshot of a guest with so much RAM, of which a quarter is stored.
-fn snapshot(stage: &Stage, gib: u64, file: &Path) -> Outcome<()> {
-    let ram = stage.memory.join("ram");
+pub(crate) fn snapshot(memory: &Path, gib: u64, file: &Path) -> Outcome<()> {
+    let ram = memory.join("ram");
     let room = File::create(&ram)?;
     room.set_len(gib << 30)?;
     let mut numbers = crate::image::Numbers::new(gib);
@@ -82,18 +82,18 @@ fn snapshot(stage: &Stage, gib: u64, file: &Path) -> Outcome<()> {
 }
 
 /// Waits for a guest's first word.
-fn first_word(qemu: &Qemu, begun: Instant) -> f64 {
+pub(crate) fn first_word(qemu: &Qemu, begun: Instant) -> f64 {
     while !qemu.serial().contains('\n') {
         std::thread::sleep(LOOK);
     }
     begun.elapsed().as_secs_f64()
 }
 
-fn waits(gib: u64) -> Qemu {
+pub(crate) fn waits(gib: u64) -> Qemu {
     bare(&machine(gib), &["-incoming", "defer"].map(String::from))
 }
 
-fn options(file: &Path) -> Outcome<Vec<String>> {
+pub(crate) fn options(file: &Path) -> Outcome<Vec<String>> {
     let (_, result) = run(&["qemu-options", "--json", text(file)?])?;
     let words = result["arguments"].as_array().cloned().unwrap_or_default();
     let word = |word: &Value| word.as_str().unwrap_or_default().to_owned();
@@ -101,7 +101,7 @@ fn options(file: &Path) -> Outcome<Vec<String>> {
 }
 
 /// From the command to the guest's first word.
-fn ours(qemu: &Qemu, file: &Path, more: &[&str]) -> Outcome<Took> {
+pub(crate) fn ours(qemu: &Qemu, file: &Path, more: &[&str]) -> Outcome<Took> {
     let before = cpu(qemu.pid());
     let begun = Instant::now();
     let args = [
@@ -128,7 +128,7 @@ pub(crate) fn measure(stage: &Stage, gib: u64, out: &mut dyn Write) -> Outcome<V
         return Ok(Vec::new());
     }
     let file = stage.disk.join("start.mapped");
-    snapshot(stage, gib, &file)?;
+    snapshot(&stage.memory, gib, &file)?;
     let options = options(&file)?;
     let ways: Vec<Way<'_>> = vec![
         (

@@ -15,10 +15,12 @@
 
 mod opened;
 mod sink;
+mod spooled;
 mod target;
 mod verify;
 
 pub use opened::{LoadOptions, SnapshotFile, map_raw};
+pub use spooled::Spooled;
 pub use target::{SaveOptions, Saved, Target};
 pub use verify::{Damage, Verification};
 

@@ -44,7 +44,15 @@ impl SnapshotFile {
     /// [`Error::SnapshotFile`] if the file cannot be opened; [`Error::InFile`] if it is not a
     /// snapshot.
     pub fn open(path: &Path, offset: Option<u64>) -> Result<Self, Error> {
-        let file = open_read(path)?;
+        Self::of(open_read(path)?, path, offset)
+    }
+
+    /// The same of a file that is open: `path` is what it is called in errors, and where its
+    /// companion is looked for.
+    ///
+    /// # Errors
+    /// [`Error::InFile`] if it is not a snapshot.
+    pub fn of(file: File, path: &Path, offset: Option<u64>) -> Result<Self, Error> {
         let in_file = |cause| Error::InFile {
             path: path.into(),
             cause: Box::new(cause),

@@ -54,8 +54,8 @@ impl std::fmt::Debug for SaveOptions {
 /// ([`Target::file`], then [`Target::adopt`]).
 #[derive(Debug)]
 pub struct Target {
-    path: PathBuf,
-    file: FileWithCompanion,
+    pub(super) path: PathBuf,
+    pub(super) file: FileWithCompanion,
     direct: DirectIo,
     preallocate: bool,
     /// What has been received into it.
@@ -158,15 +158,25 @@ impl Target {
     ) -> Result<Saved, Error> {
         let path = self.path.clone();
         let kept = || {
-            let writing = lock(&self.writing).take().ok_or_else(|| {
-                let why = "nothing has been received into this file";
-                multifd_core::Error::Misconfigured(why.into())
-            })?;
-            let (written, blocks) = writing.finish(snapshot)?;
-            let digest = blocks.map(|blocks| digest(snapshot.uuid, &snapshot.tail, blocks, layout));
+            let (written, digest) = self.received(snapshot, layout)?;
             self.commit(written, digest, cancel)
         };
         kept().map_err(|error| in_file(path, error))
+    }
+
+    /// Completes a file that `snapshot` has been received into.
+    pub(super) fn received(
+        &self,
+        snapshot: &Snapshot,
+        layout: Option<&PhysicalMap>,
+    ) -> Result<(Written, Option<Digest>), Error> {
+        let writing = lock(&self.writing).take().ok_or_else(|| {
+            let why = "nothing has been received into this file";
+            multifd_core::Error::Misconfigured(why.into())
+        })?;
+        let (written, blocks) = writing.finish(snapshot)?;
+        let digest = blocks.map(|blocks| digest(snapshot.uuid, &snapshot.tail, blocks, layout));
+        Ok((written, digest))
     }
 
     /// Takes a file that QEMU has written: checks that it is whole and of the machine `uuid`, syncs
@@ -182,37 +192,43 @@ impl Target {
         cancel: &CancelHandle,
     ) -> Result<Saved, Error> {
         let path = self.path.clone();
-        let file = self.file.file();
-        let read = || -> Result<_, FileError> {
-            let mut written = Written::default();
-            let mut blocks = Vec::new();
-            for block in &mapped.blocks {
-                let reader = BlockReader::new(file, block)?;
-                let pages = reader.stored().count();
-                written.pages += pages;
-                written.bytes += pages * block.layout.header().page_size;
-                if self.file.has_companion() {
-                    blocks.push(BlockDigest::of_file(&reader)?);
-                }
-            }
-            Ok((written, blocks))
-        };
         // The disk is busy meanwhile.
         let (synced, found) = std::thread::scope(|scope| {
             let syncing = scope.spawn(|| self.file.sync());
-            let found = read();
+            let found = self.written_by_qemu(mapped, uuid, layout);
             (syncing.join(), found)
         });
         let adopted = || {
-            let (written, blocks) = found?;
+            let (written, digest) = found?;
             if let Ok(synced) = synced {
                 synced?;
             }
-            let has = self.file.has_companion();
-            let digest = has.then(|| digest(uuid, &mapped.tail, blocks, layout));
             self.commit(written, digest, cancel)
         };
         adopted().map_err(|error| in_file(path, error))
+    }
+
+    /// Reads a file that QEMU has written: what is stored, and its checksums.
+    pub(super) fn written_by_qemu(
+        &self,
+        mapped: &MappedFile,
+        uuid: Uuid,
+        layout: Option<&PhysicalMap>,
+    ) -> Result<(Written, Option<Digest>), Error> {
+        let mut written = Written::default();
+        let mut blocks = Vec::new();
+        let has = self.file.has_companion();
+        for block in &mapped.blocks {
+            let reader = BlockReader::new(self.file.file(), block)?;
+            let pages = reader.stored().count();
+            written.pages += pages;
+            written.bytes += pages * block.layout.header().page_size;
+            if has {
+                blocks.push(BlockDigest::of_file(&reader)?);
+            }
+        }
+        let digest = has.then(|| digest(uuid, &mapped.tail, blocks, layout));
+        Ok((written, digest))
     }
 
     /// Writes a snapshot, syncs it, and gives the file its name and its companion. `layout` says
@@ -283,7 +299,7 @@ impl Target {
         })
     }
 
-    fn own_file(&self) -> Result<File, FileError> {
+    pub(super) fn own_file(&self) -> Result<File, FileError> {
         self.file
             .file()
             .try_clone()
@@ -296,7 +312,7 @@ impl Target {
 }
 
 /// An error within the file, with its path.
-fn in_file(path: PathBuf, error: Error) -> Error {
+pub(super) fn in_file(path: PathBuf, error: Error) -> Error {
     match error {
         Error::SnapshotFile(FileError::At { .. } | FileError::Short { .. })
         | Error::File { .. }

@@ -33,7 +33,7 @@ impl Journal {
         hooks: &Hooks,
     ) -> Result<Option<Self>, QmpError> {
         let qemu = identity(qmp)?;
-        let written = private_folder::state().and_then(|folder| {
+        let written = private_folder::state_folder().and_then(|folder| {
             private_folder::create_locked(&folder, "journal", "json").and_then(
                 |(path, mut file)| {
                     file.write_all(format!("{}\n", encode(&qemu, changes)).as_bytes())?;

@@ -35,7 +35,7 @@ pub use error::QmpError;
 pub use hooks::{Hooks, Note};
 #[cfg(feature = "file")]
 pub use instant::{MappedRestore, check_mapped, restore_instantly};
-pub use private_folder::lock_file;
+pub use private_folder::{lock_file, state_folder};
 #[cfg(feature = "file")]
 pub use restore::restore_from_file;
 pub use restore::{RestoreOptions, Restored, restore};

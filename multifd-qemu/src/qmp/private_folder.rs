@@ -25,8 +25,12 @@ fn own_user() -> io::Result<u32> {
     Ok(std::fs::metadata("/proc/self")?.uid())
 }
 
-/// A folder for what has to survive this process.
-pub(super) fn state() -> io::Result<PathBuf> {
+/// A folder that nobody else may enter, for what has to survive this process until the machine is
+/// started again.
+///
+/// # Errors
+/// The system's reason why there is none.
+pub fn state_folder() -> io::Result<PathBuf> {
     let own = own_user()?;
     let mut outcome = Err(io::ErrorKind::NotFound.into());
     for path in places() {

@@ -1,0 +1,231 @@
+//! Mounts behind the scenes: a snapshot in a store becomes a file.
+
+use crate::failure::Failure;
+use crate::mount::READY;
+use crate::report;
+use crate::store_args::Key;
+use multifd_qemu::qmp::{lock_file, state_folder};
+use multifd_qemu::store::MAPPED;
+use multifd_transport_store::SnapshotAddress;
+use multifd_transport_store::mount::{Log, Mount, MountOptions, Record};
+use rustix::mount::{UnmountFlags, unmount};
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{self, BufRead, BufReader};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Seconds after which a process that serves a snapshot ends, when nobody has it open.
+const IDLE: &str = "30";
+
+fn at(path: &Path) -> impl Fn(io::Error) -> Failure {
+    move |cause| Failure::Open {
+        path: path.into(),
+        cause,
+    }
+}
+
+/// The folder for mounts, which nobody else may enter.
+fn base() -> Result<PathBuf, Failure> {
+    state_folder().map_err(at("a private folder".as_ref()))
+}
+
+/// A snapshot that this process has mounted for itself.
+pub(crate) struct Private {
+    mount: Option<Mount>,
+    folder: PathBuf,
+    name: String,
+    _lock: File,
+}
+
+impl Private {
+    /// Mounts a snapshot. A read that fails ends the process: nothing else could tell its reason
+    /// to who looks at memory.
+    pub(crate) fn mount(address: &SnapshotAddress, key: &Key) -> Result<Self, Failure> {
+        let store = key.open(&address.store)?;
+        store.manifest(&address.name)?;
+        let base = base()?;
+        sweep(&base);
+        let (folder, lock) = create(&base).map_err(at(&base))?;
+        let log: Log = Arc::new(|line| {
+            report::note(&format!("multifd: {line}"));
+            std::process::exit(1);
+        });
+        let options = MountOptions::default()
+            .only(Some(vec![address.name.clone()]))
+            .record(Record::Off)
+            .replay(false)
+            .log(log);
+        Ok(Self {
+            mount: Some(Mount::start(&store, &folder, options)?),
+            folder,
+            name: address.name.clone(),
+            _lock: lock,
+        })
+    }
+
+    /// The mapped-ram file.
+    pub(crate) fn file(&self) -> PathBuf {
+        self.folder.join(&self.name).join(MAPPED)
+    }
+}
+
+impl Drop for Private {
+    fn drop(&mut self) {
+        drop(self.mount.take());
+        let _ = std::fs::remove_dir(&self.folder);
+        if let Some(base) = self.folder.parent() {
+            let _ = std::fs::remove_file(lock_name(base, &self.folder));
+        }
+    }
+}
+
+/// A new folder, locked for as long as this process lives.
+fn create(base: &Path) -> io::Result<(PathBuf, File)> {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = base.join(format!("private-{}-{number}", std::process::id()));
+        match DirBuilder::new().mode(0o700).create(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+            other => other?,
+        }
+        let folder = lock_path(base, &path)?;
+        if lock_file(&folder).unwrap_or(true) {
+            return Ok((path, folder));
+        }
+    }
+}
+
+fn lock_name(base: &Path, mount: &Path) -> PathBuf {
+    let mut name = mount.file_name().unwrap_or_default().to_owned();
+    name.push(".lock");
+    base.join(name)
+}
+
+/// The file whose lock says that a mount's process lives.
+fn lock_path(base: &Path, mount: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(lock_name(base, mount))
+}
+
+/// Removes private mounts of dead processes.
+fn sweep(base: &Path) {
+    for entry in std::fs::read_dir(base).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let name = entry.file_name();
+        let Some(name) = name.to_str() else { continue };
+        let Some(mount) = name
+            .strip_prefix("private-")
+            .and_then(|name| name.strip_suffix(".lock"))
+        else {
+            continue;
+        };
+        let Ok(file) = File::open(&path) else {
+            continue;
+        };
+        if lock_file(&file).unwrap_or(false) {
+            let mount = base.join(format!("private-{mount}"));
+            let _ = unmount(&mount, UnmountFlags::DETACH);
+            let _ = std::fs::remove_dir(&mount);
+            let _ = std::fs::remove_file(&path);
+        }
+    }
+}
+
+/// Snapshots that other processes serve, for as long as somebody has them open.
+pub(crate) struct Lasting;
+
+impl Lasting {
+    /// The mapped-ram file of a snapshot, served by a process that outlives this one: one that runs
+    /// already, or a new one.
+    pub(crate) fn find_or_start(address: &SnapshotAddress, key: &Key) -> Result<PathBuf, Failure> {
+        // A wrong key or name is told here.
+        let store = key.open(&address.store)?;
+        store.manifest(&address.name)?;
+        let mut place = address.store.to_string();
+        if let Some(folder) = address.store.folder() {
+            let folder = folder.canonicalize().map_err(at(folder))?;
+            place = folder.display().to_string();
+        }
+        let mut hasher = DefaultHasher::new();
+        (&place, &address.name, store.id()).hash(&mut hasher);
+        let base = base()?;
+        let folder = base.join(format!("{}-{:016x}", address.name, hasher.finish()));
+        let file = folder.join(&address.name).join(MAPPED);
+        // Two that start at the same moment: the second waits, and finds what the first started.
+        let lock = lock_path(&base, &folder).map_err(at(&folder))?;
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
+            .map_err(|error| at(&folder)(error.into()))?;
+        if File::open(&file).is_ok() {
+            return Ok(file);
+        }
+        // What a dead process left.
+        let _ = unmount(&folder, UnmountFlags::DETACH);
+        match DirBuilder::new().mode(0o700).create(&folder) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(at(&folder)(error));
+            }
+            _ => {}
+        }
+        start(&place, address, &folder, key)?;
+        Ok(file)
+    }
+}
+
+/// Starts a process that serves a snapshot, and waits until it does.
+fn start(place: &str, address: &SnapshotAddress, folder: &Path, key: &Key) -> Result<(), Failure> {
+    let program = std::env::current_exe().map_err(at("this program".as_ref()))?;
+    let mut log = folder.as_os_str().to_owned();
+    log.push(".log");
+    let log = PathBuf::from(log);
+    let errors = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(&log)
+        .map_err(at(&log))?;
+    let mut command = Command::new(&program);
+    command
+        .arg("mount")
+        .arg(place)
+        .arg(folder)
+        .args(["--only", &address.name, "--idle-exit", IDLE])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(errors)
+        // Ctrl-C is for this process, not for that one.
+        .process_group(0);
+    command.args(["--retry-timeout", &key.retry_timeout.to_string()]);
+    if let Some(file) = key.file() {
+        command.arg("--key-file").arg(file);
+    }
+    let mut child = command.spawn().map_err(at(&program))?;
+    let mut line = String::new();
+    if let Some(out) = child.stdout.take() {
+        // It ends with the process, at the latest.
+        let _ = BufReader::new(out).read_line(&mut line);
+    }
+    if line.starts_with(READY) {
+        return Ok(());
+    }
+    let _ = child.wait();
+    let said = std::fs::read_to_string(&log).unwrap_or_default();
+    let said = said
+        .lines()
+        .next_back()
+        .unwrap_or("it said nothing")
+        .to_owned();
+    Err(Failure::Other(format!(
+        "{address} could not be mounted: {}",
+        said.trim_start_matches("multifd: ")
+    )))
+}

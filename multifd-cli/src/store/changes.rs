@@ -1,0 +1,140 @@
+//! What is taken out of a store, or into another one.
+
+use crate::failure::Failure;
+use crate::progress::Watch;
+use crate::store_args::{Copy, Gc, Key, Rm};
+use crate::{report, signals};
+use indicatif::HumanBytes;
+use multifd_transport_store::{
+    ChunkCache, GcOptions, GcReport, Snapshot, WriteOptions, Writer, gc as collect,
+};
+use serde::Serialize;
+use std::fmt::Write;
+use std::sync::atomic::Ordering;
+
+/// Threads that read and compress when a snapshot is copied: most of the time they wait.
+const COPYING: usize = 16;
+/// Bytes of chunks that are kept while a snapshot is copied.
+const CACHE: usize = 8 << 20;
+
+#[derive(Serialize)]
+struct Removed {
+    ok: bool,
+    removed: Vec<String>,
+}
+
+pub(super) fn rm(args: &Rm) -> Result<(), Failure> {
+    let mut removed = Vec::new();
+    for snapshot in &args.snapshots {
+        args.key.open(&snapshot.store)?.remove(&snapshot.name)?;
+        removed.push(snapshot.to_string());
+    }
+    let text = format!("removed {}", removed.join(", "));
+    report::print(args.show.json, &Removed { ok: true, removed }, &text)
+}
+
+#[derive(Serialize)]
+struct Collected {
+    ok: bool,
+    store: String,
+    dry_run: bool,
+    #[serde(flatten)]
+    report: GcReport,
+}
+
+pub(super) fn gc(args: &Gc) -> Result<(), Failure> {
+    let cancel = signals::cancel_on_signal()?;
+    let store = args.key.open(&args.store)?;
+    let options = GcOptions::default().dry_run(args.dry_run).cancel(cancel);
+    let report = collect(&store, &options)?;
+    let result = Collected {
+        ok: true,
+        store: args.store.to_string(),
+        dry_run: args.dry_run,
+        report,
+    };
+    let report = &result.report;
+    let mut text = format!(
+        "{}: {} {} packs ({}); {} snapshots keep the others",
+        result.store,
+        if args.dry_run {
+            "would remove"
+        } else {
+            "removed"
+        },
+        report.removed_packs,
+        HumanBytes(report.removed_bytes),
+        report.snapshots,
+    );
+    if report.repacked > 0 {
+        // Writing to a String does not fail.
+        let _ = write!(
+            text,
+            "\n{} packs {} rewritten without what is not used",
+            report.repacked,
+            if args.dry_run { "would be" } else { "were" },
+        );
+    }
+    if report.waiting_packs > 0 {
+        let _ = write!(
+            text,
+            "\n{} packs ({}) wait for {} writers and readers to end; a later gc removes them",
+            report.waiting_packs,
+            HumanBytes(report.waiting_bytes),
+            report.waiting_for
+        );
+    }
+    report::print(args.show.json, &result, &text)
+}
+
+#[derive(Serialize)]
+struct Copied {
+    ok: bool,
+    snapshot: String,
+    to: String,
+    logical_bytes: u64,
+    stored_bytes: u64,
+    /// Bytes that the other store lacked.
+    new_bytes: u64,
+}
+
+pub(super) fn copy(args: &Copy) -> Result<(), Failure> {
+    let cancel = signals::cancel_on_signal()?;
+    let from = args.key.open(&args.snapshot.store)?;
+    let snapshot = Snapshot::open(&from, &args.snapshot.name, &ChunkCache::new(CACHE))?;
+    let key = Key {
+        key_file: args.to_key_file.clone(),
+        retry_timeout: args.key.retry_timeout,
+    };
+    let chunk_size = snapshot.manifest().head.chunk_size;
+    let to = key.open_or_create(&args.to, Some(chunk_size.into()))?;
+    let name = args.name.as_deref().unwrap_or(&args.snapshot.name);
+    let options = WriteOptions::default()
+        .level(args.effort.store_level)
+        .threads(COPYING)
+        .cancel(cancel);
+    let mut writer = Writer::start(&to, name, options)?;
+    let total = snapshot.manifest().head.sizes.logical;
+    let done = writer.done();
+    let position = move || (done.load(Ordering::Relaxed), None);
+    let watch = Watch::of("copying", position, total, args.show.quiet);
+    let copied = writer.copy(&snapshot);
+    drop(watch);
+    copied?;
+    let head = writer.finish()?;
+    let result = Copied {
+        ok: true,
+        snapshot: args.snapshot.to_string(),
+        to: format!("store:{}#{}", args.to, head.name),
+        logical_bytes: head.sizes.logical,
+        stored_bytes: head.sizes.stored,
+        new_bytes: head.sizes.new,
+    };
+    let text = format!(
+        "{}: {} of {} were not there yet",
+        result.to,
+        HumanBytes(result.new_bytes),
+        HumanBytes(result.stored_bytes)
+    );
+    report::print(args.show.json, &result, &text)
+}

@@ -1,0 +1,262 @@
+//! Garbage collection: removes chunks that no snapshot refers to, beside writers on any machine.
+//!
+//! Nothing is removed at once. A pack without a use is first *condemned*, by an object that all can
+//! see. Writers that begin afterwards do not refer to it. It is removed when every writer and
+//! reader that began before has ended, and if no snapshot that has appeared since refers to it.
+
+mod live;
+mod repack;
+mod sweep;
+#[cfg(test)]
+mod tests;
+
+use crate::format::ChunkRef;
+use crate::lease::{Holder, LIFE, Lease, Seen, live as live_leases};
+use crate::pack_index::Pack;
+use crate::{Store, StoreError};
+use live::Live;
+use multifd_core::CancelHandle;
+use serde::Serialize;
+use std::collections::HashMap;
+use std::collections::HashSet;
+
+/// What a garbage collection does.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct GcOptions {
+    /// Only say what would be done.
+    pub dry_run: bool,
+    /// Stops it between two steps.
+    pub cancel: CancelHandle,
+}
+
+impl GcOptions {
+    /// Sets [`GcOptions::dry_run`].
+    #[must_use]
+    pub fn dry_run(mut self, dry_run: bool) -> Self {
+        self.dry_run = dry_run;
+        self
+    }
+
+    /// Sets [`GcOptions::cancel`].
+    #[must_use]
+    pub fn cancel(mut self, cancel: CancelHandle) -> Self {
+        self.cancel = cancel;
+        self
+    }
+}
+
+/// What a garbage collection did, or would do.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct GcReport {
+    /// Snapshots whose chunks were kept.
+    pub snapshots: usize,
+    /// Packs found.
+    pub packs: usize,
+    /// Packs removed.
+    pub removed_packs: usize,
+    /// Bytes of the packs removed.
+    pub removed_bytes: u64,
+    /// Packs that were rewritten without their unused chunks.
+    pub repacked: usize,
+    /// Bytes of used chunks that were copied for that.
+    pub copied_bytes: u64,
+    /// Packs without a use that wait for writers or readers to end; a later run removes them.
+    pub waiting_packs: usize,
+    /// Bytes of those.
+    pub waiting_bytes: u64,
+    /// How many writers and readers they wait for.
+    pub waiting_for: usize,
+}
+
+/// Packs that are used for less than one in so many of their bytes are rewritten.
+const WORTH_KEEPING: u64 = 2;
+
+/// Removes what no snapshot refers to.
+///
+/// Nothing that a writer or reader on any machine may refer to is removed: a pack without a use is
+/// marked first, for all to see. It goes when all who began before have ended, and no snapshot that
+/// has appeared since needs it.
+///
+/// Memory: about 150 bytes for each different chunk of the store.
+///
+/// # Errors
+/// [`StoreError::GcRunning`]; [`StoreError::Damaged`] for a manifest or index that cannot be read,
+/// as then nobody knows what is in use.
+pub fn gc(store: &Store, options: &GcOptions) -> Result<GcReport, StoreError> {
+    let mut gc = Gc::start(store)?;
+    gc.plan()?;
+    if options.dry_run {
+        return Ok(gc.forecast());
+    }
+    let check = || match options.cancel.error() {
+        Some(cancelled) => Err(StoreError::Cancelled(cancelled)),
+        None => Ok(()),
+    };
+    check()?;
+    gc.repack(&options.cancel)?;
+    check()?;
+    gc.condemn()?;
+    check()?;
+    gc.sweep()
+}
+
+/// A garbage collection that is under way.
+struct Gc<'s> {
+    store: &'s Store,
+    lease: Lease,
+    live: Live,
+    /// All packs and what is in them.
+    packs: Vec<(Pack, Vec<ChunkRef>)>,
+    condemned: HashSet<crate::PackName>,
+    /// Packs without a use.
+    unused: Vec<Pack>,
+    /// Numbers of packs that have little use.
+    sparse: Vec<usize>,
+    report: GcReport,
+}
+
+impl<'s> Gc<'s> {
+    fn start(store: &'s Store) -> Result<Self, StoreError> {
+        let lease = Lease::take(&store.backend, Holder::Gc)?;
+        let (leases, ended) = live_leases(store, lease.began)?;
+        // Two that start at the same moment may both give up, but never both go on.
+        let other = leases
+            .iter()
+            .find(|other| other.is_gc() && other.name != lease.name());
+        if let Some(other) = other {
+            return Err(StoreError::GcRunning {
+                store: store.address().into(),
+                since: format!("{} s", (lease.began - other.began) / 1_000_000),
+            });
+        }
+        for path in ended {
+            store.backend.delete(&path)?;
+        }
+        store.backend.sweep(LIFE);
+        Ok(Self {
+            store,
+            lease,
+            live: Live::default(),
+            packs: Vec::new(),
+            condemned: HashSet::new(),
+            unused: Vec::new(),
+            sparse: Vec::new(),
+            report: GcReport::default(),
+        })
+    }
+
+    /// Writers and readers that are alive.
+    fn users(&self) -> Result<Vec<Seen>, StoreError> {
+        let now = self.now()?;
+        let (mut leases, _) = live_leases(self.store, now)?;
+        leases.retain(|lease| !lease.is_gc());
+        Ok(leases)
+    }
+
+    /// The storage's time.
+    fn now(&self) -> Result<i64, StoreError> {
+        let backend = &self.store.backend;
+        let path = format!("leases/{}/alive", self.lease.name());
+        backend.put(&path, bytes::Bytes::new(), false)?;
+        let meta = backend.head(&path)?;
+        Ok(meta.map_or(self.lease.began, |meta| meta.modified))
+    }
+
+    /// Finds out which packs are in use. The order matters: packs, then leases, then manifests. A
+    /// pack that is listed belongs to a writer whose lease is listed, or whose manifest is.
+    fn plan(&mut self) -> Result<(), StoreError> {
+        let packs = self.store.packs()?;
+        let users = self.users()?;
+        let oldest = users
+            .iter()
+            .map(|user| user.began)
+            .min()
+            .unwrap_or(i64::MAX);
+        self.live.read(self.store)?;
+        self.condemned = self
+            .store
+            .condemned()?
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect();
+        self.packs = load(self.store, packs)?;
+        let canonical = self.canonical();
+        for (number, (pack, chunks)) in self.packs.iter().enumerate() {
+            // A living writer may have put it there.
+            if pack.modified >= oldest || self.condemned.contains(&pack.name) {
+                continue;
+            }
+            let used: u64 = chunks
+                .iter()
+                .filter(|chunk| canonical.get(&chunk.name) == Some(&number))
+                .map(|chunk| u64::from(chunk.len))
+                .sum();
+            if used == 0 {
+                self.unused.push(*pack);
+            } else if used.saturating_mul(WORTH_KEEPING) < pack.len {
+                self.sparse.push(number);
+            }
+        }
+        self.report.snapshots = self.live.snapshots();
+        self.report.packs = self.packs.len();
+        Ok(())
+    }
+
+    /// The pack that each used chunk is kept in: the newest one that is not condemned.
+    fn canonical(&self) -> HashMap<crate::ChunkName, usize> {
+        let mut order: Vec<usize> = (0..self.packs.len()).collect();
+        order.sort_by_key(|&number| {
+            let pack = &self.packs[number].0;
+            (
+                !self.condemned.contains(&pack.name),
+                pack.modified,
+                pack.name,
+            )
+        });
+        let mut canonical = HashMap::new();
+        for number in order {
+            for chunk in &self.packs[number].1 {
+                if self.live.has(&chunk.name) {
+                    canonical.insert(chunk.name, number);
+                }
+            }
+        }
+        canonical
+    }
+
+    /// Marks the packs without a use.
+    fn condemn(&mut self) -> Result<(), StoreError> {
+        for pack in std::mem::take(&mut self.unused) {
+            self.lease.check()?;
+            let path = format!("condemned/{}", pack.name);
+            self.store.backend.put(&path, bytes::Bytes::new(), false)?;
+            self.condemned.insert(pack.name);
+        }
+        Ok(())
+    }
+
+    /// What would be done.
+    fn forecast(&self) -> GcReport {
+        let condemned = self.packs.iter().map(|(pack, _)| pack);
+        let condemned = condemned.filter(|pack| self.condemned.contains(&pack.name));
+        let mut report = self.report.clone();
+        for pack in self.unused.iter().chain(condemned) {
+            report.removed_packs += 1;
+            report.removed_bytes += pack.len;
+        }
+        report.repacked = self.sparse.len();
+        report
+    }
+}
+
+/// What is in packs.
+fn load(store: &Store, packs: Vec<Pack>) -> Result<Vec<(Pack, Vec<ChunkRef>)>, StoreError> {
+    let mut loaded = vec![None; packs.len()];
+    store.all_chunks(&packs, |number, chunks| loaded[number] = Some(chunks))?;
+    let pairs = packs.into_iter().zip(loaded);
+    Ok(pairs
+        .filter_map(|(pack, chunks)| Some((pack, chunks?)))
+        .collect())
+}

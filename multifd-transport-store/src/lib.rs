@@ -1,0 +1,48 @@
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+mod address;
+mod backend;
+mod clock;
+mod copy;
+mod diff;
+mod error;
+pub mod format;
+mod gc;
+mod lease;
+#[cfg(feature = "mount")]
+pub mod mount;
+mod name;
+mod pack_index;
+mod read;
+mod seal;
+mod store;
+mod usage;
+mod write;
+
+pub use address::{SnapshotAddress, StoreAddress};
+pub use diff::{BlockDifference, Differences, differences};
+pub use error::StoreError;
+pub use format::manifest::{FileEntry, Head, Manifest, Object, ObjectKind, Part, Sizes};
+pub use gc::{GcOptions, GcReport, gc};
+pub use name::{ChunkName, PackName};
+pub use read::{ChunkCache, ChunkPlace, Recorder, Snapshot, SnapshotFiles};
+pub use seal::StoreKey;
+pub use store::{Listed, Store, StoreOptions};
+pub use usage::{SnapshotUsage, Usage};
+pub use write::{Bytes, ChunkSource, WriteOptions, Writer};
+
+/// The keys of a store that has been opened with its secret.
+#[derive(Debug, Clone)]
+pub struct OpenKeys(pub(crate) seal::Keys);
+
+impl OpenKeys {
+    /// The keys of the store of this id.
+    pub fn new(key: &StoreKey, store: &[u8; 16]) -> Self {
+        Self(seal::Keys::new(key, store))
+    }
+}
+
+pub use multifd_core;
+pub use object_store;

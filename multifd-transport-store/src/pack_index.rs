@@ -1,0 +1,122 @@
+//! The indexes of a store's packs.
+
+use crate::backend::Meta;
+use crate::format::ChunkRef;
+use crate::format::pack::{FOOTER, index_len, read_index};
+use crate::name::PackName;
+use crate::{Store, StoreError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// Bytes read from a pack's end at once: the index of most packs.
+const LAST_READ: u64 = 32 << 10;
+/// Requests that run at the same time.
+const AT_ONCE: usize = 16;
+
+/// A pack in a store, by its listing.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pack {
+    pub(crate) name: PackName,
+    pub(crate) len: u64,
+    pub(crate) modified: i64,
+}
+
+impl Store {
+    /// All packs, in the order of their names.
+    pub(crate) fn packs(&self) -> Result<Vec<Pack>, StoreError> {
+        let of = |meta: Meta| {
+            Some(Pack {
+                name: PackName::of_path(&meta.path)?,
+                len: meta.len,
+                modified: meta.modified,
+            })
+        };
+        Ok(self
+            .backend
+            .list("packs")?
+            .into_iter()
+            .filter_map(of)
+            .collect())
+    }
+
+    /// The chunks of a pack, which get `number` as their pack's.
+    pub(crate) fn pack_chunks(
+        &self,
+        pack: &Pack,
+        number: u32,
+    ) -> Result<Vec<ChunkRef>, StoreError> {
+        let path = pack.name.path();
+        let start = pack.len.saturating_sub(LAST_READ);
+        let last = self.backend.get_range(&path, start..pack.len)?;
+        let footer = &last[last.len().saturating_sub(FOOTER)..];
+        let len = index_len(pack.name, pack.len, footer)?;
+        let data = pack.len - (FOOTER + len) as u64;
+        let mut index = if data >= start {
+            let at = (data - start) as usize;
+            last[at..last.len() - FOOTER].to_vec()
+        } else {
+            let range = data..pack.len - FOOTER as u64;
+            self.backend.get_range(&path, range)?.to_vec()
+        };
+        read_index(pack.name, data, &mut index, number, self.keys.as_deref())
+    }
+
+    /// The chunks of many packs, read at the same time; `take` gets each pack's in any order. A
+    /// pack that has gone since it was listed, or whose index cannot be read, is left out: its chunks
+    /// are as good as missing there.
+    pub(crate) fn all_chunks(
+        &self,
+        packs: &[Pack],
+        take: impl FnMut(usize, Vec<ChunkRef>) + Send,
+    ) -> Result<(), StoreError> {
+        let next = AtomicUsize::new(0);
+        let take = Mutex::new(take);
+        let failed = Mutex::new(None);
+        let work = || {
+            while let number = next.fetch_add(1, Ordering::Relaxed)
+                && let Some(pack) = packs.get(number)
+            {
+                match self.pack_chunks(pack, number as u32) {
+                    Ok(chunks) => {
+                        let mut take = take.lock().unwrap_or_else(PoisonError::into_inner);
+                        take(number, chunks);
+                    }
+                    Err(
+                        StoreError::Missing { .. }
+                        | StoreError::Damaged { .. }
+                        | StoreError::Version { .. },
+                    ) => {}
+                    Err(error) => {
+                        next.store(packs.len(), Ordering::Relaxed);
+                        let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
+                        failed.get_or_insert(error);
+                    }
+                }
+            }
+        };
+        if packs.len() < 4 {
+            work();
+        } else {
+            std::thread::scope(|scope| {
+                for _ in 0..AT_ONCE.min(packs.len()) {
+                    scope.spawn(work);
+                }
+            });
+        }
+        match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    /// Packs that a garbage collection is about to remove, and since when, by the storage's clock.
+    pub(crate) fn condemned(&self) -> Result<Vec<(PackName, i64)>, StoreError> {
+        let of = |meta: Meta| Some((PackName::of_path(&meta.path)?, meta.modified));
+        Ok(self
+            .backend
+            .list("condemned")?
+            .into_iter()
+            .filter_map(of)
+            .collect())
+    }
+}

@@ -1,0 +1,196 @@
+//! Files made of a snapshot: those that its writer listed, and one for each RAM block.
+
+use super::Snapshot;
+use crate::StoreError;
+use crate::format::manifest::{FileEntry, ObjectKind, Part};
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// The files that can be made of a snapshot.
+///
+/// | path | contents |
+/// | --- | --- |
+/// | those of the manifest | as its writer says, such as `vm.mapped` |
+/// | `ram/BLOCK` | one RAM block; `/` and `%` in its name are `%2F` and `%25` |
+/// | `memory` | all RAM blocks, one after another |
+/// | `manifest.json` | the snapshot's head |
+#[derive(Debug, Clone)]
+pub struct SnapshotFiles {
+    snapshot: Snapshot,
+    files: BTreeMap<String, Content>,
+}
+
+#[derive(Debug, Clone)]
+enum Content {
+    Parts(FileEntry),
+    Text(Vec<u8>),
+}
+
+impl SnapshotFiles {
+    /// The files of a snapshot.
+    pub fn new(snapshot: &Snapshot) -> Self {
+        let head = &snapshot.manifest().head;
+        let mut files = BTreeMap::new();
+        let mut memory = FileEntry {
+            path: "memory".into(),
+            len: 0,
+            parts: Vec::new(),
+        };
+        for (number, object) in head.objects.iter().enumerate() {
+            if object.kind != ObjectKind::Block {
+                continue;
+            }
+            let part = |at| Part {
+                at,
+                len: object.len,
+                object: number,
+                offset: 0,
+            };
+            memory.parts.push(part(memory.len));
+            memory.len = memory.len.saturating_add(object.len);
+            let name = object.name.replace('%', "%25").replace('/', "%2F");
+            let path = format!("ram/{name}");
+            files.insert(
+                path.clone(),
+                Content::Parts(FileEntry {
+                    path,
+                    len: object.len,
+                    parts: vec![part(0)],
+                }),
+            );
+        }
+        files.insert("memory".into(), Content::Parts(memory));
+        let text = serde_json::to_vec_pretty(head).unwrap_or_default();
+        files.insert("manifest.json".into(), Content::Text(text));
+        for file in &head.files {
+            files.insert(file.path.clone(), Content::Parts(file.clone()));
+        }
+        Self {
+            snapshot: snapshot.clone(),
+            files,
+        }
+    }
+
+    /// The snapshot.
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    /// The paths of the files, and their lengths in bytes.
+    pub fn paths(&self) -> impl Iterator<Item = (&str, u64)> {
+        let len = |content: &Content| match content {
+            Content::Parts(file) => file.len,
+            Content::Text(text) => text.len() as u64,
+        };
+        self.files
+            .iter()
+            .map(move |(path, content)| (path.as_str(), len(content)))
+    }
+
+    /// The length of a file, bytes.
+    pub fn len(&self, path: &str) -> Option<u64> {
+        self.files.get(path).map(|content| match content {
+            Content::Parts(file) => file.len,
+            Content::Text(text) => text.len() as u64,
+        })
+    }
+
+    /// Never true: there is a manifest.
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty()
+    }
+
+    /// A file's parts, if it has some.
+    pub fn parts(&self, path: &str) -> &[Part] {
+        match self.files.get(path) {
+            Some(Content::Parts(file)) => &file.parts,
+            _ => &[],
+        }
+    }
+
+    /// The first stretch at or after `offset` that is stored, in bytes: what is between two of them
+    /// is zero. `None` if only zeros follow.
+    pub fn next_data(&self, path: &str, offset: u64) -> Option<Range<u64>> {
+        let file = match self.files.get(path)? {
+            Content::Text(text) => {
+                let len = text.len() as u64;
+                return (offset < len).then_some(offset..len);
+            }
+            Content::Parts(file) => file,
+        };
+        let manifest = self.snapshot.manifest();
+        let size = u64::from(manifest.head.chunk_size);
+        let mut found: Option<Range<u64>> = None;
+        let first = file
+            .parts
+            .partition_point(|part| part.at + part.len <= offset);
+        for part in &file.parts[first..] {
+            let end = part.offset + part.len;
+            let mut at = part.offset + offset.saturating_sub(part.at);
+            while at < end {
+                let next = ((at / size + 1) * size).min(end);
+                let is_data = manifest.entry(part.object, at / size).is_some();
+                let place = part.at + (at - part.offset);
+                match &mut found {
+                    Some(range) if is_data && range.end == place => range.end = place + (next - at),
+                    Some(_) => return found,
+                    None if is_data => found = Some(place..place + (next - at)),
+                    None => {}
+                }
+                at = next;
+            }
+        }
+        found
+    }
+
+    /// Reads from `offset` on, and returns how many bytes: fewer than `out` has at the file's end.
+    /// `note` gets the number of each chunk that is needed.
+    ///
+    /// # Errors
+    /// As [`Snapshot::read_at`]; [`StoreError::Missing`] if there is no such file.
+    pub fn read_at(
+        &self,
+        path: &str,
+        offset: u64,
+        out: &mut [u8],
+        mut note: impl FnMut(usize),
+    ) -> Result<usize, StoreError> {
+        let missing = || StoreError::Missing {
+            store: self.snapshot.manifest().head.name.clone(),
+            object: path.into(),
+        };
+        let file = match self.files.get(path).ok_or_else(missing)? {
+            Content::Text(text) => {
+                let from = usize::try_from(offset)
+                    .unwrap_or(usize::MAX)
+                    .min(text.len());
+                let len = out.len().min(text.len() - from);
+                out[..len].copy_from_slice(&text[from..from + len]);
+                return Ok(len);
+            }
+            Content::Parts(file) => file,
+        };
+        let end = offset.saturating_add(out.len() as u64).min(file.len);
+        let len = end.saturating_sub(offset) as usize;
+        let out = &mut out[..len];
+        let mut filled = 0;
+        let first = file
+            .parts
+            .partition_point(|part| part.at + part.len <= offset);
+        for part in &file.parts[first..] {
+            if part.at >= end {
+                break;
+            }
+            let start = part.at.max(offset);
+            let stop = (part.at + part.len).min(end);
+            let (from, to) = ((start - offset) as usize, (stop - offset) as usize);
+            out[filled..from].fill(0);
+            let at = part.offset + (start - part.at);
+            self.snapshot
+                .read_noting(part.object, at, &mut out[from..to], &mut note)?;
+            filled = to;
+        }
+        out[filled..].fill(0);
+        Ok(len)
+    }
+}

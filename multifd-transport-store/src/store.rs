@@ -1,0 +1,340 @@
+//! A store: opened, created, and what is in it.
+
+use crate::backend::{Backend, Meta};
+use crate::format::manifest::{Head, MAX_BODY, MAX_HEAD, Manifest, PREFIX, Prefix, SECTION};
+use crate::format::{CHUNK_SIZES, DEFAULT_CHUNK, VERSION};
+use crate::name::{check_snapshot_name, from_hex, to_hex};
+use crate::seal::{Keys, random};
+use crate::{OpenKeys, StoreAddress, StoreError, StoreKey};
+use object_store::ObjectStore;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The path of the object that makes a place a store.
+const HEADER: &str = "multifd-store.json";
+/// Most bytes of it.
+const MAX_HEADER: u64 = 4096;
+/// Bytes of a manifest that are read to know its head, if it is not longer.
+const FIRST_READ: u64 = 16 << 10;
+
+/// What a store says of itself.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Header {
+    format: u32,
+    id: String,
+    chunk_size: u32,
+    /// In an encrypted store: what only its key gives.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key_check: Option<String>,
+}
+
+/// How a store is opened, or made.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct StoreOptions {
+    /// The secret of an encrypted store.
+    pub key: Option<StoreKey>,
+    /// Bytes of a chunk in a new store: a power of two, 4096 to 262144. Default: 65536.
+    pub chunk_size: Option<u32>,
+    /// For how long a request is tried again that fails for a reason that may pass: overload, a
+    /// broken connection. Default: 3 minutes.
+    pub retry_timeout: Option<Duration>,
+}
+
+impl StoreOptions {
+    /// Sets [`StoreOptions::key`].
+    #[must_use]
+    pub fn key(mut self, key: Option<StoreKey>) -> Self {
+        self.key = key;
+        self
+    }
+
+    /// Sets [`StoreOptions::retry_timeout`].
+    #[must_use]
+    pub fn retry_timeout(mut self, time: Duration) -> Self {
+        self.retry_timeout = Some(time);
+        self
+    }
+
+    /// Sets [`StoreOptions::chunk_size`].
+    #[must_use]
+    pub fn chunk_size(mut self, bytes: u32) -> Self {
+        self.chunk_size = Some(bytes);
+        self
+    }
+}
+
+/// Snapshots in one place, which share their chunks.
+#[derive(Debug, Clone)]
+pub struct Store {
+    pub(crate) backend: Backend,
+    pub(crate) keys: Option<Arc<OpenKeys>>,
+    pub(crate) chunk_size: u32,
+    id: String,
+}
+
+/// A snapshot that is in a store, by its head.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Listed {
+    /// What it is.
+    pub head: Head,
+    /// Bytes of its manifest.
+    pub manifest_len: u64,
+}
+
+impl Store {
+    /// Opens a store.
+    ///
+    /// # Errors
+    /// [`StoreError`], as when there is none, or it needs another key.
+    pub fn open(address: &StoreAddress, options: &StoreOptions) -> Result<Self, StoreError> {
+        Self::open_at(Backend::connect(address, false, options)?, options)
+    }
+
+    /// Opens a store, or makes one where there is none.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn open_or_create(
+        address: &StoreAddress,
+        options: &StoreOptions,
+    ) -> Result<Self, StoreError> {
+        Self::create_at(Backend::connect(address, true, options)?, options)
+    }
+
+    /// The same, over any storage.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn over(objects: Arc<dyn ObjectStore>, options: &StoreOptions) -> Result<Self, StoreError> {
+        let shown = objects.to_string();
+        Self::create_at(Backend::over(objects, &shown), options)
+    }
+
+    fn create_at(backend: Backend, options: &StoreOptions) -> Result<Self, StoreError> {
+        match Self::open_at(backend.clone(), options) {
+            Err(StoreError::NoStore { .. }) => {}
+            other => return other,
+        }
+        let chunk_size = options.chunk_size.unwrap_or(DEFAULT_CHUNK);
+        if !CHUNK_SIZES.contains(&chunk_size) || !chunk_size.is_power_of_two() {
+            return Err(StoreError::Limit {
+                what: "bytes of a chunk, a power of two from 4096 on",
+                found: chunk_size.into(),
+                limit: (*CHUNK_SIZES.end()).into(),
+            });
+        }
+        let id = random::<16>()?;
+        let keys = options.key.as_ref().map(|key| Keys::new(key, &id));
+        let header = Header {
+            format: VERSION,
+            id: to_hex(&id),
+            chunk_size,
+            key_check: keys.map(|keys| to_hex(&keys.check())),
+        };
+        let text = serde_json::to_vec_pretty(&header).map_err(|error| StoreError::Damaged {
+            object: HEADER.into(),
+            why: error.to_string(),
+        })?;
+        // Another writer may be first: then its store is the one.
+        backend.put(HEADER, text.into(), true)?;
+        Self::open_at(backend, options)
+    }
+
+    pub(crate) fn open_at(backend: Backend, options: &StoreOptions) -> Result<Self, StoreError> {
+        let store = || backend.shown().to_owned();
+        let text = match backend.get(HEADER, MAX_HEADER) {
+            Err(StoreError::Missing { .. }) => return Err(StoreError::NoStore { store: store() }),
+            other => other?,
+        };
+        let damaged = |why: String| StoreError::Damaged {
+            object: HEADER.into(),
+            why,
+        };
+        let header: Header =
+            serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
+        if header.format != VERSION {
+            return Err(StoreError::Version {
+                object: HEADER.into(),
+                found: header.format,
+                known: VERSION,
+            });
+        }
+        if !CHUNK_SIZES.contains(&header.chunk_size) || !header.chunk_size.is_power_of_two() {
+            return Err(damaged(format!("chunks of {} bytes", header.chunk_size)));
+        }
+        let id = from_hex::<16>(&header.id).ok_or_else(|| damaged("its id is not one".into()))?;
+        let keys = match (&options.key, &header.key_check) {
+            (None, None) => None,
+            (None, Some(_)) => return Err(StoreError::KeyNeeded { store: store() }),
+            (Some(_), None) => return Err(StoreError::NotEncrypted { store: store() }),
+            (Some(key), Some(check)) => {
+                let keys = Keys::new(key, &id);
+                if to_hex(&keys.check()) != *check {
+                    return Err(StoreError::WrongKey { store: store() });
+                }
+                Some(Arc::new(OpenKeys(keys)))
+            }
+        };
+        Ok(Self {
+            chunk_size: header.chunk_size,
+            id: header.id,
+            backend,
+            keys,
+        })
+    }
+
+    /// Its address, as it was written.
+    pub fn address(&self) -> &str {
+        self.backend.shown()
+    }
+
+    /// Its id: 32 hex digits, random, the same for all who use it.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Bytes of a chunk in new snapshots.
+    pub fn chunk_size(&self) -> u32 {
+        self.chunk_size
+    }
+
+    /// Whether it is encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        self.keys.is_some()
+    }
+
+    pub(crate) fn raw_keys(&self) -> Option<&Keys> {
+        self.keys.as_ref().map(|keys| &keys.0)
+    }
+
+    /// The path of what is kept of a snapshot in one of the store's folders.
+    fn path_in(&self, folder: &str, name: &str) -> String {
+        match self.raw_keys() {
+            None => format!("{folder}/{name}"),
+            Some(keys) => {
+                let hash = keys.object_name(name);
+                format!("{folder}/{}", to_hex(&hash[..16]))
+            }
+        }
+    }
+
+    /// The path of a snapshot's manifest.
+    pub(crate) fn manifest_path(&self, name: &str) -> String {
+        self.path_in("snapshots", name)
+    }
+
+    /// The path of a snapshot's working set.
+    pub(crate) fn working_set_path(&self, name: &str) -> String {
+        self.path_in("working-sets", name)
+    }
+
+    pub(crate) fn manifest_objects(&self) -> Result<Vec<Meta>, StoreError> {
+        self.backend.list("snapshots")
+    }
+
+    /// The snapshots by name: each one's head, which does not need its whole manifest read.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn list(&self) -> Result<Vec<Listed>, StoreError> {
+        let mut all = Vec::new();
+        for meta in self.manifest_objects()? {
+            match self.head_of(&meta) {
+                Ok(head) => all.push(Listed {
+                    head,
+                    manifest_len: meta.len,
+                }),
+                // It has been removed since.
+                Err(StoreError::Missing { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        all.sort_by(|one, other| one.head.name.cmp(&other.head.name));
+        Ok(all)
+    }
+
+    fn head_of(&self, meta: &Meta) -> Result<Head, StoreError> {
+        let path = &meta.path;
+        let first = self.backend.get_range(path, 0..FIRST_READ.min(meta.len))?;
+        let prefix = Prefix::read(path, first.get(..PREFIX).unwrap_or(&first))?;
+        let range = prefix.head_range();
+        let mut stored = match first.get(range.start as usize..range.end as usize) {
+            Some(head) => head.to_vec(),
+            None => self.backend.get_range(path, range)?.to_vec(),
+        };
+        let head = Head::read(path, &mut stored, self.keys.as_deref())?;
+        self.check_place(path, &head)?;
+        Ok(head)
+    }
+
+    /// A manifest must lie where its name says.
+    fn check_place(&self, path: &str, head: &Head) -> Result<(), StoreError> {
+        if self.manifest_path(&head.name) == path {
+            return Ok(());
+        }
+        Err(StoreError::Damaged {
+            object: path.into(),
+            why: format!("it is the manifest of {:?}", head.name),
+        })
+    }
+
+    pub(crate) fn read_manifest(&self, path: &str) -> Result<Manifest, StoreError> {
+        let limit = u64::from(MAX_HEAD) + u64::from(MAX_BODY) + (PREFIX + 2 * SECTION) as u64;
+        let mut bytes = self.backend.get(path, limit)?;
+        let manifest = Manifest::read(path, &mut bytes, self.keys.as_deref())?;
+        self.check_place(path, &manifest.head)?;
+        Ok(manifest)
+    }
+
+    /// A snapshot's manifest.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSnapshot`], which names some that exist; [`StoreError::Damaged`].
+    pub fn manifest(&self, name: &str) -> Result<Manifest, StoreError> {
+        check_snapshot_name(name)?;
+        match self.read_manifest(&self.manifest_path(name)) {
+            Err(StoreError::Missing { .. }) => Err(self.no_snapshot(name)),
+            other => other,
+        }
+    }
+
+    fn no_snapshot(&self, name: &str) -> StoreError {
+        let names = self.list().unwrap_or_default();
+        let mut known: Vec<_> = names.iter().map(|one| one.head.name.as_str()).collect();
+        let more = known.len().saturating_sub(10);
+        known.truncate(10);
+        StoreError::NoSnapshot {
+            store: self.backend.shown().into(),
+            name: name.into(),
+            known: match (known.is_empty(), more) {
+                (true, _) => "none".into(),
+                (false, 0) => known.join(", "),
+                (false, more) => format!("{} and {more} more", known.join(", ")),
+            },
+        }
+    }
+
+    /// Whether a snapshot of this name exists.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn has(&self, name: &str) -> Result<bool, StoreError> {
+        check_snapshot_name(name)?;
+        Ok(self.backend.head(&self.manifest_path(name))?.is_some())
+    }
+
+    /// Removes a snapshot. What only it used is removed by [`gc`](crate::gc()).
+    ///
+    /// # Errors
+    /// [`StoreError::NoSnapshot`].
+    pub fn remove(&self, name: &str) -> Result<(), StoreError> {
+        if !self.has(name)? {
+            return Err(self.no_snapshot(name));
+        }
+        self.backend.delete(&self.working_set_path(name))?;
+        self.backend.delete(&self.manifest_path(name))
+    }
+}
