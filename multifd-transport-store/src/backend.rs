@@ -5,6 +5,7 @@ use crate::clock::Clock;
 use crate::{StoreAddress, StoreError, StoreOptions};
 use bytes::Bytes;
 use futures_util::TryStreamExt;
+use multifd_core::sync::lock;
 use object_store::path::Path as ObjectPath;
 use object_store::{
     Error as ObjectError, GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
@@ -15,7 +16,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 
@@ -261,7 +262,7 @@ impl Backend {
         let Some(folder) = self.folder.as_ref().filter(|_| path.starts_with("packs/")) else {
             return Ok(None);
         };
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = lock(&self.open);
         if let Some(file) = open.get(path) {
             return Ok(Some(Arc::clone(file)));
         }
@@ -340,10 +341,7 @@ impl Backend {
 
     /// Removes an object; one that is not there is fine.
     pub(crate) fn delete(&self, path: &str) -> Result<(), StoreError> {
-        self.open
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(path);
+        lock(&self.open).remove(path);
         match RUNTIME.block_on(self.objects.delete(&self.path(path))) {
             Ok(()) | Err(ObjectError::NotFound { .. }) => Ok(()),
             Err(cause) => Err(self.failed("removing", path, cause)),

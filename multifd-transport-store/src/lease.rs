@@ -4,6 +4,7 @@ use crate::backend::{Backend, Meta};
 use crate::name::to_hex;
 use crate::seal::random;
 use crate::{Store, StoreError};
+use multifd_core::sync::lock;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -125,7 +126,7 @@ impl Lease {
 impl Shared {
     /// How long ago it was renewed.
     fn age(&self, backend: &Backend) -> Duration {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = lock(&self.state);
         backend.clock.now().saturating_sub(state.renewed)
     }
 }
@@ -133,7 +134,7 @@ impl Shared {
 /// Renews the lease until it ends, or is so old that it may have ended already.
 fn renew(backend: &Backend, path: &str, shared: &Shared) {
     loop {
-        let state = shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = lock(&shared.state);
         let waited = shared
             .ended
             .wait_timeout_while(state, LOOK, |state| !state.ended);
@@ -148,8 +149,7 @@ fn renew(backend: &Backend, path: &str, shared: &Shared) {
             _ => {
                 let begun = backend.clock.now();
                 if backend.put(path, bytes::Bytes::new(), false).is_ok() {
-                    let state = shared.state.lock();
-                    state.unwrap_or_else(PoisonError::into_inner).renewed = begun;
+                    lock(&shared.state).renewed = begun;
                 }
             }
         }
@@ -158,8 +158,7 @@ fn renew(backend: &Backend, path: &str, shared: &Shared) {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let state = self.shared.state.lock();
-        state.unwrap_or_else(PoisonError::into_inner).ended = true;
+        lock(&self.shared.state).ended = true;
         self.shared.ended.notify_all();
         // Its thread ends by itself, at the latest when a request that it makes has failed.
         drop(self.renewing.take());

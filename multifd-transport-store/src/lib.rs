@@ -18,6 +18,7 @@ mod pack_index;
 mod read;
 mod seal;
 mod store;
+mod threads;
 mod usage;
 mod write;
 
@@ -28,21 +29,10 @@ pub use format::manifest::{FileEntry, Head, Manifest, Object, ObjectKind, Part, 
 pub use gc::{GcOptions, GcReport, gc};
 pub use name::{ChunkName, PackName};
 pub use read::{ChunkCache, ChunkPlace, Recorder, Snapshot, SnapshotFiles};
-pub use seal::StoreKey;
+pub use seal::{OpenKeys, StoreKey};
 pub use store::{Listed, Store, StoreOptions};
 pub use usage::{SnapshotUsage, Usage};
 pub use write::{Bytes, ChunkSource, WriteOptions, Writer};
-
-/// The keys of a store that has been opened with its secret.
-#[derive(Debug, Clone)]
-pub struct OpenKeys(pub(crate) seal::Keys);
-
-impl OpenKeys {
-    /// The keys of the store of this id.
-    pub fn new(key: &StoreKey, store: &[u8; 16]) -> Self {
-        Self(seal::Keys::new(key, store))
-    }
-}
 
 pub use multifd_core;
 pub use object_store;

@@ -4,9 +4,11 @@ use crate::backend::Meta;
 use crate::format::ChunkRef;
 use crate::format::pack::{FOOTER, index_len, read_index};
 use crate::name::PackName;
+use crate::threads::on_threads;
 use crate::{Store, StoreError};
+use multifd_core::sync::lock;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 /// Bytes read from a pack's end at once: the index of most packs.
 const LAST_READ: u64 = 32 << 10;
@@ -71,16 +73,17 @@ impl Store {
     ) -> Result<(), StoreError> {
         let next = AtomicUsize::new(0);
         let take = Mutex::new(take);
-        let failed = Mutex::new(None);
-        let work = || {
+        let threads = if packs.len() < 4 {
+            1
+        } else {
+            AT_ONCE.min(packs.len())
+        };
+        on_threads(threads, || {
             while let number = next.fetch_add(1, Ordering::Relaxed)
                 && let Some(pack) = packs.get(number)
             {
                 match self.pack_chunks(pack, number as u32) {
-                    Ok(chunks) => {
-                        let mut take = take.lock().unwrap_or_else(PoisonError::into_inner);
-                        take(number, chunks);
-                    }
+                    Ok(chunks) => lock(&take)(number, chunks),
                     Err(
                         StoreError::Missing { .. }
                         | StoreError::Damaged { .. }
@@ -88,25 +91,12 @@ impl Store {
                     ) => {}
                     Err(error) => {
                         next.store(packs.len(), Ordering::Relaxed);
-                        let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
-                        failed.get_or_insert(error);
+                        return Err(error);
                     }
                 }
             }
-        };
-        if packs.len() < 4 {
-            work();
-        } else {
-            std::thread::scope(|scope| {
-                for _ in 0..AT_ONCE.min(packs.len()) {
-                    scope.spawn(work);
-                }
-            });
-        }
-        match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            Some(error) => Err(error),
-            None => Ok(()),
-        }
+            Ok(())
+        })
     }
 
     /// Packs that a garbage collection is about to remove, and since when, by the storage's clock.

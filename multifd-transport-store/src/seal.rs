@@ -90,21 +90,22 @@ pub(crate) enum Kind {
 
 /// The keys of one encrypted store, derived from its secret and its id.
 #[derive(Clone)]
-pub(crate) struct Keys {
+pub struct OpenKeys {
     names: [u8; 32],
     objects: [u8; 32],
     check: [u8; 32],
     seal: [[u8; 32]; 4],
 }
 
-impl std::fmt::Debug for Keys {
+impl std::fmt::Debug for OpenKeys {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Keys(..)")
+        f.write_str("OpenKeys(..)")
     }
 }
 
-impl Keys {
-    pub(crate) fn new(secret: &StoreKey, store: &[u8; 16]) -> Self {
+impl OpenKeys {
+    /// The keys of the store of this id.
+    pub fn new(secret: &StoreKey, store: &[u8; 16]) -> Self {
         let material = [secret.0.as_slice(), store].concat();
         let derive = |what: &str| blake3::derive_key(&format!("multifd store 1 {what}"), &material);
         Self {
@@ -186,11 +187,11 @@ mod tests {
     #[test]
     fn what_is_sealed_for_one_object_is_nothing_to_another() {
         let key = StoreKey::new([7; 32]);
-        let keys = Keys::new(&key, &[1; 16]);
+        let keys = OpenKeys::new(&key, &[1; 16]);
         let mut sealed = Vec::new();
         keys.seal(Kind::Chunk, b"a", b"plain", &mut sealed).unwrap();
         assert_eq!(sealed.len(), 5 + SEAL);
-        let open = |keys: &Keys, kind, id: &[u8], mut sealed: Vec<u8>| {
+        let open = |keys: &OpenKeys, kind, id: &[u8], mut sealed: Vec<u8>| {
             keys.open(kind, id, &mut sealed).map(|plain| plain.to_vec())
         };
         assert_eq!(
@@ -199,7 +200,7 @@ mod tests {
         );
         assert_eq!(open(&keys, Kind::Chunk, b"b", sealed.clone()), None);
         assert_eq!(open(&keys, Kind::Manifest, b"a", sealed.clone()), None);
-        let others = Keys::new(&key, &[2; 16]);
+        let others = OpenKeys::new(&key, &[2; 16]);
         assert_eq!(open(&others, Kind::Chunk, b"a", sealed.clone()), None);
         for at in 0..sealed.len() {
             let mut bad = sealed.clone();

@@ -4,7 +4,7 @@ use crate::backend::{Backend, Meta};
 use crate::format::manifest::{Head, MAX_BODY, MAX_HEAD, Manifest, PREFIX, Prefix, SECTION};
 use crate::format::{CHUNK_SIZES, DEFAULT_CHUNK, VERSION};
 use crate::name::{check_snapshot_name, from_hex, to_hex};
-use crate::seal::{Keys, random};
+use crate::seal::random;
 use crate::{OpenKeys, StoreAddress, StoreError, StoreKey};
 use object_store::ObjectStore;
 use serde::{Deserialize, Serialize};
@@ -127,7 +127,7 @@ impl Store {
             });
         }
         let id = random::<16>()?;
-        let keys = options.key.as_ref().map(|key| Keys::new(key, &id));
+        let keys = options.key.as_ref().map(|key| OpenKeys::new(key, &id));
         let header = Header {
             format: VERSION,
             id: to_hex(&id),
@@ -171,11 +171,11 @@ impl Store {
             (None, Some(_)) => return Err(StoreError::KeyNeeded { store: store() }),
             (Some(_), None) => return Err(StoreError::NotEncrypted { store: store() }),
             (Some(key), Some(check)) => {
-                let keys = Keys::new(key, &id);
+                let keys = OpenKeys::new(key, &id);
                 if to_hex(&keys.check()) != *check {
                     return Err(StoreError::WrongKey { store: store() });
                 }
-                Some(Arc::new(OpenKeys(keys)))
+                Some(Arc::new(keys))
             }
         };
         Ok(Self {
@@ -206,13 +206,9 @@ impl Store {
         self.keys.is_some()
     }
 
-    pub(crate) fn raw_keys(&self) -> Option<&Keys> {
-        self.keys.as_ref().map(|keys| &keys.0)
-    }
-
     /// The path of what is kept of a snapshot in one of the store's folders.
     fn path_in(&self, folder: &str, name: &str) -> String {
-        match self.raw_keys() {
+        match self.keys.as_deref() {
             None => format!("{folder}/{name}"),
             Some(keys) => {
                 let hash = keys.object_name(name);

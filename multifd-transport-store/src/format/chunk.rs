@@ -1,7 +1,7 @@
 //! One chunk: compressed, perhaps sealed, and back.
 
 use crate::name::ChunkName;
-use crate::seal::{Keys, Kind, SEAL};
+use crate::seal::{Kind, OpenKeys, SEAL};
 use crate::{StoreError, format};
 use zstd::bulk::{Compressor, Decompressor};
 
@@ -64,7 +64,7 @@ impl Encoder {
         &'e mut self,
         name: &ChunkName,
         contents: &'e [u8],
-        keys: Option<&Keys>,
+        keys: Option<&OpenKeys>,
     ) -> Result<(&'e [u8], bool), StoreError> {
         self.compressed.clear();
         // Less than the chunk itself is the only result of use.
@@ -109,7 +109,7 @@ impl Decoder {
         name: &ChunkName,
         stored: &[u8],
         zstd: bool,
-        keys: Option<&Keys>,
+        keys: Option<&OpenKeys>,
         out: &mut [u8],
     ) -> Result<(), String> {
         let plain = match keys {
@@ -147,7 +147,7 @@ impl Decoder {
 }
 
 /// The name of a chunk with these contents.
-pub(crate) fn name_of(contents: &[u8], keys: Option<&Keys>) -> ChunkName {
+pub(crate) fn name_of(contents: &[u8], keys: Option<&OpenKeys>) -> ChunkName {
     match keys {
         Some(keys) => keys.chunk_name(contents),
         None => ChunkName(*blake3::hash(contents).as_bytes()),
@@ -171,7 +171,7 @@ mod tests {
             at in any::<prop::sample::Index>(),
             bit in 0_u8..8,
         ) {
-            let keys = sealed.then(|| Keys::new(&StoreKey::new([3; 32]), &[4; 16]));
+            let keys = sealed.then(|| OpenKeys::new(&StoreKey::new([3; 32]), &[4; 16]));
             let keys = keys.as_ref();
             let name = name_of(&contents, keys);
             let mut encoder = Encoder::new(1).unwrap();

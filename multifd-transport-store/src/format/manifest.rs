@@ -5,7 +5,7 @@ use super::table::Body;
 use super::{ChunkRef, VERSION};
 use crate::StoreError;
 use crate::name::PackName;
-use crate::seal::{Keys, Kind, SEAL};
+use crate::seal::{Kind, OpenKeys, SEAL};
 use std::ops::Range;
 
 /// A manifest's first bytes.
@@ -96,11 +96,11 @@ pub(super) fn section<'s>(
     object: &str,
     what: &str,
     stored: &'s mut [u8],
-    keys: Option<&crate::OpenKeys>,
+    keys: Option<&OpenKeys>,
 ) -> Result<&'s [u8], StoreError> {
     if let Some(keys) = keys {
         let id = [object, " ", what].concat();
-        let opened = keys.0.open(Kind::Manifest, id.as_bytes(), stored);
+        let opened = keys.open(Kind::Manifest, id.as_bytes(), stored);
         let why = "not sealed with this key for this name, or changed";
         return Ok(opened.ok_or_else(|| damaged(object, format!("its {what} is {why}")))?);
     }
@@ -119,7 +119,7 @@ fn put_section(
     object: &str,
     what: &str,
     plain: &[u8],
-    keys: Option<&Keys>,
+    keys: Option<&OpenKeys>,
     out: &mut Vec<u8>,
 ) -> Result<u32, StoreError> {
     let start = out.len();
@@ -167,7 +167,11 @@ impl Manifest {
     }
 
     /// The bytes of a manifest whose path is `object`.
-    pub(crate) fn write(&self, object: &str, keys: Option<&Keys>) -> Result<Vec<u8>, StoreError> {
+    pub(crate) fn write(
+        &self,
+        object: &str,
+        keys: Option<&OpenKeys>,
+    ) -> Result<Vec<u8>, StoreError> {
         self.head.check().map_err(|why| StoreError::Damaged {
             object: format!("the manifest of {}", self.head.name),
             why,
@@ -206,7 +210,7 @@ impl Manifest {
     pub fn read(
         object: &str,
         bytes: &mut [u8],
-        keys: Option<&crate::OpenKeys>,
+        keys: Option<&OpenKeys>,
     ) -> Result<Self, StoreError> {
         let prefix = Prefix::read(object, bytes)?;
         if bytes.len() as u64 != prefix.total() {
@@ -299,9 +303,9 @@ mod tests {
     #[test]
     fn a_manifest_comes_back_and_no_bit_of_it_may_change() {
         let manifest = example();
-        for keys in [None, Some(Keys::new(&StoreKey::new([1; 32]), &[2; 16]))] {
+        for keys in [None, Some(OpenKeys::new(&StoreKey::new([1; 32]), &[2; 16]))] {
             let bytes = manifest.write("snapshots/vm", keys.as_ref()).unwrap();
-            let opened = keys.clone().map(OpenKeys);
+            let opened = keys.clone();
             let read =
                 |mut bytes: Vec<u8>| Manifest::read("snapshots/vm", &mut bytes, opened.as_ref());
             assert_eq!(read(bytes.clone()).unwrap(), manifest);

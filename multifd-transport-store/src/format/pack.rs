@@ -3,7 +3,7 @@
 use super::cursor::Cursor;
 use super::{ChunkRef, VERSION};
 use crate::name::{CHUNK_NAME, ChunkName, PackName};
-use crate::seal::{Keys, Kind, SEAL};
+use crate::seal::{Kind, SEAL};
 use crate::{OpenKeys, StoreError};
 
 /// Bytes at a pack's end: the index's length, the version, the magic number.
@@ -24,7 +24,7 @@ pub(crate) fn finish(
     pack: &mut Vec<u8>,
     name: PackName,
     chunks: &[ChunkRef],
-    keys: Option<&Keys>,
+    keys: Option<&OpenKeys>,
 ) -> Result<(), StoreError> {
     let mut index = Vec::with_capacity(4 + chunks.len() * ENTRY + 32);
     index.extend((chunks.len() as u32).to_le_bytes());
@@ -99,7 +99,7 @@ pub fn read_index(
         object: name.path(),
         why: why.into(),
     };
-    let plain: &[u8] = if let Some(OpenKeys(keys)) = keys {
+    let plain: &[u8] = if let Some(keys) = keys {
         keys.open(Kind::PackIndex, &name.0, index)
             .ok_or_else(|| damaged("its index is not sealed with this key, or was changed"))?
     } else {

@@ -2,7 +2,7 @@
 
 use super::VERSION;
 use super::cursor::Cursor;
-use crate::seal::{Keys, Kind};
+use crate::seal::Kind;
 use crate::{OpenKeys, StoreError};
 
 const MAGIC: &[u8; 8] = b"MFDWSET\0";
@@ -13,7 +13,7 @@ pub const MAX: usize = 1 << 22;
 pub(crate) fn write(
     object: &str,
     chunks: &[u32],
-    keys: Option<&Keys>,
+    keys: Option<&OpenKeys>,
 ) -> Result<Vec<u8>, StoreError> {
     let mut plain = Vec::with_capacity(chunks.len() * 4);
     plain.extend(chunks.iter().flat_map(|chunk| chunk.to_le_bytes()));
@@ -58,7 +58,7 @@ pub fn read(
         }
     }
     let stored = &mut bytes[12..];
-    let plain: &[u8] = if let Some(OpenKeys(keys)) = keys {
+    let plain: &[u8] = if let Some(keys) = keys {
         keys.open(Kind::WorkingSet, object.as_bytes(), stored)
             .ok_or_else(|| damaged("it is not sealed with this key, or was changed"))?
     } else {

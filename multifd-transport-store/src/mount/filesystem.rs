@@ -8,11 +8,12 @@ use fuser::{
     KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty,
     ReplyEntry, ReplyLseek, ReplyOpen, Request,
 };
+use multifd_core::sync::lock;
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 /// How long the kernel believes what it was told: nothing ever changes, but snapshots come and go.
@@ -43,14 +44,14 @@ impl Use {
     }
 
     fn change(&self, change: impl FnOnce(&AtomicU64)) {
-        let mut changed = self.changed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut changed = lock(&self.changed);
         change(&self.files);
         *changed = Instant::now();
     }
 
     /// Since when no file has been open.
     pub(super) fn idle(&self) -> Option<Duration> {
-        let changed = self.changed.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = lock(&self.changed);
         (self.files.load(Ordering::Relaxed) == 0).then(|| changed.elapsed())
     }
 }

@@ -7,6 +7,7 @@ use super::{Log, MountOptions};
 use crate::lease::{Holder, Lease, in_time};
 use crate::{ChunkCache, Snapshot, Store, StoreError};
 use fuser::{BackgroundSession, Config, MountOption, Notifier, Session, SessionACL};
+use multifd_core::sync::lock;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
@@ -138,7 +139,7 @@ impl Mount {
         let keep = move || {
             loop {
                 let (ended, changed) = &*shared;
-                let state = ended.lock().unwrap_or_else(PoisonError::into_inner);
+                let state = lock(ended);
                 let waited = changed.wait_timeout_while(state, LOOK, |ended| !*ended);
                 let at_end = *waited.unwrap_or_else(PoisonError::into_inner).0;
                 for opened in tree.opened() {
@@ -173,7 +174,7 @@ impl Mount {
         // Also when somebody reads: the name goes now, the rest with the last reader.
         let detached = rustix::mount::unmount(&self.folder, rustix::mount::UnmountFlags::DETACH);
         if let Some((thread, ended)) = self.keeper.take() {
-            *ended.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+            *lock(&ended.0) = true;
             ended.1.notify_all();
             // The working set is worth a moment, but storage may not answer.
             let _ = in_time(move || thread.join());

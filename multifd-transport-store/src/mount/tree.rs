@@ -2,8 +2,9 @@
 
 use super::working_sets::WorkingSet;
 use crate::{ChunkCache, Snapshot, SnapshotFiles, Store, StoreError};
+use multifd_core::sync::lock;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex};
 
 /// A snapshot that somebody has looked at.
 pub(super) struct Opened {
@@ -56,7 +57,7 @@ pub(super) struct Tree {
     store: Store,
     only: Option<Vec<String>>,
     cache: Arc<ChunkCache>,
-    numbers: RwLock<Numbers>,
+    numbers: Mutex<Numbers>,
     new_working_set: Box<dyn Fn(&Snapshot) -> WorkingSet + Send + Sync>,
 }
 
@@ -74,7 +75,7 @@ impl Tree {
             store,
             only,
             cache,
-            numbers: RwLock::new(Numbers {
+            numbers: Mutex::new(Numbers {
                 nodes: vec![Node::Root],
                 ..Numbers::default()
             }),
@@ -84,14 +85,14 @@ impl Tree {
 
     /// The node of a number.
     pub(super) fn node(&self, number: u64) -> Option<Node> {
-        let numbers = self.numbers.read().unwrap_or_else(PoisonError::into_inner);
+        let numbers = lock(&self.numbers);
         let index = usize::try_from(number.checked_sub(1)?).ok()?;
         numbers.nodes.get(index).cloned()
     }
 
     /// All snapshots that have been opened.
     pub(super) fn opened(&self) -> Vec<Arc<Opened>> {
-        let numbers = self.numbers.read().unwrap_or_else(PoisonError::into_inner);
+        let numbers = lock(&self.numbers);
         numbers.snapshots.values().cloned().collect()
     }
 
@@ -113,7 +114,7 @@ impl Tree {
         {
             return Ok(None);
         }
-        let numbers = self.numbers.read().unwrap_or_else(PoisonError::into_inner);
+        let numbers = lock(&self.numbers);
         if let Some(opened) = numbers.snapshots.get(name) {
             return Ok(Some(Arc::clone(opened)));
         }
@@ -126,7 +127,7 @@ impl Tree {
             files: SnapshotFiles::new(&snapshot),
             working_set: (self.new_working_set)(&snapshot),
         });
-        let mut numbers = self.numbers.write().unwrap_or_else(PoisonError::into_inner);
+        let mut numbers = lock(&self.numbers);
         let opened = numbers.snapshots.entry(name.into()).or_insert(opened);
         Ok(Some(Arc::clone(opened)))
     }
@@ -155,7 +156,7 @@ impl Tree {
 
     fn number(&self, opened: &Opened, path: &str, node: &Node) -> u64 {
         let snapshot = opened.files.snapshot().manifest().head.name.clone();
-        let mut numbers = self.numbers.write().unwrap_or_else(PoisonError::into_inner);
+        let mut numbers = lock(&self.numbers);
         let next = numbers.nodes.len() as u64 + 1;
         let number = *numbers.known.entry((snapshot, path.into())).or_insert(next);
         if number == next {
@@ -166,7 +167,7 @@ impl Tree {
 
     /// The number of a file, if somebody has looked it up.
     pub(super) fn known(&self, snapshot: &str, path: &str) -> Option<u64> {
-        let numbers = self.numbers.read().unwrap_or_else(PoisonError::into_inner);
+        let numbers = lock(&self.numbers);
         numbers.known.get(&(snapshot.into(), path.into())).copied()
     }
 

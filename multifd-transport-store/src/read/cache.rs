@@ -2,8 +2,9 @@
 
 use crate::StoreError;
 use crate::name::ChunkName;
+use multifd_core::sync::{lock, wait};
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 
 enum Slot {
     /// Somebody reads it.
@@ -54,7 +55,7 @@ impl ChunkCache {
         name: ChunkName,
         load: impl FnOnce() -> Result<Arc<[u8]>, StoreError>,
     ) -> Result<Arc<[u8]>, StoreError> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.state);
         loop {
             match state.slots.get_mut(&name) {
                 Some(Slot::Ready { contents, used }) => {
@@ -62,10 +63,7 @@ impl ChunkCache {
                     return Ok(Arc::clone(contents));
                 }
                 Some(Slot::Loading) => {
-                    state = self
-                        .loaded
-                        .wait(state)
-                        .unwrap_or_else(PoisonError::into_inner);
+                    state = wait(&self.loaded, state);
                 }
                 None => break,
             }
@@ -106,11 +104,7 @@ struct Loading<'c> {
 
 impl Loading<'_> {
     fn ready(self, contents: &Arc<[u8]>) {
-        let mut state = self
-            .cache
-            .state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.cache.state);
         state.bytes += contents.len();
         state.order.push_back(self.name);
         let slot = Slot::Ready {
@@ -124,11 +118,7 @@ impl Loading<'_> {
 
 impl Drop for Loading<'_> {
     fn drop(&mut self) {
-        let mut state = self
-            .cache
-            .state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.cache.state);
         if let Some(Slot::Loading) = state.slots.get(&self.name) {
             state.slots.remove(&self.name);
         }

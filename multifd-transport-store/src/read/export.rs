@@ -2,7 +2,9 @@
 
 use super::{Snapshot, SnapshotFiles};
 use crate::StoreError;
+use crate::threads::FirstError;
 use multifd_core::CancelHandle;
+use multifd_core::sync::lock;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -60,10 +62,9 @@ impl SnapshotFiles {
         places.sort_unstable();
         let mut order: Vec<usize> = places.iter().map(|place| place.0).collect();
         order.dedup();
-        let problem = Mutex::new(None);
+        let problem = FirstError::default();
         let stop = |error: StoreError| {
-            let mut problem = problem.lock().unwrap_or_else(PoisonError::into_inner);
-            problem.get_or_insert(error);
+            problem.note(error);
             false
         };
         snapshot.fetch(&order, threads, |chunk, contents| {
@@ -86,10 +87,7 @@ impl SnapshotFiles {
             }
             true
         })?;
-        match problem.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            Some(error) => Err(error),
-            None => Ok(()),
-        }
+        problem.result()
     }
 }
 
@@ -112,7 +110,7 @@ impl Snapshot {
         self.fetch(&order, threads, |_, contents| {
             done.fetch_add(1, Ordering::Relaxed);
             if let Err(error) = contents {
-                let mut problems = problems.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut problems = lock(&problems);
                 if problems.0.len() < MAX_PROBLEMS {
                     problems.0.push(error.to_string());
                 } else {

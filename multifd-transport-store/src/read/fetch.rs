@@ -3,10 +3,10 @@
 use super::Snapshot;
 use crate::StoreError;
 use crate::format::{ChunkRef, Decoder};
+use crate::threads::on_threads;
 use bytes::Bytes;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 /// Bytes of a pack that are read and not needed, rather than asking twice.
 const GAP: u64 = 32 << 10;
@@ -65,25 +65,8 @@ impl Snapshot {
         let all = self.manifest().chunks();
         let groups = groups(all, chunks);
         let next = AtomicUsize::new(0);
-        let failed = Mutex::new(None);
-        let work = || {
-            let done = self.fetch_groups(&groups, &next, &take);
-            if let Err(error) = done {
-                let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
-                failed.get_or_insert(error);
-            }
-        };
         let threads = threads.clamp(1, groups.len().max(1));
-        std::thread::scope(|scope| {
-            for _ in 1..threads {
-                scope.spawn(work);
-            }
-            work();
-        });
-        match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            Some(error) => Err(error),
-            None => Ok(()),
-        }
+        on_threads(threads, || self.fetch_groups(&groups, &next, &take))
     }
 
     fn fetch_groups(

@@ -14,10 +14,11 @@ use crate::format::manifest::Manifest;
 use crate::format::{ChunkRef, Decoder};
 use crate::name::{ChunkName, PackName};
 use crate::{Store, StoreError};
+use multifd_core::sync::lock;
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 thread_local! {
     static DECODER: RefCell<Option<Decoder>> = const { RefCell::new(None) };
@@ -250,7 +251,7 @@ impl Snapshot {
                 &chunk.name,
                 stored,
                 chunk.zstd,
-                self.store().raw_keys(),
+                self.store().keys.as_deref(),
                 out,
             )
             .map_err(|why| self.chunk_error(number, &why))
@@ -276,7 +277,7 @@ impl Snapshot {
     /// Where this snapshot's chunks are by the indexes of all packs. Read once, when a pack that
     /// the manifest names has gone.
     fn moved(&self) -> Result<Arc<Moved>, StoreError> {
-        let mut moved = self.0.moved.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut moved = lock(&self.0.moved);
         if let Some(moved) = &*moved {
             return Ok(Arc::clone(moved));
         }

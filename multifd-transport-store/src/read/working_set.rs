@@ -3,7 +3,8 @@
 use super::Snapshot;
 use crate::StoreError;
 use crate::format::working_set;
-use std::sync::{Mutex, PoisonError};
+use multifd_core::sync::lock;
+use std::sync::Mutex;
 
 /// Notes which chunks are read first, in order. Each is noted once.
 #[derive(Debug)]
@@ -26,7 +27,7 @@ impl Recorder {
 
     /// Notes a chunk, by its number in the manifest's list.
     pub fn note(&self, chunk: usize) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.0);
         if let Some(seen) = state.seen.get_mut(chunk)
             && !std::mem::replace(seen, true)
             && state.order.len() < working_set::MAX
@@ -37,11 +38,7 @@ impl Recorder {
 
     /// What has been noted so far.
     pub fn order(&self) -> Vec<u32> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .order
-            .clone()
+        lock(&self.0).order.clone()
     }
 }
 
@@ -70,7 +67,7 @@ impl Snapshot {
     /// [`StoreError`].
     pub fn save_working_set(&self, order: &[u32]) -> Result<(), StoreError> {
         let path = self.store().working_set_path(&self.manifest().head.name);
-        let bytes = working_set::write(&path, order, self.store().raw_keys())?;
+        let bytes = working_set::write(&path, order, self.store().keys.as_deref())?;
         self.store()
             .backend
             .put(&path, bytes.into(), false)

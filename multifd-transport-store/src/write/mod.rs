@@ -249,7 +249,7 @@ impl Writer {
             },
         };
         let path = self.store.manifest_path(&self.name);
-        let bytes = manifest.write(&path, self.store.raw_keys())?;
+        let bytes = manifest.write(&path, self.store.keys.as_deref())?;
         if let Some(cancelled) = done.cancel.error() {
             return Err(StoreError::Cancelled(cancelled));
         }

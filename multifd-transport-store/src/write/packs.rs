@@ -5,8 +5,9 @@ use super::uploads::Uploads;
 use crate::format::ChunkRef;
 use crate::format::pack::{MAX_CHUNKS, finish};
 use crate::name::{ChunkName, PackName};
-use crate::seal::{Keys, random};
+use crate::seal::random;
 use crate::{OpenKeys, Store, StoreError};
+use multifd_core::sync::lock;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A pack that is being filled.
@@ -66,10 +67,6 @@ impl Packs {
         Self::new(uploads, defaults.pack_size, 0, store.keys.clone())
     }
 
-    fn keys(&self) -> Option<&Keys> {
-        self.keys.as_ref().map(|keys| &keys.0)
-    }
-
     /// Appends a chunk, and returns where it is.
     pub(crate) fn append(
         &self,
@@ -77,7 +74,7 @@ impl Packs {
         stored: &[u8],
         zstd: bool,
     ) -> Result<ChunkRef, StoreError> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.state);
         let open = &state.open;
         let is_full = open.bytes.len() + stored.len() > self.size && !open.chunks.is_empty();
         let mut full = None;
@@ -104,30 +101,25 @@ impl Packs {
         state.open.chunks.push(chunk);
         drop(state);
         if let Some(full) = full {
-            self.close(full)?;
+            close(full, self.keys.as_deref(), &self.uploads)?;
         }
         Ok(chunk)
     }
 
-    fn close(&self, mut pack: Open) -> Result<(), StoreError> {
-        finish(&mut pack.bytes, pack.name, &pack.chunks, self.keys())?;
-        self.uploads.submit(pack.name.path(), pack.bytes)
-    }
-
     /// Uploads the last one, waits until all have arrived, and returns their names.
     pub(crate) fn finish(self) -> Result<Vec<PackName>, StoreError> {
-        let state = self
-            .state
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner);
-        let State { open, names } = state;
+        let state = self.state.into_inner();
+        let State { open, names } = state.unwrap_or_else(PoisonError::into_inner);
         if !open.chunks.is_empty() {
-            let mut open = open;
-            let keys = self.keys.as_ref().map(|keys| &keys.0);
-            finish(&mut open.bytes, open.name, &open.chunks, keys)?;
-            self.uploads.submit(open.name.path(), open.bytes)?;
+            close(open, self.keys.as_deref(), &self.uploads)?;
         }
         self.uploads.finish()?;
         Ok(names)
     }
+}
+
+/// Ends a pack with its index, and uploads it.
+fn close(mut pack: Open, keys: Option<&OpenKeys>, uploads: &Uploads) -> Result<(), StoreError> {
+    finish(&mut pack.bytes, pack.name, &pack.chunks, keys)?;
+    uploads.submit(pack.name.path(), pack.bytes)
 }

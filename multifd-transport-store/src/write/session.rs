@@ -9,8 +9,10 @@ use crate::format::manifest::MAX_ENTRIES;
 use crate::format::pack::MAX_PACK;
 use crate::format::{ChunkRef, Encoder, name_of};
 use crate::name::{ChunkName, PackName};
+use crate::threads::on_threads;
 use crate::{OpenKeys, Store, StoreError};
 use multifd_core::CancelHandle;
+use multifd_core::sync::lock;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -90,25 +92,12 @@ impl Session {
         }
         let table: Vec<_> = (0..count).map(|_| AtomicU32::new(0)).collect();
         let next = AtomicU64::new(0);
-        let failed = Mutex::new(None);
-        let work = || {
-            if let Err(error) = self.work(len, source, &table, &next) {
-                next.store(count, Ordering::Relaxed);
-                let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
-                failed.get_or_insert(error);
-            }
-        };
         let threads = (self.options.threads as u64).clamp(1, count.div_ceil(AT_ONCE).max(1));
-        std::thread::scope(|scope| {
-            for _ in 1..threads {
-                scope.spawn(work);
-            }
-            work();
-        });
-        match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            Some(error) => Err(error),
-            None => Ok(table.into_iter().map(AtomicU32::into_inner).collect()),
-        }
+        on_threads(threads as usize, || {
+            self.work(len, source, &table, &next)
+                .inspect_err(|_| next.store(count, Ordering::Relaxed))
+        })?;
+        Ok(table.into_iter().map(AtomicU32::into_inner).collect())
     }
 
     fn work(
@@ -157,18 +146,18 @@ impl Session {
             if !source.read(offset, contents)? {
                 return Ok(0);
             }
-            name_of(contents, self.keys.as_ref().map(|keys| &keys.0))
+            name_of(contents, self.keys.as_deref())
         };
         self.nonzero
             .fetch_add(contents.len() as u64, Ordering::Relaxed);
         let known = self.known.chunks.get(&name);
         let (number, is_new) = self.number(name, known);
         if is_new && known.is_none() {
-            let keys = self.keys.as_ref().map(|keys| &keys.0);
+            let keys = self.keys.as_deref();
             let (stored, zstd) = encoder.encode(&name, contents, keys)?;
             let chunk = self.packs.append(name, stored, zstd)?;
             self.new.fetch_add(stored.len() as u64, Ordering::Relaxed);
-            let mut chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut chunks = lock(&self.chunks);
             chunks[number as usize] = chunk;
         }
         Ok(number + 1)
@@ -177,7 +166,7 @@ impl Session {
     /// The chunk's number, and whether this is its first use.
     fn number(&self, name: ChunkName, known: Option<&Location>) -> (u32, bool) {
         let shard = &self.numbers[usize::from(name.0[0]) % SHARDS];
-        let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shard = lock(&shard);
         match shard.entry(name) {
             Entry::Occupied(found) => (*found.get(), false),
             Entry::Vacant(free) => {
@@ -187,7 +176,7 @@ impl Session {
                     len: 1,
                     zstd: false,
                 };
-                let mut chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut chunks = lock(&self.chunks);
                 let number = chunks.len() as u32;
                 chunks.push(known.unwrap_or(&nowhere).chunk(name));
                 (*free.insert(number), true)

@@ -3,7 +3,8 @@
 use crate::StoreError;
 use crate::backend::Backend;
 use bytes::Bytes;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use multifd_core::sync::{lock, wait};
+use std::sync::{Arc, Condvar, Mutex};
 
 #[derive(Default)]
 struct State {
@@ -52,7 +53,7 @@ impl Uploads {
                 memory
             });
             let (state, changed) = &*shared;
-            let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = lock(&state);
             state.under_way -= 1;
             state.free.extend(memory);
             if let Err(error) = result {
@@ -65,7 +66,7 @@ impl Uploads {
 
     /// Memory for a pack.
     pub(super) fn memory(&self, size: usize) -> Vec<u8> {
-        let mut state = self.state.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.state.0);
         let free = state.free.pop();
         free.unwrap_or_else(|| Vec::with_capacity(size))
     }
@@ -77,7 +78,7 @@ impl Uploads {
 
     fn wait(&self, at_most: usize) -> Result<std::sync::MutexGuard<'_, State>, StoreError> {
         let (state, changed) = &*self.state;
-        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&state);
         loop {
             if let Some(failed) = state.failed.take() {
                 // The next one that asks fails, too.
@@ -90,7 +91,7 @@ impl Uploads {
             if state.under_way <= at_most {
                 return Ok(state);
             }
-            state = changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = wait(changed, state);
         }
     }
 }

@@ -1,0 +1,44 @@
+//! Work on several threads at once, and the first thing that goes wrong.
+
+use crate::StoreError;
+use multifd_core::sync::lock;
+use std::sync::{Mutex, PoisonError};
+
+/// Keeps the first of several errors.
+#[derive(Debug, Default)]
+pub(crate) struct FirstError(Mutex<Option<StoreError>>);
+
+impl FirstError {
+    pub(crate) fn note(&self, error: StoreError) {
+        lock(&self.0).get_or_insert(error);
+    }
+
+    /// The error, if there was one.
+    pub(crate) fn result(self) -> Result<(), StoreError> {
+        match self.0.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Runs `work` on so many threads, this one among them, and returns when all have ended. An error
+/// of one does not end the others: `work` sees to that.
+pub(crate) fn on_threads(
+    threads: usize,
+    work: impl Fn() -> Result<(), StoreError> + Sync,
+) -> Result<(), StoreError> {
+    let first = FirstError::default();
+    let run = || {
+        if let Err(error) = work() {
+            first.note(error);
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            scope.spawn(run);
+        }
+        run();
+    });
+    first.result()
+}
