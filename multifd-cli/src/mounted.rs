@@ -47,11 +47,10 @@ impl Private {
     /// to who looks at memory.
     pub(crate) fn mount(address: &SnapshotAddress, key: &Key) -> Result<Self, Failure> {
         let store = key.open(&address.store)?;
-        store.manifest(&address.name)?;
         let base = base()?;
         sweep(&base);
         let (folder, lock) = create(&base).map_err(at(&base))?;
-        let log: Log = Arc::new(|line| {
+        let failed: Log = Arc::new(|line| {
             report::note(&format!("multifd: {line}"));
             std::process::exit(1);
         });
@@ -59,13 +58,16 @@ impl Private {
             .only(Some(vec![address.name.clone()]))
             .record(Record::Off)
             .replay(false)
-            .log(log);
-        Ok(Self {
-            mount: Some(Mount::start(&store, &folder, options)?),
+            .failed(failed);
+        // Whatever happens now, the folder goes.
+        let mut private = Self {
+            mount: None,
             folder,
             name: address.name.clone(),
             _lock: lock,
-        })
+        };
+        private.mount = Some(Mount::start(&store, &private.folder, options)?);
+        Ok(private)
     }
 
     /// The mapped-ram file.
@@ -150,7 +152,9 @@ impl Lasting {
     pub(crate) fn find_or_start(address: &SnapshotAddress, key: &Key) -> Result<PathBuf, Failure> {
         // A wrong key or name is told here.
         let store = key.open(&address.store)?;
-        store.manifest(&address.name)?;
+        if !store.has(&address.name)? {
+            store.manifest(&address.name)?;
+        }
         let mut place = address.store.to_string();
         if let Some(folder) = address.store.folder() {
             let folder = folder.canonicalize().map_err(at(folder))?;

@@ -62,7 +62,7 @@ pub(super) struct Files {
     pub(super) used: Arc<Use>,
     /// Called when a file is opened: the working set is replayed.
     pub(super) opened: Box<dyn Fn(&Node) + Send + Sync>,
-    log: Log,
+    failed: Log,
     owner: (u32, u32),
     others: bool,
 }
@@ -80,7 +80,7 @@ impl Files {
             tree,
             used,
             opened,
-            log: Arc::clone(&options.log),
+            failed: Arc::clone(options.failed.as_ref().unwrap_or(&options.log)),
             owner: (owner, group),
             others: options.allow_other,
         }
@@ -114,7 +114,7 @@ impl Files {
     }
 
     fn failed(&self, what: &str, error: &StoreError) -> Errno {
-        (self.log)(&format!("{what}: {error}"));
+        (self.failed)(&format!("{what}: {error}"));
         Errno::EIO
     }
 }

@@ -22,7 +22,7 @@ pub use session::Mount;
 
 use std::sync::Arc;
 
-/// Told what goes wrong while files are read: the reader only sees an I/O error.
+/// Told what goes wrong.
 pub type Log = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// When the working set of a snapshot is recorded.
@@ -54,8 +54,11 @@ pub struct MountOptions {
     pub record: Record,
     /// Whether working sets are replayed: read ahead of the first reader. Default: yes.
     pub replay: bool,
-    /// Told of errors.
+    /// Told of what goes wrong without anybody else noticing, such as a working set that cannot be
+    /// saved.
     pub log: Log,
+    /// Told of reads that fail: their reader only sees an I/O error. Default: the same as `log`.
+    pub failed: Option<Log>,
 }
 
 impl Default for MountOptions {
@@ -68,6 +71,7 @@ impl Default for MountOptions {
             record: Record::default(),
             replay: true,
             log: Arc::new(|_| ()),
+            failed: None,
         }
     }
 }
@@ -121,6 +125,13 @@ impl MountOptions {
     #[must_use]
     pub fn replay(mut self, replay: bool) -> Self {
         self.replay = replay;
+        self
+    }
+
+    /// Sets [`MountOptions::failed`].
+    #[must_use]
+    pub fn failed(mut self, failed: Log) -> Self {
+        self.failed = Some(failed);
         self
     }
 

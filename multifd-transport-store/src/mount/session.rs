@@ -51,9 +51,6 @@ impl Mount {
         let lease = Lease::take(&store.backend, Holder::Reader)
             .inspect_err(|error| (options.log)(&format!("not protected from gc: {error}")))
             .ok();
-        for name in options.only.iter().flatten() {
-            store.manifest(name)?;
-        }
         let cache = ChunkCache::new(options.cache);
         let new_working_set = {
             let (record, replay) = (options.record, options.replay);
@@ -71,6 +68,12 @@ impl Mount {
             cache,
             Box::new(new_working_set),
         ));
+        for name in options.only.iter().flatten() {
+            // It is read once, here. One that is not there is an error that names those that are.
+            if tree.snapshot(name)?.is_none() {
+                store.manifest(name)?;
+            }
+        }
         let used = Arc::new(Use::new());
         let stop = Arc::new(AtomicBool::new(false));
         let notifier: Arc<OnceLock<Notifier>> = Arc::default();
