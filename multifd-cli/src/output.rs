@@ -11,7 +11,7 @@ use multifd_core::packet::Uuid;
 use multifd_qemu::file::{Saved, Spooled, Target};
 use multifd_qemu::store::put as put_file;
 use multifd_qemu::{MappedFile, PhysicalMap, Snapshot};
-use multifd_transport_store::{Head, SnapshotAddress, Store, StoreError, WriteOptions, Writer};
+use multifd_transport_store::{Head, SnapshotAddress, Store, WriteOptions, Writer};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -136,13 +136,7 @@ impl Output {
                     ));
                 }
                 let store = storing.key.open_or_create(&address.store, None)?;
-                if store.has(&address.name)? {
-                    return Err(StoreError::Exists {
-                        store: store.address().into(),
-                        name: address.name,
-                    }
-                    .into());
-                }
+                store.check_free(&address.name)?;
                 let asked = storing.spool.clone();
                 let variable = || std::env::var_os("TMPDIR").map(PathBuf::from);
                 let folder = asked.or_else(variable).unwrap_or_else(|| SPOOL.into());

@@ -2,7 +2,7 @@
 
 use crate::backend::{Backend, Meta};
 use crate::format::manifest::{Head, MAX_BODY, MAX_HEAD, Manifest, PREFIX, Prefix, SECTION};
-use crate::format::{CHUNK_SIZES, DEFAULT_CHUNK, VERSION};
+use crate::format::{CHUNK_SIZES, DEFAULT_CHUNK, VERSION, is_chunk_size};
 use crate::name::{check_snapshot_name, from_hex, to_hex};
 use crate::seal::random;
 use crate::{OpenKeys, StoreAddress, StoreError, StoreKey};
@@ -119,7 +119,7 @@ impl Store {
             other => return other,
         }
         let chunk_size = options.chunk_size.unwrap_or(DEFAULT_CHUNK);
-        if !CHUNK_SIZES.contains(&chunk_size) || !chunk_size.is_power_of_two() {
+        if !is_chunk_size(chunk_size) {
             return Err(StoreError::Limit {
                 what: "bytes of a chunk, a power of two from 4096 on",
                 found: chunk_size.into(),
@@ -162,7 +162,7 @@ impl Store {
                 known: VERSION,
             });
         }
-        if !CHUNK_SIZES.contains(&header.chunk_size) || !header.chunk_size.is_power_of_two() {
+        if !is_chunk_size(header.chunk_size) {
             return Err(damaged(format!("chunks of {} bytes", header.chunk_size)));
         }
         let id = from_hex::<16>(&header.id).ok_or_else(|| damaged("its id is not one".into()))?;
@@ -320,6 +320,24 @@ impl Store {
     pub fn has(&self, name: &str) -> Result<bool, StoreError> {
         check_snapshot_name(name)?;
         Ok(self.backend.head(&self.manifest_path(name))?.is_some())
+    }
+
+    /// Makes sure that a new snapshot may have this name.
+    ///
+    /// # Errors
+    /// [`StoreError::Name`], [`StoreError::Exists`].
+    pub fn check_free(&self, name: &str) -> Result<(), StoreError> {
+        if self.has(name)? {
+            return Err(self.exists(name));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn exists(&self, name: &str) -> StoreError {
+        StoreError::Exists {
+            store: self.backend.shown().into(),
+            name: name.into(),
+        }
     }
 
     /// Removes a snapshot. What only it used is removed by [`gc`](crate::gc()).

@@ -1,6 +1,6 @@
 //! The head of a manifest: what a snapshot is made of.
 
-use super::CHUNK_SIZES;
+use super::is_chunk_size;
 use super::manifest::{damaged, section};
 use crate::name::check_snapshot_name;
 use crate::{OpenKeys, StoreError};
@@ -93,6 +93,16 @@ pub struct Head {
     pub about: serde_json::Map<String, serde_json::Value>,
 }
 
+impl FileEntry {
+    /// The parts that do not end before `offset`, bytes.
+    pub(crate) fn parts_from(&self, offset: u64) -> &[Part] {
+        let first = self
+            .parts
+            .partition_point(|part| part.at + part.len <= offset);
+        &self.parts[first..]
+    }
+}
+
 impl Head {
     /// Reads a head as stored. `object` is the manifest's path.
     ///
@@ -124,7 +134,7 @@ impl Head {
     /// What is wrong with it, if something is.
     pub(super) fn check(&self) -> Result<(), String> {
         check_snapshot_name(&self.name).map_err(|error| error.to_string())?;
-        if !CHUNK_SIZES.contains(&self.chunk_size) || !self.chunk_size.is_power_of_two() {
+        if !is_chunk_size(self.chunk_size) {
             return Err(format!("chunks of {} bytes", self.chunk_size));
         }
         let parts: usize = self.files.iter().map(|file| file.parts.len()).sum();

@@ -16,5 +16,10 @@ pub(crate) use chunk::{Decoder, Encoder, name_of};
 pub const VERSION: u32 = 1;
 /// Bytes of the smallest and of the largest chunk.
 pub const CHUNK_SIZES: std::ops::RangeInclusive<u32> = 4096..=262_144;
+/// Whether a chunk may have so many bytes: a power of two within [`CHUNK_SIZES`].
+pub(crate) fn is_chunk_size(bytes: u32) -> bool {
+    CHUNK_SIZES.contains(&bytes) && bytes.is_power_of_two()
+}
+
 /// Bytes of a chunk in a new store.
 pub const DEFAULT_CHUNK: u32 = 65536;

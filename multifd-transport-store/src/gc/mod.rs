@@ -110,6 +110,8 @@ struct Gc<'s> {
     /// All packs and what is in them.
     packs: Vec<(Pack, Vec<ChunkRef>)>,
     condemned: HashSet<crate::PackName>,
+    /// The pack that each used chunk is kept in, by its number.
+    canonical: HashMap<crate::ChunkName, usize>,
     /// Packs without a use.
     unused: Vec<Pack>,
     /// Numbers of packs that have little use.
@@ -141,6 +143,7 @@ impl<'s> Gc<'s> {
             live: Live::default(),
             packs: Vec::new(),
             condemned: HashSet::new(),
+            canonical: HashMap::new(),
             unused: Vec::new(),
             sparse: Vec::new(),
             report: GcReport::default(),
@@ -182,7 +185,7 @@ impl<'s> Gc<'s> {
             .map(|(name, _)| name)
             .collect();
         self.packs = load(self.store, packs)?;
-        let canonical = self.canonical();
+        self.canonical = self.find_canonical();
         for (number, (pack, chunks)) in self.packs.iter().enumerate() {
             // A living writer may have put it there.
             if pack.modified >= oldest || self.condemned.contains(&pack.name) {
@@ -190,7 +193,7 @@ impl<'s> Gc<'s> {
             }
             let used: u64 = chunks
                 .iter()
-                .filter(|chunk| canonical.get(&chunk.name) == Some(&number))
+                .filter(|chunk| self.canonical.get(&chunk.name) == Some(&number))
                 .map(|chunk| u64::from(chunk.len))
                 .sum();
             if used == 0 {
@@ -205,7 +208,7 @@ impl<'s> Gc<'s> {
     }
 
     /// The pack that each used chunk is kept in: the newest one that is not condemned.
-    fn canonical(&self) -> HashMap<crate::ChunkName, usize> {
+    fn find_canonical(&self) -> HashMap<crate::ChunkName, usize> {
         let mut order: Vec<usize> = (0..self.packs.len()).collect();
         order.sort_by_key(|&number| {
             let pack = &self.packs[number].0;

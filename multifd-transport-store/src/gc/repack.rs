@@ -11,7 +11,6 @@ impl Gc<'_> {
         if self.sparse.is_empty() {
             return Ok(());
         }
-        let canonical = self.canonical();
         let new = Packs::of_store(self.store)?;
         for &number in &self.sparse {
             if let Some(cancelled) = cancel.error() {
@@ -21,7 +20,7 @@ impl Gc<'_> {
             let (pack, chunks) = &self.packs[number];
             let bytes = self.store.backend.get(&pack.name.path(), pack.len)?;
             for chunk in chunks {
-                if canonical.get(&chunk.name) != Some(&number) {
+                if self.canonical.get(&chunk.name) != Some(&number) {
                     continue;
                 }
                 let range = chunk.offset as usize..(chunk.offset + chunk.len) as usize;

@@ -1,5 +1,6 @@
 //! A snapshot's file, written out; and all of a snapshot, looked at.
 
+use super::files::stretches;
 use super::{Snapshot, SnapshotFiles};
 use crate::StoreError;
 use crate::threads::FirstError;
@@ -46,17 +47,12 @@ impl SnapshotFiles {
         }
         // Where each chunk goes, perhaps in part: chunk, first byte, bytes, place.
         let mut places: Vec<(usize, u32, u32, u64)> = Vec::new();
-        let size = u64::from(snapshot.manifest().head.chunk_size);
         for part in self.parts(path) {
-            let end = part.offset + part.len;
-            let mut at = part.offset;
-            while at < end {
-                let next = ((at / size + 1) * size).min(end);
-                if let Some(chunk) = snapshot.manifest().entry(part.object, at / size) {
-                    let place = part.at + (at - part.offset);
-                    places.push((chunk, (at % size) as u32, (next - at) as u32, place));
+            for stretch in stretches(snapshot.manifest(), *part, part.at) {
+                if let Some(chunk) = stretch.chunk {
+                    let (from, len) = (stretch.from as u32, stretch.len as u32);
+                    places.push((chunk, from, len, stretch.at));
                 }
-                at = next;
             }
         }
         places.sort_unstable();

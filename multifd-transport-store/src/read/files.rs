@@ -2,7 +2,7 @@
 
 use super::Snapshot;
 use crate::StoreError;
-use crate::format::manifest::{FileEntry, ObjectKind, Part};
+use crate::format::manifest::{FileEntry, Manifest, ObjectKind, Part};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -24,6 +24,47 @@ pub struct SnapshotFiles {
 enum Content {
     Parts(FileEntry),
     Text(Vec<u8>),
+}
+
+impl Content {
+    fn len(&self) -> u64 {
+        match self {
+            Self::Parts(file) => file.len,
+            Self::Text(text) => text.len() as u64,
+        }
+    }
+}
+
+/// A stretch of a file that lies in one chunk.
+pub(super) struct Stretch {
+    /// The chunk's number, or `None` if it is zero.
+    pub(super) chunk: Option<usize>,
+    /// Where in the chunk it begins, bytes.
+    pub(super) from: u64,
+    /// Where in the file it begins, bytes.
+    pub(super) at: u64,
+    pub(super) len: u64,
+}
+
+/// The stretches of a part of a file, from the byte `offset` of the file on.
+pub(super) fn stretches(
+    manifest: &Manifest,
+    part: Part,
+    offset: u64,
+) -> impl Iterator<Item = Stretch> {
+    let size = u64::from(manifest.head.chunk_size);
+    let end = part.offset + part.len;
+    let mut next = part.offset + offset.saturating_sub(part.at);
+    std::iter::from_fn(move || {
+        let start = next;
+        next = ((start / size + 1) * size).min(end);
+        (start < end).then(|| Stretch {
+            chunk: manifest.entry(part.object, start / size),
+            from: start % size,
+            at: part.at + (start - part.offset),
+            len: next - start,
+        })
+    })
 }
 
 impl SnapshotFiles {
@@ -78,21 +119,13 @@ impl SnapshotFiles {
 
     /// The paths of the files, and their lengths in bytes.
     pub fn paths(&self) -> impl Iterator<Item = (&str, u64)> {
-        let len = |content: &Content| match content {
-            Content::Parts(file) => file.len,
-            Content::Text(text) => text.len() as u64,
-        };
-        self.files
-            .iter()
-            .map(move |(path, content)| (path.as_str(), len(content)))
+        let files = self.files.iter();
+        files.map(|(path, content)| (path.as_str(), content.len()))
     }
 
     /// The length of a file, bytes.
     pub fn len(&self, path: &str) -> Option<u64> {
-        self.files.get(path).map(|content| match content {
-            Content::Parts(file) => file.len,
-            Content::Text(text) => text.len() as u64,
-        })
+        self.files.get(path).map(Content::len)
     }
 
     /// Never true: there is a manifest.
@@ -119,25 +152,15 @@ impl SnapshotFiles {
             Content::Parts(file) => file,
         };
         let manifest = self.snapshot.manifest();
-        let size = u64::from(manifest.head.chunk_size);
         let mut found: Option<Range<u64>> = None;
-        let first = file
-            .parts
-            .partition_point(|part| part.at + part.len <= offset);
-        for part in &file.parts[first..] {
-            let end = part.offset + part.len;
-            let mut at = part.offset + offset.saturating_sub(part.at);
-            while at < end {
-                let next = ((at / size + 1) * size).min(end);
-                let is_data = manifest.entry(part.object, at / size).is_some();
-                let place = part.at + (at - part.offset);
+        for part in file.parts_from(offset) {
+            for Stretch { chunk, at, len, .. } in stretches(manifest, *part, offset) {
                 match &mut found {
-                    Some(range) if is_data && range.end == place => range.end = place + (next - at),
+                    Some(range) if chunk.is_some() && range.end == at => range.end = at + len,
                     Some(_) => return found,
-                    None if is_data => found = Some(place..place + (next - at)),
+                    None if chunk.is_some() => found = Some(at..at + len),
                     None => {}
                 }
-                at = next;
             }
         }
         found
@@ -174,10 +197,7 @@ impl SnapshotFiles {
         let len = end.saturating_sub(offset) as usize;
         let out = &mut out[..len];
         let mut filled = 0;
-        let first = file
-            .parts
-            .partition_point(|part| part.at + part.len <= offset);
-        for part in &file.parts[first..] {
+        for part in file.parts_from(offset) {
             if part.at >= end {
                 break;
             }

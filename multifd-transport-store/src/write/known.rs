@@ -6,12 +6,11 @@ use crate::{Store, StoreError};
 use std::collections::HashMap;
 use std::collections::HashSet;
 
-/// Bytes of stored chunks: where one is.
+/// Where a stored chunk is: a [`ChunkRef`] without its name, which is the map's key.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Location {
     pub(super) pack: u32,
     pub(super) offset: u32,
-    /// Length and kind, as in an index.
     pub(super) len: u32,
     pub(super) zstd: bool,
 }

@@ -13,7 +13,6 @@ pub use source::{Bytes, ChunkSource};
 use crate::format::manifest::{FileEntry, Head, Manifest, Object, ObjectKind, Part, Sizes};
 use crate::format::table::Body;
 use crate::lease::{Holder, Lease};
-use crate::name::check_snapshot_name;
 use crate::{Store, StoreError};
 use known::Known;
 use multifd_core::{CancelHandle, RamBlock, ZeroPages};
@@ -107,10 +106,7 @@ impl Writer {
     /// # Errors
     /// [`StoreError::Exists`], or what the storage says.
     pub fn start(store: &Store, name: &str, options: WriteOptions) -> Result<Self, StoreError> {
-        check_snapshot_name(name)?;
-        if store.has(name)? {
-            return Err(exists(store, name));
-        }
+        store.check_free(name)?;
         // First the lease: what is known after it cannot be removed while it lives.
         let lease = Lease::take(&store.backend, Holder::Writer)?;
         let known = Known::load(store, options.known_chunks)?;
@@ -255,15 +251,8 @@ impl Writer {
         }
         self.lease.check()?;
         if !self.store.backend.put(&path, bytes.into(), true)? {
-            return Err(exists(&self.store, &self.name));
+            return Err(self.store.exists(&self.name));
         }
         Ok(manifest.head)
-    }
-}
-
-fn exists(store: &Store, name: &str) -> StoreError {
-    StoreError::Exists {
-        store: store.address().into(),
-        name: name.into(),
     }
 }

@@ -3,7 +3,7 @@
 use super::WriteOptions;
 use super::known::{Known, Location};
 use super::packs::Packs;
-use super::source::ChunkSource;
+use super::source::{ChunkSource, is_zero};
 use super::uploads::Uploads;
 use crate::format::manifest::MAX_ENTRIES;
 use crate::format::pack::MAX_PACK;
@@ -143,7 +143,7 @@ impl Session {
         let name = if let Some(name) = told {
             name
         } else {
-            if !source.read(offset, contents)? {
+            if !source.read(offset, contents)? || is_zero(contents) {
                 return Ok(0);
             }
             name_of(contents, self.keys.as_deref())
@@ -166,7 +166,7 @@ impl Session {
     /// The chunk's number, and whether this is its first use.
     fn number(&self, name: ChunkName, known: Option<&Location>) -> (u32, bool) {
         let shard = &self.numbers[usize::from(name.0[0]) % SHARDS];
-        let mut shard = lock(&shard);
+        let mut shard = lock(shard);
         match shard.entry(name) {
             Entry::Occupied(found) => (*found.get(), false),
             Entry::Vacant(free) => {

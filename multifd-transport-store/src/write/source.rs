@@ -6,8 +6,8 @@ use multifd_core::{RamBlock, ZeroPages};
 
 /// Something to be stored, read chunk by chunk from several threads.
 pub trait ChunkSource: Sync {
-    /// Fills `out` with the bytes from `offset` on. Returns `false`, and may leave `out` as it is,
-    /// if they are all zero.
+    /// Fills `out` with the bytes from `offset` on. A source that knows that they are all zero
+    /// returns `false`, and may leave `out` untouched; the others need not look.
     ///
     /// # Errors
     /// [`StoreError`], if they cannot be read.
@@ -34,12 +34,12 @@ impl ChunkSource for Bytes<'_> {
             limit: self.0.len() as u64,
         })?;
         out.copy_from_slice(bytes);
-        Ok(!is_zero(out))
+        Ok(true)
     }
 }
 
 /// Whether all bytes are zero.
-pub(crate) fn is_zero(bytes: &[u8]) -> bool {
+pub(super) fn is_zero(bytes: &[u8]) -> bool {
     let mut blocks = bytes.chunks_exact(64);
     blocks.all(|block| block.iter().fold(0, |all, byte| all | byte) == 0)
         && blocks.remainder().iter().all(|byte| *byte == 0)
@@ -59,8 +59,7 @@ impl ChunkSource for BlockSource<'_> {
                 return Ok(false);
             }
             region.copy_to(out);
-            // The guest may have changed it since.
-            return Ok(!is_zero(out));
+            return Ok(true);
         };
         // Pages that are known to be zero are not touched: their memory may mean nothing.
         let page = self.block.page_size() as usize;
@@ -84,7 +83,7 @@ impl ChunkSource for BlockSource<'_> {
                 stretch.copy_to(&mut out[start..at]);
             }
         }
-        Ok(any && !is_zero(out))
+        Ok(any)
     }
 }
 

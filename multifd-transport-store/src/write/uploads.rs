@@ -53,7 +53,7 @@ impl Uploads {
                 memory
             });
             let (state, changed) = &*shared;
-            let mut state = lock(&state);
+            let mut state = lock(state);
             state.under_way -= 1;
             state.free.extend(memory);
             if let Err(error) = result {
@@ -78,7 +78,7 @@ impl Uploads {
 
     fn wait(&self, at_most: usize) -> Result<std::sync::MutexGuard<'_, State>, StoreError> {
         let (state, changed) = &*self.state;
-        let mut state = lock(&state);
+        let mut state = lock(state);
         loop {
             if let Some(failed) = state.failed.take() {
                 // The next one that asks fails, too.
