@@ -86,15 +86,13 @@ impl<'a> Copying<'a> {
         show: Show,
     ) -> Self {
         let done = Arc::new(AtomicU64::new(0));
-        let seen = Arc::clone(&done);
-        let position = move || (seen.load(Ordering::Relaxed), None);
         Self {
             readers,
             out,
             cancel,
-            done,
             written: 0,
-            _watch: Watch::of("extracting", position, total, show.quiet),
+            _watch: Watch::counting("extracting", Arc::clone(&done), total, show.quiet),
+            done,
         }
     }
 

@@ -14,7 +14,6 @@ use multifd_qemu::{MappedFile, PhysicalMap, Snapshot};
 use multifd_transport_store::{Head, SnapshotAddress, Store, WriteOptions, Writer};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// Where spooled snapshots go without an option: large files, which may outlive a restart.
@@ -80,9 +79,7 @@ pub(crate) fn put(
 ) -> Result<Stored, Failure> {
     let begun = Instant::now();
     let mut writer = Writer::start(store, &address.name, options)?;
-    let done = writer.done();
-    let position = move || (done.load(Ordering::Relaxed), None);
-    let watch = Watch::of("storing", position, total, show.quiet);
+    let watch = Watch::counting("storing", writer.done(), total, show.quiet);
     let written = fill(&mut writer);
     drop(watch);
     written?;

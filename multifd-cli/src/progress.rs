@@ -160,6 +160,12 @@ impl Watch {
         Self::of(what, position, total, quiet)
     }
 
+    /// Shows how far a counter of bytes is.
+    pub(crate) fn counting(what: &str, done: Arc<AtomicU64>, total: u64, quiet: bool) -> Self {
+        let position = move || (done.load(Ordering::Relaxed), None);
+        Self::of(what, position, total, quiet)
+    }
+
     /// Watches what `position` says: bytes done, and the round.
     pub(crate) fn of(
         what: &str,

@@ -5,17 +5,11 @@
 #[allow(unreachable_pub, clippy::expect_used)]
 mod targets;
 
-use multifd_testing::{mutations, seeds};
 use std::path::Path;
 
 fn exercise(kind: &str, target: fn(&[u8]) -> bool) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/seeds");
-    for seed in seeds(&folder.join(kind)) {
-        assert!(target(&seed), "a seed of {kind} is refused");
-        mutations(&seed, 3, 1000, |bytes| {
-            target(bytes);
-        });
-    }
+    let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/seeds");
+    multifd_testing::exercise(&seeds.join(kind), (3, 1000), target);
 }
 
 #[test]

@@ -23,7 +23,7 @@ pub use conformance::{fixed_places_conformance, transport_conformance};
 pub use counting::CountingAllocator;
 pub use endings::endings_conformance;
 pub use guests::{bytes, guest, write};
-pub use mutations::{mutations, seeds};
+pub use mutations::{exercise, mutations, seeds};
 pub use network::{Network, NetworkListener};
 pub use pipe::{Pipe, Pipes, PipesEnd};
 #[cfg(feature = "tracing")]

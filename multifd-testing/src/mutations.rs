@@ -14,6 +14,17 @@ pub fn seeds(folder: &Path) -> Vec<Vec<u8>> {
         .collect()
 }
 
+/// Runs a fuzz target that says whether it accepts its input over the seeds in `folder`, all of
+/// which it must accept, and over mutations of them: see [`mutations`] for `step` and `random`.
+pub fn exercise(folder: &Path, (step, random): (usize, usize), target: fn(&[u8]) -> bool) {
+    for seed in seeds(folder) {
+        assert!(target(&seed), "a seed in {} is refused", folder.display());
+        mutations(&seed, step, random, |bytes| {
+            target(bytes);
+        });
+    }
+}
+
 /// Runs `target` over `seed`, over every `step`th truncation of it, over every `step`th byte set to
 /// telling values, and over `random` copies with a few bytes damaged.
 pub fn mutations(seed: &[u8], step: usize, random: usize, mut target: impl FnMut(&[u8])) {

@@ -6,6 +6,7 @@ use multifd_core::{Plain, RamBlock, RamMap, Sender, SenderConfig, SyncScope};
 use multifd_qemu::{Limits, MappedFile, MappedWriter, PlacedBlock, Snapshot};
 use multifd_transport_file::{DirectIo, FileTransport, Written};
 use std::fs::File;
+use std::path::Path;
 
 /// Loads the snapshot that starts at `base`.
 pub fn load(file: &File, base: u64) -> Snapshot {
@@ -29,6 +30,19 @@ pub fn load(file: &File, base: u64) -> Snapshot {
         switchover_start: mapped.switchover_start,
         tail: mapped.tail,
     }
+}
+
+/// Makes a file of a guest without devices whose RAM is `block`.
+pub fn create(path: &Path, block: RamBlock) {
+    let mut ram = RamMap::new();
+    ram.add(block).unwrap();
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(path)
+        .unwrap();
+    write(&file, 0, &Snapshot::of_ram(ram));
 }
 
 /// Writes a snapshot that starts at `base`; returns where its blocks went, and how much is stored.

@@ -95,13 +95,7 @@ fn a_guest_that_writes_without_end() {
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     let mut source = Qemu::bare(&words);
     let wait = |qemu: &mut Qemu, memory: usize| loop {
-        let serial: String = qemu
-            .serial()
-            .lines()
-            .filter(|line| !line.contains("DISK") && !line.contains("EXT4"))
-            .flat_map(|line| [line, "\n"])
-            .collect();
-        let found = Said::read(&serial);
+        let found = Said::read_without_disk(&qemu.serial());
         if found.memory.len() >= memory {
             return found;
         }

@@ -3,8 +3,7 @@
 
 mod snapshot_steps;
 
-use multifd_core::{RamBlock, RamMap};
-use multifd_qemu::Snapshot;
+use multifd_core::RamBlock;
 use multifd_tests::mapped;
 use multifd_tests::program::{MemoryWatch, Recv, json, run_measured};
 use multifd_tests::qemu::{Qemu, program};
@@ -54,16 +53,8 @@ fn image(folder: &Path, mib: u64, data: u64, every: u64) -> PathBuf {
     for at in (0..mib).step_by(every as usize) {
         block.page(at * MIB).unwrap().copy_from(&piece[..4096]);
     }
-    let mut ram = RamMap::new();
-    ram.add(block).unwrap();
     let path = folder.join("image");
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(&path)
-        .unwrap();
-    mapped::write(&file, 0, &Snapshot::of_ram(ram));
+    mapped::create(&path, block);
     path
 }
 

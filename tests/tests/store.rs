@@ -3,8 +3,7 @@
 
 mod snapshot_steps;
 
-use multifd_core::{RamBlock, RamMap};
-use multifd_qemu::Snapshot;
+use multifd_core::RamBlock;
 use multifd_tests::linux_guest::{LinuxGuest, Said};
 use multifd_tests::mapped;
 use multifd_tests::program::{Recv, json, path, run, run_measured};
@@ -36,16 +35,8 @@ fn image(folder: &Path, name: &str, mib: u64, data: usize, seed: u64) -> PathBuf
         .region(0, contents.len())
         .unwrap()
         .copy_from(&contents);
-    let mut ram = RamMap::new();
-    ram.add(block).unwrap();
     let path = folder.join(name);
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(&path)
-        .unwrap();
-    mapped::write(&file, 0, &Snapshot::of_ram(ram));
+    mapped::create(&path, block);
     path
 }
 
@@ -119,13 +110,7 @@ fn store(folder: &Path, name: &str) -> String {
 
 /// Without the passes over the disk, which goes on without a restored copy.
 fn memory_of(qemu: &Qemu) -> Said {
-    let serial: String = qemu
-        .serial()
-        .lines()
-        .filter(|line| !line.contains("DISK") && !line.contains("EXT4"))
-        .flat_map(|line| [line, "\n"])
-        .collect();
-    Said::read(&serial)
+    Said::read_without_disk(&qemu.serial())
 }
 
 #[test]
@@ -433,25 +418,21 @@ fn a_damaged_chunk_is_an_error_that_names_it() {
     }
     assert!(good > 200 && (1..50).contains(&bad), "{good} {bad}");
     drop(memory);
-    let (_, said) = mount.end();
+    let (_, log) = mount.end();
     assert!(
-        said.contains("vm/memory: chunk ") && said.contains("pc.ram at 0x"),
-        "{said}"
+        log.contains("vm/memory: chunk ") && log.contains("pc.ram at 0x"),
+        "{log}"
     );
     // Sending it, and writing it out, say so as well, and leave nothing behind.
     let out = place.join("out");
     let exported = run(&["store", "export", "-q", &from, "--out", text(&out)]);
-    assert!(snapshot_steps::said(&exported).contains("chunk ") && !out.exists());
+    assert!(said(&exported).contains("chunk ") && !out.exists());
     let copy = place.join("copy");
     let recv = Recv::start("tcp:127.0.0.1:0", &copy, &[]);
     let sent = run(&["send", "-q", &from, "--to", &recv.address]);
     assert_eq!(sent.status.code(), Some(1));
-    assert!(said_of(&sent).contains("chunk "), "{}", said_of(&sent));
+    assert!(said(&sent).contains("chunk "), "{}", said(&sent));
     assert!(!recv.finish().status.success() && !copy.exists());
-}
-
-fn said_of(output: &std::process::Output) -> String {
-    said(output)
 }
 
 #[test]
@@ -528,9 +509,9 @@ fn an_encrypted_store_needs_its_key_everywhere() {
     ] {
         let refused = run(&args);
         assert!(
-            said_of(&refused).contains("--key-file"),
+            said(&refused).contains("--key-file"),
             "{args:?}: {}",
-            said_of(&refused)
+            said(&refused)
         );
         succeed(&[&args[..], &with].concat());
     }
@@ -580,7 +561,7 @@ fn memory_does_not_grow_with_the_guest() {
         let file = image(place, name, mib, data, 3);
         let (output, used) =
             run_measured(&["store", "import", "-q", text(&file), &store(place, name)]);
-        assert!(output.status.success(), "{}", said_of(&output));
+        assert!(output.status.success(), "{}", said(&output));
         let out = place.join("out");
         let args = [
             "store",
@@ -592,7 +573,7 @@ fn memory_does_not_grow_with_the_guest() {
             text(&out),
         ];
         let (output, read) = run_measured(&args);
-        assert!(output.status.success(), "{}", said_of(&output));
+        assert!(output.status.success(), "{}", said(&output));
         std::fs::remove_file(file).unwrap();
         println!(
             "{name}: {} KiB writing, {} KiB reading",

@@ -1,8 +1,7 @@
 //! Stores on a real S3 server, over connections that fail.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use multifd_core::{RamBlock, RamMap};
-use multifd_qemu::Snapshot;
+use multifd_core::RamBlock;
 use multifd_tests::mapped;
 use multifd_tests::object_server::{BUCKET, ObjectServer};
 use multifd_tests::program::{json, path};
@@ -39,16 +38,8 @@ fn image(folder: &Path, seed: u64) -> PathBuf {
         .region(4 << 20, noise.len())
         .unwrap()
         .copy_from(&noise);
-    let mut ram = RamMap::new();
-    ram.add(block).unwrap();
     let path = folder.join(format!("image{seed}"));
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(&path)
-        .unwrap();
-    mapped::write(&file, 0, &Snapshot::of_ram(ram));
+    mapped::create(&path, block);
     path
 }
 

@@ -266,10 +266,7 @@ fn together(
         .spawn()?;
     let said = |n: usize| {
         let text = std::fs::read_to_string(path("serial", n)).unwrap_or_default();
-        let ours = text
-            .lines()
-            .filter(|line| !line.contains("DISK") && !line.contains("EXT4"));
-        Said::read(&ours.flat_map(|line| [line, "\n"]).collect::<String>())
+        Said::read_without_disk(&text)
     };
     while (1..=count).any(|n| said(n).memory.len() < passes || said(n).ticks.len() < 20) {
         if child.try_wait()?.is_some() {

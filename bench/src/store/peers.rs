@@ -99,8 +99,7 @@ pub(super) fn program(name: &str, args: &[&str], variables: &[(&str, &str)]) -> 
 
 /// Whether a program is here.
 pub(super) fn has(name: &str) -> bool {
-    let output = Command::new(name).arg("--version").output();
-    Command::new(name).arg("version").output().is_ok() || output.is_ok()
+    Command::new(name).arg("--version").output().is_ok()
 }
 
 /// Bytes of all files below a folder.

@@ -10,7 +10,6 @@ use multifd_transport_store::{
 };
 use serde::Serialize;
 use std::fmt::Write;
-use std::sync::atomic::Ordering;
 
 /// Threads that read and compress when a snapshot is copied: most of the time they wait.
 const COPYING: usize = 16;
@@ -115,9 +114,7 @@ pub(super) fn copy(args: &Copy) -> Result<(), Failure> {
         .cancel(cancel);
     let mut writer = Writer::start(&to, name, options)?;
     let total = snapshot.manifest().head.sizes.logical;
-    let done = writer.done();
-    let position = move || (done.load(Ordering::Relaxed), None);
-    let watch = Watch::of("copying", position, total, args.show.quiet);
+    let watch = Watch::counting("copying", writer.done(), total, args.show.quiet);
     let copied = writer.copy(&snapshot);
     drop(watch);
     copied?;

@@ -158,10 +158,8 @@ fn write_out(
 ) -> Result<u64, Failure> {
     let out = AtomicFile::create(to, replace)?;
     let done = Arc::new(AtomicU64::new(0));
-    let seen = Arc::clone(&done);
-    let position = move || (seen.load(Ordering::Relaxed), None);
     let total = files.len(path).unwrap_or(0);
-    let watch = Watch::of("exporting", position, total, show.quiet);
+    let watch = Watch::counting("exporting", Arc::clone(&done), total, show.quiet);
     let written = files.write_to(path, (out.file(), to), READERS, &done, cancel);
     drop(watch);
     written?;
