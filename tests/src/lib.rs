@@ -9,6 +9,7 @@ pub mod guest;
 pub mod linux_guest;
 pub mod mapped;
 pub mod netns;
+#[cfg(feature = "object-server")]
 pub mod object_server;
 pub mod other_qemus;
 pub mod pair;

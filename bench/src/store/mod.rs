@@ -4,6 +4,7 @@ mod growth;
 mod guests;
 mod peers;
 mod reads;
+#[cfg(feature = "s3")]
 mod slow_storage;
 mod starts;
 mod writes;
@@ -178,13 +179,14 @@ pub(crate) fn run(args: &Store, out: &mut dyn Write) -> Outcome<()> {
         rows: Vec::new(),
         out,
     };
-    let cases: [fn(&mut Stage<'_>) -> Outcome<()>; 8] = [
+    let cases: &[fn(&mut Stage<'_>) -> Outcome<()>] = &[
         writes::measure,
         reads::measure,
         starts::measure,
         guests::idle,
         guests::dirty,
         guests::busy,
+        #[cfg(feature = "s3")]
         slow_storage::measure,
         growth::measure,
     ];
