@@ -50,6 +50,28 @@ pub(crate) enum Command {
     Man(Man),
 }
 
+impl Command {
+    /// Whether its result is printed as JSON.
+    pub(crate) fn json(&self) -> bool {
+        match self {
+            Self::Recv(args) => args.show.json,
+            Self::Send(args) => args.show.json,
+            Self::Relay(args) => args.show.json,
+            Self::Snapshot(args) => args.show.json,
+            Self::Restore(args) => args.show.json,
+            Self::QemuOptions(args) => args.show.json,
+            Self::Inspect(args) => args.show.json,
+            Self::Verify(args) => args.show.json,
+            Self::Diff(args) => args.show.json,
+            Self::Extract(args) => args.show.json,
+            Self::Store(args) => args.json(),
+            Self::Mount(args) => args.show.json,
+            Self::Demo(args) => args.show.json,
+            Self::Run(_) | Self::Completions(_) | Self::Man(_) => false,
+        }
+    }
+}
+
 /// Which packets are taken.
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct Trust {

@@ -4,10 +4,9 @@ use crate::args::Diff;
 use crate::failure::Failure;
 use crate::image_file::{Opened, in_store};
 use crate::report;
+use multifd_qemu::store::is_layout;
 use multifd_transport_file::{BlockReader, changed_pages};
-use multifd_transport_store::{
-    BlockDifference, ChunkCache, Snapshot, SnapshotAddress, differences,
-};
+use multifd_transport_store::{BlockDifference, ChunkCache, SnapshotAddress, differences};
 use serde::Serialize;
 use std::fmt::Write;
 
@@ -100,11 +99,9 @@ pub(crate) fn run(args: &Diff) -> Result<(), Failure> {
 /// Compares two snapshots in stores by the names of their chunks.
 fn in_stores(args: &Diff, one: &SnapshotAddress, other: &SnapshotAddress) -> Result<(), Failure> {
     let cache = ChunkCache::new(CACHE);
-    let open = |address: &SnapshotAddress| -> Result<Snapshot, Failure> {
-        let store = args.key.open(&address.store)?;
-        Ok(Snapshot::open(&store, &address.name, &cache)?)
-    };
-    let found = differences(&open(one)?, &open(other)?)?;
+    let one = args.key.open_snapshot(one, &cache)?;
+    let other = args.key.open_snapshot(other, &cache)?;
+    let found = differences(&one, &other, |name| !is_layout(name))?;
     let block = |block: BlockDifference| {
         let page = u64::from(block.page_size);
         let range = |range: &std::ops::Range<u64>| Range {

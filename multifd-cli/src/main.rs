@@ -6,6 +6,7 @@ mod demo;
 mod diff;
 mod elf;
 mod encoding;
+mod ending;
 mod extract;
 mod failure;
 mod generate;
@@ -41,6 +42,7 @@ mod verify;
 
 use args::{Cli, Command};
 use clap::Parser;
+use failure::Failure;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -50,38 +52,31 @@ fn main() -> ExitCode {
         Command::Diff(_) => 2,
         _ => 1,
     };
-    let (json, outcome) = match command {
-        Command::Recv(args) => (args.show.json, recv::run(&args)),
-        Command::Send(args) => (args.show.json, send::run(&args)),
-        Command::Relay(args) => (args.show.json, relay::run(&args)),
-        Command::Snapshot(args) => (args.show.json, snapshot::run(&args)),
-        Command::Restore(args) => (args.show.json, restore::run(&args)),
-        Command::QemuOptions(args) => (args.show.json, qemu_options::run(&args)),
+    ending::set(command.json(), trouble);
+    let outcome = match command {
+        Command::Recv(args) => recv::run(&args),
+        Command::Send(args) => send::run(&args),
+        Command::Relay(args) => relay::run(&args),
+        Command::Snapshot(args) => snapshot::run(&args),
+        Command::Restore(args) => restore::run(&args),
+        Command::QemuOptions(args) => qemu_options::run(&args),
         Command::Run(args) => match run::run(&args) {
             Ok(status) => return status,
-            Err(error) => (false, Err(error)),
+            Err(error) => Err(error),
         },
-        Command::Inspect(args) => (args.show.json, inspect::run(&args)),
-        Command::Verify(args) => (args.show.json, verify::run(&args)),
-        Command::Diff(args) => (args.show.json, diff::run(&args)),
-        Command::Extract(args) => (args.show.json, extract::run(&args)),
-        Command::Store(args) => (store::json(&args), store::run(&args)),
-        Command::Mount(args) => (false, mount::run(&args)),
-        Command::Demo(args) => (args.show.json, demo::run(&args)),
-        Command::Completions(args) => (false, generate::completions(&args)),
-        Command::Man(args) => (false, generate::man(&args)),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Verify(args) => verify::run(&args),
+        Command::Diff(args) => diff::run(&args),
+        Command::Extract(args) => extract::run(&args),
+        Command::Store(args) => store::run(&args),
+        Command::Mount(args) => mount::run(&args),
+        Command::Demo(args) => demo::run(&args),
+        Command::Completions(args) => generate::completions(&args),
+        Command::Man(args) => generate::man(&args),
     };
-    let Err(error) = outcome else {
-        return ExitCode::SUCCESS;
-    };
-    if matches!(error, failure::Failure::Reported) {
-        return ExitCode::FAILURE;
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Reported) => ExitCode::FAILURE,
+        Err(error) => ExitCode::from(ending::tell(&error.told(signals::exit_status().is_some()))),
     }
-    let told = error.told(signals::exit_status().is_some());
-    report::note(&format!("multifd: {told}"));
-    if json {
-        // The exit status says the same.
-        let _ = report::print(true, &serde_json::json!({ "ok": false, "error": told }), "");
-    }
-    ExitCode::from(signals::exit_status().unwrap_or(trouble))
 }

@@ -2,12 +2,13 @@
 
 use crate::failure::Failure;
 use crate::mount::READY;
-use crate::report;
 use crate::store_args::Key;
+use crate::{ending, report, signals};
 use multifd_qemu::qmp::{lock_file, state_folder};
 use multifd_qemu::store::MAPPED;
+use multifd_transport_store::Log;
 use multifd_transport_store::SnapshotAddress;
-use multifd_transport_store::mount::{Log, Mount, MountOptions, Record};
+use multifd_transport_store::mount::{Mount, MountOptions, Record};
 use rustix::mount::{UnmountFlags, unmount};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -19,8 +20,9 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Seconds after which a process that serves a snapshot ends, when nobody has it open.
-const IDLE: &str = "30";
+/// Seconds after which a process that serves a snapshot ends, when nobody has it open: enough to
+/// start a QEMU by hand with what `qemu-options` has printed.
+const IDLE: &str = "300";
 
 fn at(path: &Path) -> impl Fn(io::Error) -> Failure {
     move |cause| Failure::Open {
@@ -43,16 +45,23 @@ pub(crate) struct Private {
 }
 
 impl Private {
-    /// Mounts a snapshot. A read that fails ends the process: nothing else could tell its reason
-    /// to who looks at memory.
+    /// Mounts a snapshot. A read that fails ends the command: nothing else could tell its reason to
+    /// who looks at memory.
     pub(crate) fn mount(address: &SnapshotAddress, key: &Key) -> Result<Self, Failure> {
         let store = key.open(&address.store)?;
         let base = base()?;
         sweep(&base);
         let (folder, lock) = create(&base).map_err(at(&base))?;
-        let failed: Log = Arc::new(|line| {
-            report::note(&format!("multifd: {line}"));
-            std::process::exit(1);
+        let mounted = folder.clone();
+        let failed: Log = Arc::new(move |line| {
+            // Whoever waits for the memory waits until the process has ended.
+            let status = ending::tell(line);
+            let _ = unmount(&mounted, UnmountFlags::DETACH);
+            remove(&mounted);
+            if signals::is_changed() {
+                report::note("QEMU's settings are put back by the next multifd that uses it");
+            }
+            std::process::exit(status.into());
         });
         let options = MountOptions::default()
             .only(Some(vec![address.name.clone()]))
@@ -66,7 +75,7 @@ impl Private {
             name: address.name.clone(),
             _lock: lock,
         };
-        private.mount = Some(Mount::start(&store, &private.folder, options)?);
+        private.mount = Some(Mount::start(&store, &private.folder, &options)?);
         Ok(private)
     }
 
@@ -79,19 +88,27 @@ impl Private {
 impl Drop for Private {
     fn drop(&mut self) {
         drop(self.mount.take());
-        let _ = std::fs::remove_dir(&self.folder);
-        if let Some(base) = self.folder.parent() {
-            let _ = std::fs::remove_file(lock_name(base, &self.folder));
-        }
+        remove(&self.folder);
     }
 }
+
+/// Removes a private mount's folder and lock.
+fn remove(folder: &Path) {
+    let _ = std::fs::remove_dir(folder);
+    if let Some(base) = folder.parent() {
+        let _ = std::fs::remove_file(lock_name(base, folder));
+    }
+}
+
+/// How the folders of private mounts begin: no snapshot's name begins so.
+const PRIVATE: &str = ".private-";
 
 /// A new folder, locked for as long as this process lives.
 fn create(base: &Path) -> io::Result<(PathBuf, File)> {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     loop {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let path = base.join(format!("private-{}-{number}", std::process::id()));
+        let path = base.join(format!("{PRIVATE}{}-{number}", std::process::id()));
         match DirBuilder::new().mode(0o700).create(&path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
             other => other?,
@@ -126,7 +143,7 @@ fn sweep(base: &Path) {
         let name = entry.file_name();
         let Some(name) = name.to_str() else { continue };
         let Some(mount) = name
-            .strip_prefix("private-")
+            .strip_prefix(PRIVATE)
             .and_then(|name| name.strip_suffix(".lock"))
         else {
             continue;
@@ -135,7 +152,7 @@ fn sweep(base: &Path) {
             continue;
         };
         if lock_file(&file).unwrap_or(false) {
-            let mount = base.join(format!("private-{mount}"));
+            let mount = base.join(format!("{PRIVATE}{mount}"));
             let _ = unmount(&mount, UnmountFlags::DETACH);
             let _ = std::fs::remove_dir(&mount);
             let _ = std::fs::remove_file(&path);
@@ -152,16 +169,20 @@ impl Lasting {
     pub(crate) fn find_or_start(address: &SnapshotAddress, key: &Key) -> Result<PathBuf, Failure> {
         // A wrong key or name is told here.
         let store = key.open(&address.store)?;
-        if !store.has(&address.name)? {
-            store.manifest(&address.name)?;
-        }
+        let id = match store.head(&address.name)? {
+            Some(head) => head.id,
+            None => store.manifest(&address.name)?.head.id,
+        };
         let mut place = address.store.to_string();
         if let Some(folder) = address.store.folder() {
             let folder = folder.canonicalize().map_err(at(folder))?;
             place = folder.display().to_string();
         }
         let mut hasher = DefaultHasher::new();
-        (&place, &address.name, store.id()).hash(&mut hasher);
+        // A later snapshot of the same name is another one. What runs in another control group has
+        // one of its own: this one may end before it, and all that is in it.
+        let group = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        (&place, &address.name, store.id(), &id, &group).hash(&mut hasher);
         let base = base()?;
         let folder = base.join(format!("{}-{:016x}", address.name, hasher.finish()));
         let file = folder.join(&address.name).join(MAPPED);

@@ -62,6 +62,11 @@ pub(crate) fn note(line: &str) {
     let _ = std::io::stderr().write_all(format!("{}\n", tame_lines(line)).as_bytes());
 }
 
+/// Notes what goes wrong without a command's failing.
+pub(crate) fn log() -> multifd_transport_store::Log {
+    std::sync::Arc::new(|line| note(&format!("multifd: {line}")))
+}
+
 /// Prints a line on standard output. A reader that closes it early is not an error.
 pub(crate) fn say(line: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout();

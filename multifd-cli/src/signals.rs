@@ -28,6 +28,11 @@ pub(crate) fn changed(changed: bool) {
     }
 }
 
+/// Whether a QEMU's settings are not as they were found.
+pub(crate) fn is_changed() -> bool {
+    CHANGED.load(Ordering::SeqCst) > 0
+}
+
 /// A handle that a signal cancels.
 pub(crate) fn cancel_on_signal() -> Result<CancelHandle, Failure> {
     let failed = |cause| Failure::System {
@@ -46,7 +51,7 @@ pub(crate) fn cancel_on_signal() -> Result<CancelHandle, Failure> {
             for signal in signals.forever() {
                 let since = *first.get_or_insert_with(Instant::now);
                 if CAUGHT.swap(signal, Ordering::Relaxed) != 0 && since.elapsed() > SAME {
-                    if CHANGED.load(Ordering::SeqCst) == 0 {
+                    if !is_changed() {
                         let _ = signal_hook::low_level::emulate_default_handler(signal);
                     }
                     report::note(

@@ -2,12 +2,15 @@
 
 use crate::failure::Failure;
 use crate::options::{Show, YEAR};
+use crate::report;
 use crate::size::parse_size;
 use clap::{Args, Subcommand, ValueEnum};
 use multifd_transport_store::{
-    SnapshotAddress, Store, StoreAddress, StoreError, StoreKey, StoreOptions,
+    ChunkCache, Protection, Snapshot, SnapshotAddress, Store, StoreAddress, StoreError, StoreKey,
+    StoreOptions,
 };
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The variable that names a key file.
@@ -33,8 +36,24 @@ impl Key {
         self.key_file.clone().or_else(named)
     }
 
+    /// Opens or makes the store that a snapshot is copied to. The variable names the key of the
+    /// one that it comes from.
+    pub(crate) fn other_store(&self, to: &StoreAddress, chunk: u32) -> Result<Store, Failure> {
+        let options = self.with_key(self.key_file.clone())?.chunk_size(chunk);
+        match Store::open_or_create(to, &options) {
+            Err(StoreError::KeyNeeded { store }) => Err(Failure::Other(format!(
+                "{store} is encrypted: name its key (--to-key-file)"
+            ))),
+            other => Ok(other?),
+        }
+    }
+
     fn options(&self) -> Result<StoreOptions, Failure> {
-        let key = self.file().map(|path| StoreKey::read(&path)).transpose()?;
+        self.with_key(self.file())
+    }
+
+    fn with_key(&self, file: Option<PathBuf>) -> Result<StoreOptions, Failure> {
+        let key = file.map(|path| StoreKey::read(&path)).transpose()?;
         Ok(StoreOptions::default()
             .key(key)
             .retry_timeout(Duration::from_secs(self.retry_timeout)))
@@ -43,6 +62,23 @@ impl Key {
     /// Opens a store.
     pub(crate) fn open(&self, address: &StoreAddress) -> Result<Store, Failure> {
         Ok(Store::open(address, &self.options()?)?)
+    }
+
+    /// Opens a snapshot. A gc leaves it its chunks, also when it is removed meanwhile, if its store
+    /// can be written to.
+    pub(crate) fn open_snapshot(
+        &self,
+        address: &SnapshotAddress,
+        cache: &Arc<ChunkCache>,
+    ) -> Result<Snapshot, Failure> {
+        let store = self.open(&address.store)?;
+        Ok(match Protection::start(&store, report::log()) {
+            Ok(protection) => protection.open(&address.name, cache)?,
+            Err(error) => {
+                report::note(&format!("multifd: not protected from gc: {error}"));
+                Snapshot::open(&store, &address.name, cache)?
+            }
+        })
     }
 
     /// Opens a store, or makes one.
@@ -108,6 +144,22 @@ pub(crate) enum StoreAction {
     Copy(Copy),
     Import(Import),
     Export(Export),
+}
+
+impl StoreCommand {
+    /// Whether its result is printed as JSON.
+    pub(crate) fn json(&self) -> bool {
+        let show = match &self.command {
+            StoreAction::Ls(args) | StoreAction::Stats(args) => args.show,
+            StoreAction::Show(args) => args.show,
+            StoreAction::Rm(args) => args.show,
+            StoreAction::Gc(args) => args.show,
+            StoreAction::Copy(args) => args.show,
+            StoreAction::Import(args) => args.show,
+            StoreAction::Export(args) => args.show,
+        };
+        show.json
+    }
 }
 
 /// List the snapshots of a store, and what each takes
@@ -201,6 +253,9 @@ pub(crate) struct Copy {
     /// The secret of the other store, if it is encrypted
     #[arg(long, value_name = "FILE")]
     pub(crate) to_key_file: Option<PathBuf>,
+    /// Write an encrypted snapshot to a store that is not
+    #[arg(long, conflicts_with = "to_key_file")]
+    pub(crate) plain: bool,
     #[command(flatten)]
     pub(crate) effort: Effort,
     #[command(flatten)]
@@ -307,9 +362,10 @@ pub(crate) struct MountArgs {
     /// Memory for decoded chunks; the kernel's page cache comes on top
     #[arg(long, value_name = "SIZE", default_value = "32M", value_parser = parse_size)]
     pub(crate) cache: u64,
-    /// How many reads are served at the same time
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
-    pub(crate) threads: u16,
+    /// How many reads are served at the same time [default: one for each processor, at least 4; 32
+    /// if the store is no folder]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) threads: Option<u16>,
     /// When the order of first reads (the working set) is recorded
     #[arg(long, value_name = "WHEN", default_value = "if-none")]
     pub(crate) record: Record,
@@ -321,7 +377,6 @@ pub(crate) struct MountArgs {
     pub(crate) idle_exit: Option<u64>,
     #[command(flatten)]
     pub(crate) key: Key,
-    /// No notes; only errors
-    #[arg(long, short)]
-    pub(crate) quiet: bool,
+    #[command(flatten)]
+    pub(crate) show: Show,
 }

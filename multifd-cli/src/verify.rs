@@ -6,7 +6,7 @@ use crate::image_file::in_store;
 use crate::progress::Watch;
 use crate::{report, signals};
 use multifd_qemu::file::SnapshotFile;
-use multifd_transport_store::{ChunkCache, Snapshot, SnapshotAddress};
+use multifd_transport_store::{ChunkCache, SnapshotAddress};
 use serde::Serialize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -74,8 +74,8 @@ const READERS: usize = 8;
 /// Reads every chunk of a snapshot in a store: each one's name says what it must hold.
 fn scrub(args: &Verify, address: &SnapshotAddress) -> Result<(), Failure> {
     let cancel = signals::cancel_on_signal()?;
-    let store = args.image.key.open(&address.store)?;
-    let snapshot = Snapshot::open(&store, &address.name, &ChunkCache::new(0))?;
+    let cache = ChunkCache::new(0);
+    let snapshot = args.image.key.open_snapshot(address, &cache)?;
     let head = &snapshot.manifest().head;
     let done = Arc::new(AtomicU64::new(0));
     let (seen, size) = (Arc::clone(&done), u64::from(head.chunk_size));

@@ -35,6 +35,12 @@ pub const DEVICE_STATE: &str = "device-state";
 /// The object that holds what is in a mapped-ram file beside the pages.
 const REST: &str = "vm.mapped without pages";
 
+/// Whether an object that [`put`] writes says where pages lie in the file, and what their checksums
+/// are: it says nothing of the guest that its RAM blocks do not.
+pub fn is_layout(object: &str) -> bool {
+    object == REST || Path::new(object) == companion(MAPPED.as_ref())
+}
+
 /// The parts of a file between RAM blocks, one after another.
 struct Gaps<'f> {
     file: &'f File,

@@ -170,6 +170,8 @@ fn cloud(
 ) -> Result<Arc<dyn ObjectStore>, Option<object_store::Error>> {
     let mut retries = object_store::RetryConfig::default();
     retries.retry_timeout = retry.unwrap_or(retries.retry_timeout);
+    // The time alone says when to give up.
+    retries.max_retries = usize::MAX;
     // Another one may be installed: it serves as well.
     let _ = rustls::crypto::ring::default_provider().install_default();
     Ok(match scheme {

@@ -9,7 +9,7 @@ use multifd_core::sync::lock;
 use object_store::path::Path as ObjectPath;
 use object_store::{
     Error as ObjectError, GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
-    PutPayload,
+    PutPayload, PutResult, Result as ObjectResult,
 };
 use std::collections::HashMap;
 use std::fs::File;
@@ -17,7 +17,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::runtime::Runtime;
 
 /// How long a request waits before it is made again, at first and at last.
@@ -43,13 +43,16 @@ static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
 });
 
 /// What is known of an object without reading it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Meta {
     /// Path in the store.
     pub(crate) path: String,
     pub(crate) len: u64,
-    /// By the storage's clock, microseconds since 1970.
+    /// By the storage's clock, microseconds since 1970. It may be somewhat earlier than the moment
+    /// from which on others see the object.
     pub(crate) modified: i64,
+    /// The storage's mark of these contents, if it has one.
+    pub(crate) tag: Option<String>,
 }
 
 /// A store's objects.
@@ -106,10 +109,7 @@ impl Backend {
     }
 
     fn path(&self, path: &str) -> ObjectPath {
-        if self.prefix.as_ref().is_empty() {
-            return ObjectPath::from(path);
-        }
-        ObjectPath::from(format!("{}/{path}", self.prefix))
+        path.split('/').fold(self.prefix.clone(), ObjectPath::join)
     }
 
     fn failed(&self, doing: &'static str, object: &str, cause: ObjectError) -> StoreError {
@@ -128,63 +128,93 @@ impl Backend {
         }
     }
 
-    /// Puts an object. With `create`, `false` is one that was there already.
-    pub(crate) fn put(&self, path: &str, bytes: Bytes, create: bool) -> Result<bool, StoreError> {
-        RUNTIME.block_on(self.clone().put_later(path.into(), bytes, create))
+    /// Puts an object, in the place of an older one.
+    pub(crate) fn put(&self, path: &str, bytes: Bytes) -> Result<(), StoreError> {
+        RUNTIME.block_on(self.clone().put_later(path.into(), bytes))
     }
 
-    async fn put_later(self, path: String, bytes: Bytes, create: bool) -> Result<bool, StoreError> {
-        let to = self.path(&path);
-        let put = async |mode| {
-            let options = PutOptions {
-                mode,
-                ..PutOptions::default()
-            };
-            let payload = PutPayload::from_bytes(bytes.clone());
-            self.objects.put_opts(&to, payload, options).await
+    async fn put_later(self, path: String, bytes: Bytes) -> Result<(), StoreError> {
+        match self.put_as(&path, &bytes, PutMode::Overwrite).await {
+            Ok(_) => Ok(()),
+            Err(cause) => Err(self.failed("writing", &path, cause)),
+        }
+    }
+
+    async fn put_as(&self, path: &str, bytes: &Bytes, mode: PutMode) -> ObjectResult<PutResult> {
+        let options = PutOptions {
+            mode,
+            ..PutOptions::default()
         };
-        let result = if create {
+        let payload = PutPayload::from_bytes(bytes.clone());
+        self.objects
+            .put_opts(&self.path(path), payload, options)
+            .await
+    }
+
+    /// Puts an object where there is none; `false` is one that was there already. `may` is asked
+    /// before each attempt. No two calls may bring the same bytes: what is there and equal is taken
+    /// for an attempt whose answer was lost.
+    pub(crate) fn create(
+        &self,
+        path: &str,
+        bytes: &Bytes,
+        may: &dyn Fn() -> Result<(), StoreError>,
+    ) -> Result<bool, StoreError> {
+        RUNTIME.block_on(async {
+            let failed = |cause| self.failed("writing", path, cause);
             let mut wait = FIRST_WAIT;
-            let begun = Instant::now();
+            let begun = self.clock.now();
+            // Some servers ignore the condition without a word. There, no more than a moment is left
+            // in which two writers are not told apart.
+            if !self.is_local() && self.objects.head(&self.path(path)).await.is_ok() {
+                return Ok(false);
+            }
             loop {
-                match put(PutMode::Create).await {
-                    // Storage that cannot do it: two writers of one name at the same moment are
-                    // not told apart there.
-                    Err(ObjectError::NotImplemented { .. } | ObjectError::NotSupported { .. }) => {
-                        match self.objects.head(&to).await {
-                            Ok(_) => return Ok(false),
-                            Err(ObjectError::NotFound { .. }) => {
-                                break put(PutMode::Overwrite).await;
-                            }
-                            Err(error) => break Err(error),
+                may()?;
+                let Err(error) = self.put_as(path, bytes, PutMode::Create).await else {
+                    return Ok(true);
+                };
+                if is_unsupported(&error) {
+                    // Two writers of one name at the same moment are not told apart there.
+                    return match self.objects.head(&self.path(path)).await {
+                        Ok(_) => Ok(false),
+                        Err(ObjectError::NotFound { .. }) => {
+                            let put = self.put_as(path, bytes, PutMode::Overwrite).await;
+                            put.map(|_| true).map_err(failed)
                         }
-                    }
-                    // A connection that broke: it may have been written, or not.
-                    Err(ObjectError::Generic { .. }) if begun.elapsed() < self.patience => {
-                        match self.objects.get(&to).await {
-                            Ok(found) => match found.bytes().await {
-                                Ok(there) => return Ok(there == bytes),
-                                Err(error) => break Err(error),
-                            },
-                            Err(ObjectError::NotFound { .. }) => {}
-                            Err(error) => break Err(error),
-                        }
-                    }
-                    other => break other,
+                        Err(error) => Err(failed(error)),
+                    };
+                }
+                let is_there = matches!(
+                    error,
+                    ObjectError::AlreadyExists { .. } | ObjectError::Precondition { .. }
+                );
+                // After a connection that broke it may be there, or not.
+                if !is_there && !is_transport(&error) {
+                    return Err(failed(error));
+                }
+                match self.holds(path, bytes).await {
+                    Ok(equal) => return Ok(equal),
+                    // Nothing is there now: the next attempt may be the one.
+                    Err(ObjectError::NotFound { .. }) => {}
+                    Err(error) => return Err(failed(error)),
+                }
+                if self.clock.now().saturating_sub(begun) >= self.patience {
+                    return Err(failed(error));
                 }
                 tokio::time::sleep(wait).await;
                 wait = (wait * 2).min(LAST_WAIT);
             }
-        } else {
-            put(PutMode::Overwrite).await
-        };
-        match result {
-            Ok(_) => Ok(true),
-            Err(ObjectError::AlreadyExists { .. } | ObjectError::Precondition { .. }) if create => {
-                Ok(false)
-            }
-            Err(cause) => Err(self.failed("writing", &path, cause)),
+        })
+    }
+
+    /// Whether an object that is there holds these bytes.
+    async fn holds(&self, path: &str, bytes: &Bytes) -> ObjectResult<bool> {
+        let found = self.objects.get(&self.path(path)).await?;
+        if found.meta.size != bytes.len() as u64 {
+            return Ok(false);
         }
+        Ok(found.bytes().await? == bytes)
     }
 
     /// Puts an object in the background; `done` gets the result.
@@ -194,8 +224,8 @@ impl Backend {
         bytes: Bytes,
         done: impl FnOnce(Result<(), StoreError>) + Send + 'static,
     ) {
-        let put = self.clone().put_later(path, bytes, false);
-        RUNTIME.spawn(async move { done(put.await.map(drop)) });
+        let put = self.clone().put_later(path, bytes);
+        RUNTIME.spawn(async move { done(put.await) });
     }
 
     /// All of an object, if it is not longer than `limit`.
@@ -221,40 +251,51 @@ impl Backend {
     }
 
     /// A stretch of an object; less, if it ends before.
-    pub(crate) fn get_range(&self, path: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
+    pub(crate) fn get_range(&self, path: &str, range: Range<u64>) -> Result<Vec<u8>, StoreError> {
+        let mut bytes = Vec::new();
+        let len = self.read_range(path, range, &mut bytes)?;
+        bytes.truncate(len);
+        Ok(bytes)
+    }
+
+    /// Reads a stretch of an object to the beginning of `out`, which grows if it has to, and
+    /// returns how many bytes: fewer, if the object ends before.
+    pub(crate) fn read_range(
+        &self,
+        path: &str,
+        range: Range<u64>,
+        out: &mut Vec<u8>,
+    ) -> Result<usize, StoreError> {
+        let len = (range.end - range.start) as usize;
+        if out.len() < len {
+            out.resize(len, 0);
+        }
+        let out = &mut out[..len];
         if let Some(file) = self.local(path)? {
-            let mut bytes = vec![0; (range.end - range.start) as usize];
-            let mut filled = 0;
-            while filled < bytes.len() {
-                let at = range.start + filled as u64;
-                match file.read_at(&mut bytes[filled..], at) {
-                    Ok(0) => break,
-                    Ok(len) => filled += len,
-                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                    Err(cause) => {
-                        return Err(StoreError::Path {
-                            path: path.into(),
-                            doing: "reading",
-                            cause,
-                        });
-                    }
-                }
-            }
-            bytes.truncate(filled);
-            return Ok(bytes.into());
+            return read_file(&file, range.start, out).map_err(|cause| StoreError::Path {
+                path: path.into(),
+                doing: "reading",
+                cause,
+            });
         }
         let options = GetOptions {
-            range: Some(GetRange::Bounded(range.clone())),
+            range: Some(GetRange::Bounded(range)),
             ..GetOptions::default()
         };
         RUNTIME.block_on(async {
             let failed = |cause| self.failed("reading", path, cause);
             let found = self.objects.get_opts(&self.path(path), options).await;
-            let mut bytes = found.map_err(failed)?.bytes().await.map_err(failed)?;
+            let bytes = found.map_err(failed)?.bytes().await.map_err(failed)?;
             // A server may ignore the range.
-            bytes.truncate((range.end - range.start) as usize);
-            Ok(bytes)
+            let len = bytes.len().min(len);
+            out[..len].copy_from_slice(&bytes[..len]);
+            Ok(len)
         })
+    }
+
+    /// Whether chunks are read from files here, which the system keeps in its cache.
+    pub(crate) fn is_local(&self) -> bool {
+        self.folder.is_some()
     }
 
     /// An object that is a file here. Only packs: their names never get other contents.
@@ -294,6 +335,7 @@ impl Backend {
                     path: path.into(),
                     len: meta.size,
                     modified: meta.last_modified.timestamp_micros(),
+                    tag: meta.e_tag,
                 })),
                 Err(ObjectError::NotFound { .. }) => Ok(None),
                 Err(cause) => Err(self.failed("looking at", path, cause)),
@@ -317,6 +359,7 @@ impl Backend {
                         .join("/"),
                     len: meta.size,
                     modified: meta.last_modified.timestamp_micros(),
+                    tag: meta.e_tag,
                 })
                 .try_collect::<Vec<_>>()
                 .await
@@ -347,6 +390,48 @@ impl Backend {
             Err(cause) => Err(self.failed("removing", path, cause)),
         }
     }
+}
+
+/// Whether the storage cannot put an object only where there is none.
+fn is_unsupported(error: &ObjectError) -> bool {
+    match error {
+        ObjectError::NotImplemented { .. } | ObjectError::NotSupported { .. } => true,
+        // A server's word for it, of which the library keeps nothing but the text.
+        ObjectError::Generic { source, .. } => source.to_string().contains("501 Not Implemented"),
+        _ => false,
+    }
+}
+
+/// Whether the connection failed, so that nobody knows what the server did.
+#[cfg(feature = "cloud")]
+fn is_transport(error: &ObjectError) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if error.is::<object_store::client::HttpError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+#[cfg(not(feature = "cloud"))]
+fn is_transport(_: &ObjectError) -> bool {
+    false
+}
+
+/// Fills `out` with a file's bytes from `offset` on, and returns how many there are.
+fn read_file(file: &File, offset: u64, out: &mut [u8]) -> std::io::Result<usize> {
+    let mut filled = 0;
+    while filled < out.len() {
+        match file.read_at(&mut out[filled..], offset + filled as u64) {
+            Ok(0) => break,
+            Ok(len) => filled += len,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
 }
 
 /// Removes files named `NAME#NUMBER`, as `object_store` calls what it is still writing, that have

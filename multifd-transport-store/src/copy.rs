@@ -44,8 +44,7 @@ impl Writer {
         let head = &snapshot.manifest().head;
         let from = snapshot.store();
         let to = self.store();
-        let same_names = (!from.is_encrypted() && !to.is_encrypted() || from.id() == to.id())
-            && head.chunk_size == to.chunk_size();
+        let same_names = from.names_alike(to) && head.chunk_size == to.chunk_size();
         let mut numbers = Vec::new();
         for (object, one) in head.objects.iter().enumerate() {
             let source = Copied {

@@ -29,7 +29,7 @@ pub struct Differences {
     pub only_in_one: Vec<String>,
     /// Blocks that only the second has.
     pub only_in_other: Vec<String>,
-    /// Whether something else than RAM differs.
+    /// Whether something else than RAM differs, of what counts.
     pub streams_differ: bool,
 }
 
@@ -41,11 +41,16 @@ fn blocks(snapshot: &Snapshot, kind: ObjectKind) -> HashMap<&str, usize> {
         .collect()
 }
 
-/// Compares the RAM of two snapshots page by page, of one store or of two.
+/// Compares two snapshots, of one store or of two: their RAM page by page, and of other objects
+/// those for whose names `counts` is true.
 ///
 /// # Errors
 /// [`StoreError`], as when a chunk that is only in one of them cannot be read.
-pub fn differences(one: &Snapshot, other: &Snapshot) -> Result<Differences, StoreError> {
+pub fn differences(
+    one: &Snapshot,
+    other: &Snapshot,
+    counts: impl Fn(&str) -> bool,
+) -> Result<Differences, StoreError> {
     let mut found = Differences::default();
     let (left, right) = (
         blocks(one, ObjectKind::Block),
@@ -70,12 +75,14 @@ pub fn differences(one: &Snapshot, other: &Snapshot) -> Result<Differences, Stor
         blocks(one, ObjectKind::Stream),
         blocks(other, ObjectKind::Stream),
     );
-    for (name, &number) in &left {
-        // Where pages lie in a file says nothing of the guest.
-        if let Some(&twin) = right.get(name).filter(|_| *name == "device-state") {
-            found.streams_differ |= !block(one, number, other, twin)?.ranges.is_empty();
-        }
+    for (name, &number) in left.iter().filter(|(name, _)| counts(name)) {
+        found.streams_differ |= match right.get(name) {
+            Some(&twin) => !block(one, number, other, twin)?.ranges.is_empty(),
+            None => true,
+        };
     }
+    let mut rest = right.keys().filter(|name| !left.contains_key(*name));
+    found.streams_differ |= rest.any(|name| counts(name));
     Ok(found)
 }
 
@@ -95,8 +102,7 @@ fn block(
     );
     // Names can be compared within a store, and between two without keys.
     let (from, to) = (one.store(), other.store());
-    let alike =
-        sizes.0 == sizes.1 && (from.id() == to.id() || !from.is_encrypted() && !to.is_encrypted());
+    let alike = sizes.0 == sizes.1 && from.names_alike(to);
     let step = u64::from(sizes.0.max(sizes.1)).max(page);
     let mut difference = BlockDifference {
         name: object.name.clone(),

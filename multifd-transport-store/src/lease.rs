@@ -3,11 +3,11 @@
 use crate::backend::{Backend, Meta};
 use crate::name::to_hex;
 use crate::seal::random;
-use crate::{Store, StoreError};
+use crate::{Log, Store, StoreError};
+use bytes::Bytes;
 use multifd_core::sync::lock;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// How long a lease lives without being renewed.
@@ -24,7 +24,6 @@ const TRUSTED: Duration = Duration::from_secs(15 * 60);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Holder {
     Writer,
-    #[cfg(feature = "mount")]
     Reader,
     Gc,
 }
@@ -33,7 +32,6 @@ impl Holder {
     fn letter(self) -> &'static str {
         match self {
             Self::Writer => "w",
-            #[cfg(feature = "mount")]
             Self::Reader => "r",
             Self::Gc => "g",
         }
@@ -45,112 +43,164 @@ struct State {
     renewed: Duration,
     /// Its owner is done with it.
     ended: bool,
+    /// What lies beside it, by name.
+    beside: BTreeMap<String, Bytes>,
 }
 
 struct Shared {
+    backend: Backend,
+    folder: String,
     state: Mutex<State>,
     ended: Condvar,
+    /// Told when the lease may have ended, and has been taken again.
+    log: Option<Log>,
 }
 
 /// A lease that is held, and renewed until it is dropped.
 pub(crate) struct Lease {
-    backend: Backend,
-    folder: String,
     /// When it began, by the storage's clock, microseconds since 1970.
     pub(crate) began: i64,
     shared: Arc<Shared>,
-    renewing: Option<JoinHandle<()>>,
 }
 
 impl std::fmt::Debug for Lease {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Lease")
-            .field("folder", &self.folder)
+            .field("folder", &self.shared.folder)
             .finish_non_exhaustive()
     }
 }
 
 impl Lease {
-    pub(crate) fn take(backend: &Backend, holder: Holder) -> Result<Self, StoreError> {
+    /// Takes a lease. One with a `log` is for readers: if it may have ended, as when the storage
+    /// could not be reached for long, it is taken again, and that is told.
+    pub(crate) fn take(
+        backend: &Backend,
+        holder: Holder,
+        log: Option<Log>,
+    ) -> Result<Self, StoreError> {
         let id = to_hex(&random::<8>()?);
         let folder = format!("leases/{}{id}", holder.letter());
         let start = format!("{folder}/start");
         let begun = backend.clock.now();
-        backend.put(&start, bytes::Bytes::new(), false)?;
+        backend.put(&start, Bytes::new())?;
         let meta = backend.head(&start)?.ok_or_else(|| StoreError::Missing {
             store: backend.shown().into(),
             object: start,
         })?;
         let shared = Arc::new(Shared {
+            backend: backend.clone(),
+            folder,
             state: Mutex::new(State {
                 renewed: begun,
                 ended: false,
+                beside: BTreeMap::new(),
             }),
             ended: Condvar::new(),
+            log,
         });
-        let renewing = {
-            let (backend, shared) = (backend.clone(), Arc::clone(&shared));
-            let path = format!("{folder}/alive");
-            std::thread::Builder::new()
-                .name("store lease".into())
-                .spawn(move || renew(&backend, &path, &shared))
-                .ok()
-        };
-        Ok(Self {
-            backend: backend.clone(),
-            folder,
+        let renewed = Arc::clone(&shared);
+        let lease = Self {
             began: meta.modified,
             shared,
-            renewing,
-        })
+        };
+        // It ends by itself, at the latest when a request that it makes has failed.
+        std::thread::Builder::new()
+            .name("store lease".into())
+            .spawn(move || renewed.renew())
+            .map_err(|cause| StoreError::Path {
+                path: "a thread".into(),
+                doing: "starting",
+                cause,
+            })?;
+        Ok(lease)
+    }
+
+    /// Puts an object beside the lease, which lives as long.
+    pub(crate) fn put_beside(&self, name: &str, bytes: Bytes) -> Result<(), StoreError> {
+        let shared = &self.shared;
+        lock(&shared.state)
+            .beside
+            .insert(name.into(), bytes.clone());
+        shared
+            .backend
+            .put(&format!("{}/{name}", shared.folder), bytes)
+    }
+
+    /// Removes what was put beside it. What cannot be removed goes with the lease.
+    pub(crate) fn remove_beside(&self, name: &str) {
+        lock(&self.shared.state).beside.remove(name);
+        let (shared, name) = (Arc::clone(&self.shared), name.to_owned());
+        let _ = in_time(move || shared.backend.delete(&format!("{}/{name}", shared.folder)));
     }
 
     /// Fails if the lease may have ended.
     pub(crate) fn check(&self) -> Result<(), StoreError> {
-        let age = self.shared.age(&self.backend);
+        let age = self.shared.age();
         if age <= TRUSTED {
             return Ok(());
         }
         Err(StoreError::LeaseLost {
-            store: self.backend.shown().into(),
+            store: self.shared.backend.shown().into(),
             seconds: age.as_secs(),
         })
     }
 
     /// Its name, among those of [`live`].
     pub(crate) fn name(&self) -> &str {
-        self.folder.trim_start_matches("leases/")
+        self.shared.folder.trim_start_matches("leases/")
     }
 }
 
 impl Shared {
     /// How long ago it was renewed.
-    fn age(&self, backend: &Backend) -> Duration {
+    fn age(&self) -> Duration {
         let state = lock(&self.state);
-        backend.clock.now().saturating_sub(state.renewed)
+        self.backend.clock.now().saturating_sub(state.renewed)
     }
-}
 
-/// Renews the lease until it ends, or is so old that it may have ended already.
-fn renew(backend: &Backend, path: &str, shared: &Shared) {
-    loop {
-        let state = lock(&shared.state);
-        let waited = shared
-            .ended
-            .wait_timeout_while(state, LOOK, |state| !state.ended);
-        let state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        if state.ended {
-            return;
-        }
-        drop(state);
-        match shared.age(backend) {
-            age if age < RENEWAL => {}
-            age if age > TRUSTED => return,
-            _ => {
-                let begun = backend.clock.now();
-                if backend.put(path, bytes::Bytes::new(), false).is_ok() {
-                    lock(&shared.state).renewed = begun;
+    /// Renews the lease until it ends. One that may have ended already is given up, or taken again
+    /// if it is a reader's.
+    fn renew(&self) {
+        loop {
+            let state = lock(&self.state);
+            let waited = self
+                .ended
+                .wait_timeout_while(state, LOOK, |state| !state.ended);
+            let state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            if state.ended {
+                return;
+            }
+            drop(state);
+            let age = self.age();
+            if age > TRUSTED && self.log.is_none() {
+                return;
+            }
+            if age < RENEWAL {
+                continue;
+            }
+            let begun = self.backend.clock.now();
+            let alive = format!("{}/alive", self.folder);
+            let mut done = self.backend.put(&alive, Bytes::new());
+            if age > TRUSTED {
+                // What lay beside it may be gone.
+                let beside = lock(&self.state).beside.clone();
+                for (name, bytes) in beside {
+                    let path = format!("{}/{name}", self.folder);
+                    done = done.and_then(|()| self.backend.put(&path, bytes));
                 }
+            }
+            if done.is_err() {
+                continue;
+            }
+            lock(&self.state).renewed = begun;
+            if let Some(log) = self.log.as_ref().filter(|_| age > TRUSTED) {
+                log(&format!(
+                    "{}: no contact for {} s: snapshots that were removed meanwhile may have lost \
+                     chunks to a gc",
+                    self.backend.shown(),
+                    age.as_secs()
+                ));
             }
         }
     }
@@ -158,21 +208,25 @@ fn renew(backend: &Backend, path: &str, shared: &Shared) {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        lock(&self.shared.state).ended = true;
+        let mut state = lock(&self.shared.state);
+        state.ended = true;
+        let beside: Vec<String> = std::mem::take(&mut state.beside).into_keys().collect();
+        drop(state);
         self.shared.ended.notify_all();
-        // Its thread ends by itself, at the latest when a request that it makes has failed.
-        drop(self.renewing.take());
-        let (backend, folder) = (self.backend.clone(), self.folder.clone());
+        let shared = Arc::clone(&self.shared);
         // What cannot be removed ends by itself: nobody waits long for it.
         let _ = in_time(move || {
-            let _ = backend.delete(&format!("{folder}/start"));
-            let _ = backend.delete(&format!("{folder}/alive"));
+            let names = beside.iter().map(String::as_str);
+            // The start goes last: a lease of which only a part is there still protects.
+            for name in names.chain(["alive", "start"]) {
+                let _ = shared.backend.delete(&format!("{}/{name}", shared.folder));
+            }
         });
     }
 }
 
 /// How long the last requests of something that ends are waited for.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+pub(crate) const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Does something that may take long, as storage that does not answer does, and waits for it a
 /// little while. `None`: it goes on in the background.
@@ -200,10 +254,24 @@ impl Seen {
     pub(crate) fn is_gc(&self) -> bool {
         self.name.starts_with('g')
     }
+
+    pub(crate) fn is_writer(&self) -> bool {
+        self.name.starts_with('w')
+    }
 }
 
-/// All leases that have not ended, and the paths of those that have. `now` is the storage's time.
-pub(crate) fn live(store: &Store, now: i64) -> Result<(Vec<Seen>, Vec<String>), StoreError> {
+/// Leases by what they are worth.
+pub(crate) struct Leases {
+    /// Those that have not ended.
+    pub(crate) live: Vec<Seen>,
+    /// Paths of what lies beside those, but for the leases themselves.
+    pub(crate) beside: Vec<String>,
+    /// Paths of all objects of those that have ended.
+    pub(crate) ended: Vec<String>,
+}
+
+/// All leases. `now` is the storage's time.
+pub(crate) fn live(store: &Store, now: i64) -> Result<Leases, StoreError> {
     let mut leases = BTreeMap::<String, Seen>::new();
     let all = store.backend.list("leases")?;
     for Meta { path, modified, .. } in &all {
@@ -220,11 +288,16 @@ pub(crate) fn live(store: &Store, now: i64) -> Result<(Vec<Seen>, Vec<String>), 
     }
     let life = LIFE.as_micros() as i64;
     leases.retain(|_, lease| now.saturating_sub(lease.alive) <= life);
-    let ended = all.into_iter().map(|meta| meta.path).filter(|path| {
-        path.split('/')
-            .nth(1)
-            .is_none_or(|name| !leases.contains_key(name))
-    });
-    let ended = ended.collect();
-    Ok((leases.into_values().collect(), ended))
+    let is_live = |path: &String| {
+        let name = path.split('/').nth(1);
+        name.is_some_and(|name| leases.contains_key(name))
+    };
+    let paths = all.into_iter().map(|meta| meta.path);
+    let (mut beside, ended): (Vec<_>, Vec<_>) = paths.partition(is_live);
+    beside.retain(|path| !path.ends_with("/start") && !path.ends_with("/alive"));
+    Ok(Leases {
+        live: leases.into_values().collect(),
+        beside,
+        ended,
+    })
 }

@@ -28,11 +28,14 @@ pub use error::StoreError;
 pub use format::manifest::{FileEntry, Head, Manifest, Object, ObjectKind, Part, Sizes};
 pub use gc::{GcOptions, GcReport, gc};
 pub use name::{ChunkName, PackName};
-pub use read::{ChunkCache, ChunkPlace, Recorder, Snapshot, SnapshotFiles};
+pub use read::{ChunkCache, ChunkPlace, Protection, Recorder, Snapshot, SnapshotFiles};
 pub use seal::{OpenKeys, StoreKey};
-pub use store::{Listed, Store, StoreOptions};
-pub use usage::{SnapshotUsage, Usage};
+pub use store::{Listed, Listing, Store, StoreOptions};
+pub use usage::{SnapshotUsage, StoreUsage, Usage};
 pub use write::{Bytes, ChunkSource, WriteOptions, Writer};
+
+/// Told what goes wrong without anybody else noticing.
+pub type Log = std::sync::Arc<dyn Fn(&str) + Send + Sync>;
 
 pub use multifd_core;
 pub use object_store;

@@ -7,11 +7,12 @@ use crate::name::PackName;
 use crate::threads::on_threads;
 use crate::{Store, StoreError};
 use multifd_core::sync::lock;
+use std::collections::HashSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Bytes read from a pack's end at once: the index of most packs.
-const LAST_READ: u64 = 32 << 10;
+const LAST_READ: u64 = 64 << 10;
 /// Requests that run at the same time.
 const AT_ONCE: usize = 16;
 
@@ -48,9 +49,19 @@ impl Store {
         number: u32,
     ) -> Result<Vec<ChunkRef>, StoreError> {
         let path = pack.name.path();
+        let short = || StoreError::Damaged {
+            object: path.clone(),
+            why: "it is shorter than its listing says".into(),
+        };
+        if pack.len < FOOTER as u64 {
+            return Err(short());
+        }
         let start = pack.len.saturating_sub(LAST_READ);
         let last = self.backend.get_range(&path, start..pack.len)?;
-        let footer = &last[last.len().saturating_sub(FOOTER)..];
+        if last.len() as u64 != pack.len - start {
+            return Err(short());
+        }
+        let footer = &last[last.len() - FOOTER..];
         let len = index_len(pack.name, pack.len, footer)?;
         let data = pack.len - (FOOTER + len) as u64;
         let mut index = if data >= start {
@@ -58,7 +69,7 @@ impl Store {
             last[at..last.len() - FOOTER].to_vec()
         } else {
             let range = data..pack.len - FOOTER as u64;
-            self.backend.get_range(&path, range)?.to_vec()
+            self.backend.get_range(&path, range)?
         };
         read_index(pack.name, data, &mut index, number, self.keys.as_deref())
     }
@@ -99,14 +110,11 @@ impl Store {
         })
     }
 
-    /// Packs that a garbage collection is about to remove, and since when, by the storage's clock.
-    pub(crate) fn condemned(&self) -> Result<Vec<(PackName, i64)>, StoreError> {
-        let of = |meta: Meta| Some((PackName::of_path(&meta.path)?, meta.modified));
-        Ok(self
-            .backend
-            .list("condemned")?
-            .into_iter()
-            .filter_map(of)
+    /// Packs that a garbage collection is about to remove.
+    pub(crate) fn condemned_names(&self) -> Result<HashSet<PackName>, StoreError> {
+        let condemned = self.backend.list("condemned")?.into_iter();
+        Ok(condemned
+            .filter_map(|meta| PackName::of_path(&meta.path))
             .collect())
     }
 }

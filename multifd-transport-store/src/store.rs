@@ -5,10 +5,13 @@ use crate::format::manifest::{Head, MAX_BODY, MAX_HEAD, Manifest, PREFIX, Prefix
 use crate::format::{CHUNK_SIZES, DEFAULT_CHUNK, VERSION, is_chunk_size};
 use crate::name::{check_snapshot_name, from_hex, to_hex};
 use crate::seal::random;
+use crate::threads::on_threads;
 use crate::{OpenKeys, StoreAddress, StoreError, StoreKey};
+use multifd_core::sync::lock;
 use object_store::ObjectStore;
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// The path of the object that makes a place a store.
@@ -17,6 +20,10 @@ const HEADER: &str = "multifd-store.json";
 const MAX_HEADER: u64 = 4096;
 /// Bytes of a manifest that are read to know its head, if it is not longer.
 const FIRST_READ: u64 = 16 << 10;
+/// Objects that are read at the same time.
+const AT_ONCE: u64 = 16;
+/// Bytes that they may take together.
+const IN_MEMORY: u64 = 128 << 20;
 
 /// What a store says of itself.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -84,6 +91,55 @@ pub struct Listed {
     pub manifest_len: u64,
 }
 
+/// Reads objects, some at a time: as many as hold no more than [`IN_MEMORY`] together, at `times`
+/// their bytes. `take` gets what was read of each, in any order. Its first error ends it.
+pub(crate) fn each<T: Send>(
+    metas: &[Meta],
+    times: u64,
+    read: impl Fn(&Meta) -> Result<T, StoreError> + Sync,
+    take: impl FnMut(&Meta, Result<T, StoreError>) -> Result<(), StoreError> + Send,
+) -> Result<(), StoreError> {
+    let next = AtomicUsize::new(0);
+    let take = Mutex::new(take);
+    let largest = metas.iter().map(|meta| meta.len).max().unwrap_or(0);
+    let fit = IN_MEMORY / (largest * times).max(1);
+    let threads = (metas.len() as u64 / 4).min(fit).clamp(1, AT_ONCE);
+    on_threads(threads as usize, || {
+        while let Some(meta) = metas.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let found = read(meta);
+            let mut take = lock(&take);
+            take(meta, found).inspect_err(|_| next.store(metas.len(), Ordering::Relaxed))?;
+        }
+        Ok(())
+    })
+}
+
+/// What is in a store.
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub struct Listing {
+    /// Its snapshots, by name.
+    pub snapshots: Vec<Listed>,
+    /// Manifests that cannot be read: their paths, and why.
+    pub unreadable: Vec<(String, StoreError)>,
+}
+
+impl Listing {
+    /// Notes why a manifest could not be read. An error that is not the manifest's fault is
+    /// returned.
+    pub(crate) fn note(&mut self, meta: &Meta, error: StoreError) -> Result<(), StoreError> {
+        match error {
+            // It has been removed since.
+            StoreError::Missing { .. } => {}
+            StoreError::Damaged { .. } | StoreError::Version { .. } | StoreError::Name { .. } => {
+                self.unreadable.push((meta.path.clone(), error));
+            }
+            error => return Err(error),
+        }
+        Ok(())
+    }
+}
+
 impl Store {
     /// Opens a store.
     ///
@@ -139,7 +195,7 @@ impl Store {
             why: error.to_string(),
         })?;
         // Another writer may be first: then its store is the one.
-        backend.put(HEADER, text.into(), true)?;
+        backend.create(HEADER, &text.into(), &|| Ok(()))?;
         Self::open_at(backend, options)
     }
 
@@ -206,6 +262,15 @@ impl Store {
         self.keys.is_some()
     }
 
+    /// Whether equal chunks have equal names in both stores.
+    pub(crate) fn names_alike(&self, other: &Self) -> bool {
+        match (self.is_encrypted(), other.is_encrypted()) {
+            (false, false) => true,
+            (true, true) => self.id == other.id,
+            _ => false,
+        }
+    }
+
     /// The path of what is kept of a snapshot in one of the store's folders.
     fn path_in(&self, folder: &str, name: &str) -> String {
         match self.keys.as_deref() {
@@ -231,25 +296,48 @@ impl Store {
         self.backend.list("snapshots")
     }
 
-    /// The snapshots by name: each one's head, which does not need its whole manifest read.
+    /// The snapshots by name: each one's head, which does not need its whole manifest read. One
+    /// whose manifest cannot be read does not hide the others.
+    ///
+    /// # Errors
+    /// [`StoreError`], if the storage cannot be listed or does not answer.
+    pub fn list(&self) -> Result<Listing, StoreError> {
+        let mut listing = Listing::default();
+        let metas = self.manifest_objects()?;
+        each(
+            &metas,
+            0,
+            |meta| self.head_of(meta),
+            |meta, head| match head {
+                Ok(head) => {
+                    listing.snapshots.push(Listed {
+                        head,
+                        manifest_len: meta.len,
+                    });
+                    Ok(())
+                }
+                Err(error) => listing.note(meta, error),
+            },
+        )?;
+        let name = |one: &Listed| one.head.name.clone();
+        listing.snapshots.sort_by_key(name);
+        listing.unreadable.sort_by(|one, other| one.0.cmp(&other.0));
+        Ok(listing)
+    }
+
+    /// A snapshot's head; `None` if there is no such snapshot.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn list(&self) -> Result<Vec<Listed>, StoreError> {
-        let mut all = Vec::new();
-        for meta in self.manifest_objects()? {
-            match self.head_of(&meta) {
-                Ok(head) => all.push(Listed {
-                    head,
-                    manifest_len: meta.len,
-                }),
-                // It has been removed since.
-                Err(StoreError::Missing { .. }) => {}
-                Err(error) => return Err(error),
-            }
+    pub fn head(&self, name: &str) -> Result<Option<Head>, StoreError> {
+        check_snapshot_name(name)?;
+        let Some(meta) = self.backend.head(&self.manifest_path(name))? else {
+            return Ok(None);
+        };
+        match self.head_of(&meta) {
+            Err(StoreError::Missing { .. }) => Ok(None),
+            other => other.map(Some),
         }
-        all.sort_by(|one, other| one.head.name.cmp(&other.head.name));
-        Ok(all)
     }
 
     fn head_of(&self, meta: &Meta) -> Result<Head, StoreError> {
@@ -259,7 +347,7 @@ impl Store {
         let range = prefix.head_range();
         let mut stored = match first.get(range.start as usize..range.end as usize) {
             Some(head) => head.to_vec(),
-            None => self.backend.get_range(path, range)?.to_vec(),
+            None => self.backend.get_range(path, range)?,
         };
         let head = Head::read(path, &mut stored, self.keys.as_deref())?;
         self.check_place(path, &head)?;
@@ -298,7 +386,10 @@ impl Store {
     }
 
     fn no_snapshot(&self, name: &str) -> StoreError {
-        let names = self.list().unwrap_or_default();
+        let names = match self.list() {
+            Ok(listing) => listing.snapshots,
+            Err(error) => return error,
+        };
         let mut known: Vec<_> = names.iter().map(|one| one.head.name.as_str()).collect();
         let more = known.len().saturating_sub(10);
         known.truncate(10);

@@ -22,8 +22,8 @@ impl FirstError {
     }
 }
 
-/// Runs `work` on so many threads, this one among them, and returns when all have ended. An error
-/// of one does not end the others: `work` sees to that.
+/// Runs `work` on so many threads, this one among them, and returns when all have ended. Fewer do it
+/// if the system starts no more. An error of one does not end the others: `work` sees to that.
 pub(crate) fn on_threads(
     threads: usize,
     work: impl Fn() -> Result<(), StoreError> + Sync,
@@ -36,7 +36,10 @@ pub(crate) fn on_threads(
     };
     std::thread::scope(|scope| {
         for _ in 1..threads {
-            scope.spawn(run);
+            let builder = std::thread::Builder::new().name("store".into());
+            if builder.spawn_scoped(scope, run).is_err() {
+                break;
+            }
         }
         run();
     });

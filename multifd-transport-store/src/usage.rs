@@ -1,7 +1,9 @@
 //! How much snapshots take, alone and together.
 
+use crate::backend::Meta;
 use crate::format::manifest::Head;
 use crate::name::ChunkName;
+use crate::store::{Listing, each};
 use crate::{Store, StoreError};
 use serde::Serialize;
 use std::collections::HashMap;
@@ -47,6 +49,18 @@ pub struct Usage {
     pub manifest_bytes: u64,
 }
 
+/// What a store and its snapshots take.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct StoreUsage {
+    /// All together.
+    pub all: Usage,
+    /// By snapshot, in the order of their names.
+    pub snapshots: Vec<SnapshotUsage>,
+    /// Manifests that cannot be read: their paths, and why.
+    pub unreadable: Vec<(String, StoreError)>,
+}
+
 /// A chunk in use.
 struct InUse {
     /// The only snapshot that uses it, if it is the only one.
@@ -62,15 +76,17 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn usage(&self) -> Result<(Usage, Vec<SnapshotUsage>), StoreError> {
+    pub fn usage(&self) -> Result<StoreUsage, StoreError> {
         let mut chunks: HashMap<ChunkName, InUse> = HashMap::new();
         let mut snapshots = Vec::new();
         let mut usage = Usage::default();
+        let mut listing = Listing::default();
         let sets: Vec<_> = self.backend.list("working-sets")?;
-        for meta in self.manifest_objects()? {
-            let manifest = match self.read_manifest(&meta.path) {
-                Err(StoreError::Missing { .. }) => continue,
-                other => other?,
+        let read = |meta: &Meta| self.read_manifest(&meta.path);
+        each(&self.manifest_objects()?, 3, read, |meta, manifest| {
+            let manifest = match manifest {
+                Ok(manifest) => manifest,
+                Err(error) => return listing.note(meta, error),
             };
             let number = snapshots.len();
             let mut lens = vec![manifest.head.chunk_size; manifest.chunks().len()];
@@ -101,7 +117,8 @@ impl Store {
                 has_working_set: sets.iter().any(|one| one.path == set),
                 head: manifest.head,
             });
-        }
+            Ok(())
+        })?;
         for chunk in chunks.values() {
             usage.unique += u64::from(chunk.len);
             usage.stored += u64::from(chunk.stored);
@@ -118,6 +135,10 @@ impl Store {
         usage.chunks = chunks.len();
         usage.packs = packs.len();
         usage.pack_bytes = packs.iter().map(|pack| pack.len).sum();
-        Ok((usage, snapshots))
+        Ok(StoreUsage {
+            all: usage,
+            snapshots,
+            unreadable: listing.unreadable,
+        })
     }
 }

@@ -130,20 +130,21 @@ fn what_goes_in_comes_out_and_equal_chunks_are_stored_once() {
         second.sizes
     );
     assert_eq!(first.sizes.new, first.sizes.stored);
-    let (usage, snapshots) = store.usage().unwrap();
-    assert_eq!(usage.snapshots, 2);
-    assert_eq!(usage.stored, first.sizes.stored + second.sizes.new);
-    assert_eq!(snapshots[1].unique, second.sizes.new);
+    let usage = store.usage().unwrap();
+    assert_eq!(usage.all.snapshots, 2);
+    assert_eq!(usage.all.stored, first.sizes.stored + second.sizes.new);
+    assert_eq!(usage.snapshots[1].unique, second.sizes.new);
     let known: Vec<_> = store
         .list()
         .unwrap()
+        .snapshots
         .into_iter()
         .map(|one| one.head.name)
         .collect();
     assert_eq!(known, ["one", "two"]);
     let refused = Writer::start(&store, "one", WriteOptions::default());
     assert!(matches!(refused, Err(StoreError::Exists { .. })));
-    let found = differences(&open(&store, "one"), &open(&store, "two")).unwrap();
+    let found = differences(&open(&store, "one"), &open(&store, "two"), |_| true).unwrap();
     let ranges = &found.blocks[0].ranges;
     assert_eq!((ranges.len(), &ranges[0]), (1, &(900 << 10..904 << 10)));
     assert!(!found.streams_differ);
@@ -408,7 +409,7 @@ fn a_writer_that_stops_leaves_no_snapshot() {
     cancel.cancel();
     assert!(writer.block(&guest(3), &ZeroPages::Detect).is_err());
     assert!(matches!(writer.finish(), Err(StoreError::Cancelled(_))));
-    assert!(store.list().unwrap().is_empty());
+    assert!(store.list().unwrap().snapshots.is_empty());
     gc(&store, &GcOptions::default()).unwrap();
     let left: Vec<_> = files(folder.path());
     assert_eq!(left, [folder.path().join("multifd-store.json")]);

@@ -16,3 +16,4 @@ pub mod pair;
 pub mod program;
 pub mod proxy;
 pub mod qemu;
+pub mod stores;

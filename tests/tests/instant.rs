@@ -8,6 +8,7 @@ use multifd_tests::guest::{count, sha256};
 use multifd_tests::linux_guest::{LinuxGuest, Said};
 use multifd_tests::program::{self, extract, json, run};
 use multifd_tests::qemu::{Qemu, program};
+use multifd_tests::stores::{Served, store};
 use serde_json::{Value, json as object};
 use snapshot_steps::{
     boot, load_by_qemu, running, running_privately, said, snapshot, succeed, text,
@@ -499,26 +500,20 @@ fn run_qemu(file: &Path, more: &[&str], qemu: &[&str]) -> std::process::Output {
     run(&args)
 }
 
-#[test]
-fn run_hands_the_qemu_over_and_returns_its_exit_status() {
-    if program().is_none() {
-        return;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let (file, before) = pc(&folder, "vm.mapped", &[]);
+/// Runs a guest until it has reported three times, and ends it by its monitor, which is the user's;
+/// so is the exit status. Returns the first number that it reports.
+fn run_until_it_reports(from: &str, serial: &Path) -> u32 {
     let drive = format!("if=floppy,format=raw,readonly=on,file={BOOT}");
-    let serial = folder.path().join("serial");
     let serial_to = format!("file:{}", serial.display());
     let args = [
         "-M", "pc", "-m", "16", "-drive", &drive, "-serial", &serial_to,
     ];
-    let reports = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
-    // The monitor is the user's, and so is the exit status.
+    let reports = || std::fs::read_to_string(serial).unwrap_or_default();
     let name = std::env::var("MULTIFD_QEMU").unwrap_or_else(|_| "qemu-system-x86_64".into());
     let mut child = Command::new(program::path())
         .args([
             "run",
-            text(&file),
+            from,
             "--",
             &name,
             "-nodefaults",
@@ -534,7 +529,7 @@ fn run_hands_the_qemu_over_and_returns_its_exit_status() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    while reports(&serial).matches('\n').count() < 3 {
+    while reports().matches('\n').count() < 3 {
         assert!(child.try_wait().unwrap().is_none());
     }
     std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"quit\n").unwrap();
@@ -545,12 +540,33 @@ fn run_hands_the_qemu_over_and_returns_its_exit_status() {
         "{}",
         said(&output)
     );
-    let first = reports(&serial).lines().next().unwrap().to_owned();
-    let first = u32::from_str_radix(first.strip_prefix('C').unwrap(), 16).unwrap();
-    assert!(
-        first == (before & !0xfff) + 0x1000 || first == before,
-        "{first:x}, {before:x}"
-    );
+    let first = reports().lines().next().unwrap().to_owned();
+    u32::from_str_radix(first.strip_prefix('C').unwrap(), 16).unwrap()
+}
+
+#[test]
+fn run_hands_the_qemu_over_and_returns_its_exit_status() {
+    if program().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (file, before) = pc(&folder, "vm.mapped", &[]);
+    // The same from a store.
+    let _served = Served(folder.path());
+    let stored = store(folder.path(), "vm");
+    succeed(&["store", "import", "-q", text(&file), &stored]);
+    let ram = folder.path().join("ram");
+    let args = ["--block", "pc.ram", "--out", text(&ram)];
+    succeed(&[&["extract", &stored][..], &args].concat());
+    assert!(std::fs::read(&ram).unwrap() == extract(&file, "pc.ram"));
+    for (number, from) in [text(&file), &stored].into_iter().enumerate() {
+        let serial = folder.path().join(format!("serial{number}"));
+        let first = run_until_it_reports(from, &serial);
+        assert!(
+            first == (before & !0xfff) + 0x1000 || first == before,
+            "{from}: {first:x}, {before:x}"
+        );
+    }
     // A machine that does not fit, and a QEMU that does not start, are said.
     let output = run_qemu(
         &file,

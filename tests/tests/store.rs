@@ -3,110 +3,13 @@
 
 mod snapshot_steps;
 
-use multifd_core::RamBlock;
 use multifd_tests::linux_guest::{LinuxGuest, Said};
-use multifd_tests::mapped;
 use multifd_tests::program::{Recv, json, path, run, run_measured};
-use multifd_tests::qemu::{Qemu, program, seeded};
+use multifd_tests::qemu::{Qemu, program};
+use multifd_tests::stores::{Mounted, Served, image, store, until};
 use snapshot_steps::{running, said, succeed, text, waiting};
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, PermissionsExt};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
-
-/// How long anything may take.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
-    while !done() {
-        assert!(Instant::now() < end, "{what}");
-        std::thread::yield_now();
-    }
-}
-
-/// A file with a guest of `mib`, whose first `data` MiB hold something.
-fn image(folder: &Path, name: &str, mib: u64, data: usize, seed: u64) -> PathBuf {
-    let block = RamBlock::anonymous("pc.ram", mib << 20, 4096).unwrap();
-    let contents = seeded(data << 20, seed);
-    block
-        .region(0, contents.len())
-        .unwrap()
-        .copy_from(&contents);
-    let path = folder.join(name);
-    mapped::create(&path, block);
-    path
-}
-
-/// A `multifd mount` that serves. It is told to end when dropped.
-struct Mounted {
-    child: Child,
-    folder: PathBuf,
-}
-
-impl Mounted {
-    fn start(store: &Path, folder: &Path, more: &[&str]) -> Self {
-        std::fs::create_dir_all(folder).unwrap();
-        let mut child = Command::new(path())
-            .args(["mount", text(store), text(folder)])
-            .args(more)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        let mut out = BufReader::new(child.stdout.take().unwrap());
-        out.read_line(&mut line).unwrap();
-        assert!(line.starts_with("mounted at "), "{line}");
-        Self {
-            child,
-            folder: folder.into(),
-        }
-    }
-
-    fn signal(&self, name: &str) {
-        let sent = Command::new("kill")
-            .args([&format!("-{name}"), &self.child.id().to_string()])
-            .status();
-        assert!(sent.unwrap().success());
-    }
-
-    /// Tells it to end; returns its exit status and what it said.
-    fn end(mut self) -> (Option<i32>, String) {
-        self.signal("TERM");
-        until("the mount ends", || {
-            self.child.try_wait().unwrap().is_some()
-        });
-        let status = self.child.wait().unwrap().code();
-        let mut said = String::new();
-        self.child
-            .stderr
-            .take()
-            .unwrap()
-            .read_to_string(&mut said)
-            .unwrap();
-        (status, said)
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        if self.child.try_wait().unwrap().is_none() {
-            self.signal("TERM");
-            let _ = self.child.wait();
-        }
-        let _ = Command::new("umount")
-            .args(["-l", text(&self.folder)])
-            .output();
-    }
-}
-
-fn store(folder: &Path, name: &str) -> String {
-    format!("store:{}#{name}", folder.join("store").display())
-}
+use std::process::Command;
+use std::time::Instant;
 
 /// Without the passes over the disk, which goes on without a restored copy.
 fn memory_of(qemu: &Qemu) -> Said {
@@ -120,6 +23,7 @@ fn a_linux_guest_into_a_store_and_on_from_it() {
     };
     let folder = snapshot_steps::folder();
     let place = folder.path();
+    let _served = Served(place);
     let args = guest.sized(&place.join("disk"), 256, "memory=32");
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     let mut source = Qemu::bare(&words);
@@ -227,6 +131,7 @@ fn what_qemu_sends_is_received_into_a_store_and_sent_out_of_it() {
     }
     let folder = snapshot_steps::folder();
     let place = folder.path();
+    let _served = Served(place);
     let mut source = running();
     let out = store(place, "vm");
     let spool = ["--spool", text(place)];
@@ -275,164 +180,6 @@ fn what_qemu_sends_is_received_into_a_store_and_sent_out_of_it() {
     ]);
     copy.wait_settled();
     assert_eq!(copy.ram_sha256(), sha);
-}
-
-#[test]
-fn a_mount_has_the_files_and_ends_when_it_is_told_to() {
-    let folder = snapshot_steps::folder();
-    let place = folder.path();
-    let file = image(place, "vm", 64, 8, 1);
-    succeed(&["store", "import", "-q", text(&file), &store(place, "vm")]);
-    // Memory as another monitor writes it, and what it keeps beside it.
-    let raw = place.join("mem");
-    std::fs::write(&raw, seeded(4 << 20, 7)).unwrap();
-    let state = place.join("vm.state");
-    std::fs::write(&state, b"state of a microVM").unwrap();
-    let beside = format!("vmstate={}", text(&state));
-    let args = [
-        "store",
-        "import",
-        "-q",
-        "--raw",
-        text(&raw),
-        &store(place, "fc"),
-        "--attach",
-        &beside,
-    ];
-    succeed(&args);
-    let mount = Mounted::start(&place.join("store"), &place.join("mnt"), &[]);
-    let at = |path: &str| mount.folder.join(path);
-    let mut names: Vec<_> = std::fs::read_dir(&mount.folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    assert_eq!(names, ["fc", "vm"]);
-    succeed(&["diff", text(&file), text(&at("vm/vm.mapped"))]);
-    assert!(std::fs::read(at("vm/vm.mapped")).unwrap() == std::fs::read(&file).unwrap());
-    assert!(std::fs::read(at("fc/memory")).unwrap() == std::fs::read(&raw).unwrap());
-    assert_eq!(
-        std::fs::read(at("fc/vmstate")).unwrap(),
-        b"state of a microVM"
-    );
-    let manifest = std::fs::read(at("fc/manifest.json")).unwrap();
-    let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
-    assert_eq!(manifest["name"], "fc");
-    // Mapped privately, as a monitor does, and written to.
-    let memory = File::open(at("fc/memory")).unwrap();
-    // SAFETY: the file does not change.
-    #[allow(unsafe_code)]
-    let mut map = unsafe { memmap2::MmapOptions::new().map_copy(&memory).unwrap() };
-    assert!(map[..] == std::fs::read(&raw).unwrap()[..]);
-    map[..3].copy_from_slice(b"new");
-    assert_eq!(
-        std::fs::read(at("fc/memory")).unwrap()[..8],
-        std::fs::read(&raw).unwrap()[..8]
-    );
-    // Holes are holes, and nothing can be written.
-    let mut guest = File::open(at("vm/ram/pc.ram")).unwrap();
-    assert_eq!(
-        std::io::copy(&mut (&guest).take(10), &mut std::io::sink()).unwrap(),
-        10
-    );
-    assert_eq!(guest.seek(SeekFrom::End(0)).unwrap(), 64 << 20);
-    for path in ["vm/vm.mapped", "new", "vm/new"] {
-        assert!(
-            File::options()
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(at(path))
-                .is_err()
-        );
-    }
-    assert!(std::fs::remove_file(at("vm/memory")).is_err());
-    assert!(File::open(at("none")).is_err() && File::open(at("vm/none")).is_err());
-    // A snapshot that comes later is there, too.
-    succeed(&["store", "import", "-q", text(&file), &store(place, "later")]);
-    assert!(File::open(at("later/vm.mapped")).is_ok());
-    // It ends though somebody has files open and mapped.
-    let point = mount.folder.clone();
-    let (status, said) = mount.end();
-    assert_eq!((status, said.as_str()), (Some(0), ""));
-    assert!(std::fs::read_dir(&point).unwrap().next().is_none());
-    drop((map, memory, guest));
-    // What was read first is known now.
-    let shown = json(&succeed(&["store", "show", "--json", &store(place, "fc")]));
-    assert!(shown["working_set"].as_u64() > Some(0), "{shown}");
-    let mount = Mounted::start(&place.join("store"), &place.join("mnt"), &["--only", "fc"]);
-    assert!(std::fs::read(mount.folder.join("fc/memory")).unwrap() == std::fs::read(&raw).unwrap());
-    assert!(std::fs::read_dir(mount.folder.join("vm")).is_err());
-}
-
-/// Damages the chunk that holds a place of the guest's memory.
-fn damage(folder: &Path) {
-    for pack in walk(&folder.join("store/packs")) {
-        let file = File::options().read(true).write(true).open(pack).unwrap();
-        let mut byte = [0];
-        file.read_exact_at(&mut byte, 100).unwrap();
-        file.write_all_at(&[byte[0] ^ 1], 100).unwrap();
-    }
-}
-
-fn walk(folder: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            found.extend(walk(&path));
-        } else {
-            found.push(path);
-        }
-    }
-    found
-}
-
-#[test]
-fn a_damaged_chunk_is_an_error_that_names_it() {
-    let folder = snapshot_steps::folder();
-    let place = folder.path();
-    let file = image(place, "vm", 16, 4, 1);
-    let from = store(place, "vm");
-    succeed(&["store", "import", "-q", text(&file), &from]);
-    damage(place);
-    let checked = run(&["verify", "--json", &from]);
-    assert_eq!(checked.status.code(), Some(1));
-    let problems = json(&checked)["problems"].clone();
-    assert!(
-        problems[0].as_str().unwrap().contains("pc.ram at 0x"),
-        "{problems}"
-    );
-    let mount = Mounted::start(&place.join("store"), &place.join("mnt"), &[]);
-    let memory = File::open(mount.folder.join("vm/memory")).unwrap();
-    let (mut good, mut bad) = (0, 0);
-    for at in (0..16 << 20).step_by(64 << 10) {
-        let mut out = vec![0; 4096];
-        match memory.read_exact_at(&mut out, at) {
-            Ok(()) => good += 1,
-            Err(error) => {
-                assert_eq!(error.raw_os_error(), Some(5), "{error}");
-                bad += 1;
-            }
-        }
-    }
-    assert!(good > 200 && (1..50).contains(&bad), "{good} {bad}");
-    drop(memory);
-    let (_, log) = mount.end();
-    assert!(
-        log.contains("vm/memory: chunk ") && log.contains("pc.ram at 0x"),
-        "{log}"
-    );
-    // Sending it, and writing it out, say so as well, and leave nothing behind.
-    let out = place.join("out");
-    let exported = run(&["store", "export", "-q", &from, "--out", text(&out)]);
-    assert!(said(&exported).contains("chunk ") && !out.exists());
-    let copy = place.join("copy");
-    let recv = Recv::start("tcp:127.0.0.1:0", &copy, &[]);
-    let sent = run(&["send", "-q", &from, "--to", &recv.address]);
-    assert_eq!(sent.status.code(), Some(1));
-    assert!(said(&sent).contains("chunk "), "{}", said(&sent));
-    assert!(!recv.finish().status.success() && !copy.exists());
 }
 
 #[test]
@@ -485,67 +232,6 @@ fn a_writer_that_is_killed_leaves_a_whole_snapshot_or_none() {
     assert_eq!(report["ok"], true);
     for name in list() {
         succeed(&["verify", &store(place, &name)]);
-    }
-}
-
-#[test]
-fn an_encrypted_store_needs_its_key_everywhere() {
-    let folder = snapshot_steps::folder();
-    let place = folder.path();
-    let file = image(place, "vm", 16, 4, 1);
-    let key = place.join("key");
-    let write = |key: &Path, contents: &[u8]| {
-        std::fs::write(key, contents).unwrap();
-        std::fs::set_permissions(key, PermissionsExt::from_mode(0o600)).unwrap();
-    };
-    write(&key, &[7; 32]);
-    let from = store(place, "vm");
-    let with = ["--key-file", text(&key)];
-    succeed(&[&["store", "import", "-q", text(&file), &from], &with[..]].concat());
-    for args in [
-        vec!["store", "ls", text(&place.join("store"))],
-        vec!["verify", &from],
-        vec!["inspect", &from],
-    ] {
-        let refused = run(&args);
-        assert!(
-            said(&refused).contains("--key-file"),
-            "{args:?}: {}",
-            said(&refused)
-        );
-        succeed(&[&args[..], &with].concat());
-    }
-    let out = place.join("out");
-    succeed(
-        &[
-            &["store", "export", "-q", &from, "--out", text(&out)],
-            &with[..],
-        ]
-        .concat(),
-    );
-    assert!(std::fs::read(&out).unwrap() == std::fs::read(&file).unwrap());
-    // Into a store with another key, named by a variable there.
-    let second = place.join("key2");
-    write(&second, format!("{}\n", "08".repeat(32)).as_bytes());
-    let vault = place.join("vault");
-    let copy = [
-        "store",
-        "copy",
-        "-q",
-        &from,
-        text(&vault),
-        "--to-key-file",
-        text(&second),
-    ];
-    succeed(&[&copy[..], &with].concat());
-    let output = Command::new(path())
-        .args(["store", "ls", "--json", text(&vault)])
-        .env("MULTIFD_KEY_FILE", &second)
-        .output()
-        .unwrap();
-    assert_eq!(json(&output)["snapshots"][0]["name"], "vm");
-    for path in walk(&vault) {
-        assert!(!path.display().to_string().ends_with("/vm"));
     }
 }
 
@@ -614,4 +300,16 @@ fn json_is_as_the_schema_says() {
         let printed = json(&output);
         assert!(validator.is_valid(&printed), "{args:?}: {printed}");
     }
+    std::fs::write(all.join("snapshots/stray"), b"not a manifest").unwrap();
+    for command in ["ls", "stats"] {
+        let printed = json(&run(&["store", command, "--json", text(&all)]));
+        let listed = printed["unreadable"].as_array().map(Vec::len);
+        assert!(
+            validator.is_valid(&printed) && listed == Some(1),
+            "{printed}"
+        );
+    }
+    let mount = Mounted::with(&all, &place.join("mnt"), &["--json"]);
+    let printed = serde_json::from_str(&mount.said).unwrap();
+    assert!(validator.is_valid(&printed), "{printed}");
 }

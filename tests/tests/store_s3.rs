@@ -208,12 +208,12 @@ fn a_server_that_is_overloaded_is_asked_again_later() {
     let server = ObjectServer::start();
     let folder = tempfile::tempdir().unwrap();
     let one = image(folder.path(), 1);
-    let (address, count) = overloaded(&server.address, 5);
+    let (address, count) = overloaded(&server.address, 14);
     let mut variables = server.variables(Some(&address));
     variables.push(("AWS_POOL_MAX_IDLE_PER_HOST", "0".into()));
     let name = format!("store:s3://{BUCKET}#one");
     succeed(&variables, &["store", "import", "-q", text(&one), &name]);
-    assert!(count.load(Ordering::SeqCst) > 5);
+    assert!(count.load(Ordering::SeqCst) > 14);
     succeed(&server.variables(None), &["verify", &name]);
 }
 

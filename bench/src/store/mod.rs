@@ -3,6 +3,7 @@
 mod growth;
 mod guests;
 mod peers;
+mod raw_fuse;
 mod reads;
 #[cfg(feature = "s3")]
 mod slow_storage;
@@ -12,12 +13,14 @@ mod writes;
 use crate::machine::Machine;
 use crate::ours::Outcome;
 use crate::program::command;
+use crate::program::machines::text;
 use crate::qemu;
 use crate::results::middle;
 use clap::Args;
+use multifd_transport_store::{Store as MultifdStore, StoreOptions};
 use serde::Serialize;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Measures stores: writing, sizes, reading, starting from them.
 #[derive(Debug, Args)]
@@ -95,6 +98,13 @@ pub(crate) type Way<'a> = (
 impl Stage<'_> {
     pub(crate) fn wants(&self, case: &str) -> bool {
         case.contains(&self.only)
+    }
+
+    /// Makes a store with chunks of the size that was asked for.
+    pub(crate) fn make_store(&self, folder: &Path) -> Outcome<()> {
+        let options = StoreOptions::default().chunk_size(self.chunk.parse()?);
+        MultifdStore::open_or_create(&text(folder)?.parse()?, &options)?;
+        Ok(())
     }
 
     /// Notes figures of one, and prints them.

@@ -4,6 +4,7 @@ use crate::ours::Outcome;
 use memmap2::Mmap;
 use std::collections::HashSet;
 use std::fs::File;
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -27,9 +28,10 @@ fn is_zero(bytes: &[u8]) -> bool {
 }
 
 /// zstd alone, on all processors: pieces of so many bytes that are not zero, compressed at level 1
-/// and thrown away. Returns seconds.
-pub(super) fn zstd_alone(file: &Path, piece: usize) -> Outcome<f64> {
+/// and thrown away, or written to a file in any order and synced. Returns seconds.
+pub(super) fn zstd_alone(file: &Path, piece: usize, to: Option<&Path>) -> Outcome<f64> {
     let map = map(file)?;
+    let written = to.map(File::create).transpose()?;
     let next = AtomicUsize::new(0);
     let begun = Instant::now();
     let work = || -> std::io::Result<()> {
@@ -46,6 +48,9 @@ pub(super) fn zstd_alone(file: &Path, piece: usize) -> Outcome<f64> {
             if !is_zero(bytes) {
                 out.clear();
                 compressor.compress_to_buffer(bytes, &mut out)?;
+                if let Some(mut file) = written.as_ref() {
+                    file.write_all(&out)?;
+                }
             }
         }
     };
@@ -56,6 +61,7 @@ pub(super) fn zstd_alone(file: &Path, piece: usize) -> Outcome<f64> {
             .into_iter()
             .try_for_each(|thread| thread.join().unwrap_or(Ok(())))
     })?;
+    written.map_or(Ok(()), |file| file.sync_all())?;
     Ok(begun.elapsed().as_secs_f64())
 }
 

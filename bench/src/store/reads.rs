@@ -1,7 +1,7 @@
 //! Reading out of a store: any page at any time, and all of it through a mount.
 
 use super::peers::unzstd_rate;
-use super::{Stage, Way};
+use super::{Stage, Way, raw_fuse};
 use crate::image::{self, Numbers};
 use crate::ours::Outcome;
 use crate::process::MemoryWatch;
@@ -83,7 +83,6 @@ fn read_all(file: &Path) -> Outcome<f64> {
     Ok(begun.elapsed().as_secs_f64())
 }
 
-#[allow(clippy::cast_precision_loss)] // Figures for people.
 pub(super) fn measure(stage: &mut Stage<'_>) -> Outcome<()> {
     if !stage.wants("read, random 4 KiB") && !stage.wants("read, through a mount") {
         return Ok(());
@@ -104,6 +103,14 @@ pub(super) fn measure(stage: &mut Stage<'_>) -> Outcome<()> {
     ])?;
     let opened = Store::open(&text(&store)?.parse()?, &StoreOptions::default())?;
     let snapshot = Snapshot::open(&opened, "image", &ChunkCache::new(0))?;
+    random(stage, &file, &snapshot)?;
+    through_mount(stage, &file, &store, &snapshot)?;
+    std::fs::remove_dir_all(&store)?;
+    Ok(std::fs::remove_file(&file)?)
+}
+
+/// Single pages, at places that are the same in every run.
+fn random(stage: &mut Stage<'_>, file: &Path, snapshot: &Snapshot) -> Outcome<()> {
     // Pages of chunks that are stored.
     let size = u64::from(snapshot.manifest().head.chunk_size);
     let stored = snapshot.manifest().table(0).enumerate();
@@ -117,7 +124,7 @@ pub(super) fn measure(stage: &mut Stage<'_>) -> Outcome<()> {
             chunk + numbers.next() % (size / 4096) * 4096
         })
         .collect();
-    let raw = File::open(&file)?;
+    let raw = File::open(file)?;
     let mut page = [0; 4096];
     let mut latencies = |read: &mut dyn FnMut(u64, &mut [u8]) -> Outcome<()>| -> Outcome<Vec<f64>> {
         let mut all = Vec::with_capacity(places.len());
@@ -142,26 +149,52 @@ pub(super) fn measure(stage: &mut Stage<'_>) -> Outcome<()> {
             stage.note((name, who, "us"), vec![all[all.len() * part / 100]], None)?;
         }
     }
+    Ok(())
+}
+
+/// All of it, beside a file that FUSE serves as it is.
+#[allow(clippy::cast_precision_loss)] // Figures for people.
+fn through_mount(
+    stage: &mut Stage<'_>,
+    file: &Path,
+    store: &Path,
+    snapshot: &Snapshot,
+) -> Outcome<()> {
     let mount = stage.disk.join("mnt");
     let mut memory = None;
     let nonzero = snapshot.manifest().head.sizes.nonzero as f64;
-    let ways: Vec<Way<'_>> = vec![(
-        "multifd mount, 2 readers",
-        Box::new(|| {
-            let more = ["--record", "off", "--only", "image"];
-            let mounted = Mounted::start(text(&store)?, &mount, &[], &more)?;
-            let watch = mounted.watch();
-            let seconds = read_all(&mount.join("image/memory"))?;
-            memory = Some(watch.end());
-            Ok((seconds, memory))
-        }),
-    )];
+    let raw_mount = stage.disk.join("raw");
+    let ways: Vec<Way<'_>> = vec![
+        (
+            "the raw file by FUSE, 2 readers",
+            Box::new(|| {
+                let session = raw_fuse::mount(file, &raw_mount)?;
+                let seconds = read_all(&raw_mount.join("raw"))?;
+                session.umount_and_join()?;
+                Ok((seconds, None))
+            }),
+        ),
+        (
+            "multifd mount, 2 readers",
+            Box::new(|| {
+                let more = ["--record", "off", "--only", "image"];
+                let mounted = Mounted::start(text(store)?, &mount, &[], &more)?;
+                let watch = mounted.watch();
+                let seconds = read_all(&mount.join("image/memory"))?;
+                memory = Some(watch.end());
+                Ok((seconds, memory))
+            }),
+        ),
+    ];
     stage.in_turn("read, through a mount", ways)?;
     let seconds = stage.rows.last().map_or(f64::NAN, |row| row.middle);
     let piece: usize = stage.chunk.parse()?;
-    let unzstd = unzstd_rate(&file, piece)?;
-    let name = "read, rate of what is not zero";
+    let unzstd = unzstd_rate(file, piece)?;
     let gib = |rate: f64| vec![rate / f64::from(1 << 30)];
+    let name = "read, rate of the file";
+    let all = gib(std::fs::metadata(file)?.len() as f64 / seconds);
+    stage.note((name, "multifd mount, 2 readers", "GiB/s"), all, memory)?;
+    let name = "read, rate of what is not zero";
     stage.note(
         (name, "zstd -d of the chunks, 2 threads", "GiB/s"),
         gib(unzstd),
@@ -172,6 +205,5 @@ pub(super) fn measure(stage: &mut Stage<'_>) -> Outcome<()> {
         gib(nonzero / seconds),
         memory,
     )?;
-    std::fs::remove_dir_all(&store)?;
-    Ok(std::fs::remove_file(&file)?)
+    Ok(())
 }

@@ -126,16 +126,11 @@ pub(super) fn measure(stage: &mut Stage<'_>) -> Outcome<()> {
     let mount = stage.disk.join("mnt");
     let place = (mount.as_path(), store.as_str());
     // Recorded once, at the first start.
-    let first = start(&args, place, &far, &["--threads", "32"])?;
+    let first = start(&args, place, &far, &[])?;
     let (mut without, mut with, mut local) = (vec![], vec![], vec![]);
     for _ in 0..stage.runs {
-        without.push(start(
-            &args,
-            place,
-            &far,
-            &["--threads", "32", "--no-replay"],
-        )?);
-        with.push(start(&args, place, &far, &["--threads", "32"])?);
+        without.push(start(&args, place, &far, &["--no-replay"])?);
+        with.push(start(&args, place, &far, &[])?);
         local.push(start(&args, place, &near, &["--no-replay"])?);
     }
     stage.note((case, "without working set", "s"), without, None)?;

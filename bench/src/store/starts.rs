@@ -5,6 +5,7 @@ use crate::ours::Outcome;
 use crate::program::command::run;
 use crate::program::machines::{load, text};
 use crate::program::starts::{bare, first_word, machine, options, ours, snapshot, waits};
+use multifd_tests::stores::Served;
 use std::time::Instant;
 
 const GIB: u64 = 4;
@@ -17,6 +18,8 @@ pub(super) fn measure(stage: &mut Stage<'_>) -> Outcome<()> {
     let file = stage.disk.join("start.mapped");
     snapshot(&stage.memory, GIB, &file)?;
     let store = stage.disk.join("store");
+    let disk = stage.disk.clone();
+    let _served = Served(&disk);
     let from = format!("store:{}#vm", store.display());
     run(&["store", "import", "--json", text(&file)?, &from])?;
     let ways: Vec<Way<'_>> = vec![

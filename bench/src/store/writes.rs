@@ -69,7 +69,11 @@ pub(super) fn measure(stage: &mut Stage<'_>) -> Outcome<()> {
     let mut ways: Vec<Way<'_>> = vec![
         (
             "zstd alone, nothing written",
-            Box::new(|| Ok((zstd_alone(&file, piece)?, None))),
+            Box::new(|| Ok((zstd_alone(&file, piece, None)?, None))),
+        ),
+        (
+            "zstd alone, written and synced",
+            Box::new(|| Ok((zstd_alone(&file, piece, Some(&at("pieces")))?, None))),
         ),
         (
             "multifd store import",
@@ -127,7 +131,7 @@ pub(super) fn measure(stage: &mut Stage<'_>) -> Outcome<()> {
         }
     }
     chunk_sizes(stage, &file)?;
-    for name in ["store", "zst", "restic", "borg"] {
+    for name in ["store", "zst", "restic", "borg", "pieces"] {
         let _ = std::fs::remove_dir_all(at(name));
         let _ = std::fs::remove_file(at(name));
     }

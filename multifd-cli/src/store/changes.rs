@@ -6,7 +6,7 @@ use crate::store_args::{Copy, Gc, Key, Rm};
 use crate::{report, signals};
 use indicatif::HumanBytes;
 use multifd_transport_store::{
-    ChunkCache, GcOptions, GcReport, Snapshot, WriteOptions, Writer, gc as collect,
+    ChunkCache, GcOptions, GcReport, WriteOptions, Writer, gc as collect,
 };
 use serde::Serialize;
 use std::fmt::Write;
@@ -99,14 +99,21 @@ struct Copied {
 
 pub(super) fn copy(args: &Copy) -> Result<(), Failure> {
     let cancel = signals::cancel_on_signal()?;
-    let from = args.key.open(&args.snapshot.store)?;
-    let snapshot = Snapshot::open(&from, &args.snapshot.name, &ChunkCache::new(CACHE))?;
+    let cache = ChunkCache::new(CACHE);
+    let snapshot = args.key.open_snapshot(&args.snapshot, &cache)?;
     let key = Key {
         key_file: args.to_key_file.clone(),
         retry_timeout: args.key.retry_timeout,
     };
+    if snapshot.store().is_encrypted() && args.to_key_file.is_none() && !args.plain {
+        return Err(Failure::Other(format!(
+            "{} is encrypted: name the key of {} (--to-key-file), or write it in the clear \
+             (--plain)",
+            args.snapshot, args.to
+        )));
+    }
     let chunk_size = snapshot.manifest().head.chunk_size;
-    let to = key.open_or_create(&args.to, Some(chunk_size.into()))?;
+    let to = key.other_store(&args.to, chunk_size)?;
     let name = args.name.as_deref().unwrap_or(&args.snapshot.name);
     let options = WriteOptions::default()
         .level(args.effort.store_level)

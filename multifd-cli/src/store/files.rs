@@ -10,10 +10,10 @@ use multifd_core::CancelHandle;
 use multifd_qemu::file::{SnapshotFile, map_raw};
 use multifd_qemu::store::{MAPPED, put};
 use multifd_transport_file::{AtomicFile, check_target, companion};
-use multifd_transport_store::{ChunkCache, Snapshot, SnapshotFiles, WriteOptions};
+use multifd_transport_store::{ChunkCache, SnapshotFiles, WriteOptions};
 use serde::Serialize;
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -106,8 +106,9 @@ pub(super) fn export(args: &Export) -> Result<(), Failure> {
     if let Some(folder) = args.snapshot.store.folder() {
         snapshot_file::never_an_input(&args.out, &[folder])?;
     }
-    let store = args.key.open(&args.snapshot.store)?;
-    let snapshot = Snapshot::open(&store, &args.snapshot.name, &ChunkCache::new(0))?;
+    let snapshot = args
+        .key
+        .open_snapshot(&args.snapshot, &ChunkCache::new(0))?;
     let files = SnapshotFiles::new(&snapshot);
     let Some(bytes) = files.len(&args.file) else {
         let known: Vec<_> = files.paths().map(|(path, _)| path).collect();
@@ -118,18 +119,30 @@ pub(super) fn export(args: &Export) -> Result<(), Failure> {
             known.join(", ")
         )));
     };
-    let written = write_out(
-        &files,
-        &args.file,
-        (&args.out, args.force),
-        &cancel,
-        args.show,
-    )?;
-    // Beside a mapped-ram file belong its checksums.
+    // Beside a mapped-ram file belong its checksums, and no other one's.
     let beside = companion(MAPPED.as_ref()).display().to_string();
-    if args.file == MAPPED && files.len(&beside).is_some() {
-        let out = companion(&args.out);
-        write_out(&files, &beside, (&out, args.force), &cancel, args.show)?;
+    let crc = companion(&args.out);
+    if args.file == MAPPED {
+        check_target(&crc, args.force)?;
+    }
+    let write =
+        |path: &str, to: &Path| write_out(&files, path, (to, args.force), &cancel, args.show);
+    let (out, written) = write(&args.file, &args.out)?;
+    let checksums = (args.file == MAPPED && files.len(&beside).is_some())
+        .then(|| write(&beside, &crc))
+        .transpose()?;
+    if args.file == MAPPED {
+        // In between, no file has checksums that are not its own.
+        match std::fs::remove_file(&crc) {
+            Err(cause) if cause.kind() != ErrorKind::NotFound => {
+                return Err(Failure::Open { path: crc, cause });
+            }
+            _ => {}
+        }
+    }
+    out.commit()?;
+    if let Some((checksums, _)) = checksums {
+        checksums.commit()?;
     }
     let result = Exported {
         ok: true,
@@ -148,14 +161,15 @@ pub(super) fn export(args: &Export) -> Result<(), Failure> {
     report::print(args.show.json, &result, &text)
 }
 
-/// Writes one of a snapshot's files, whole or not at all. Returns the bytes that are not holes.
+/// Writes one of a snapshot's files; it appears when it is committed. Returns the bytes that are
+/// not holes, too.
 fn write_out(
     files: &SnapshotFiles,
     path: &str,
     (to, replace): (&Path, bool),
     cancel: &CancelHandle,
     show: Show,
-) -> Result<u64, Failure> {
+) -> Result<(AtomicFile, u64), Failure> {
     let out = AtomicFile::create(to, replace)?;
     let done = Arc::new(AtomicU64::new(0));
     let total = files.len(path).unwrap_or(0);
@@ -166,6 +180,5 @@ fn write_out(
     if let Some(cancelled) = cancel.error() {
         return Err(cancelled.into());
     }
-    out.commit()?;
-    Ok(done.load(Ordering::Relaxed))
+    Ok((out, done.load(Ordering::Relaxed)))
 }

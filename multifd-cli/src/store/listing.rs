@@ -4,7 +4,9 @@ use crate::failure::Failure;
 use crate::report;
 use crate::store_args::{Ls, ShowSnapshot};
 use indicatif::HumanBytes;
-use multifd_transport_store::{ChunkCache, Object, Snapshot, SnapshotFiles, SnapshotUsage, Usage};
+use multifd_transport_store::{
+    ChunkCache, Object, Snapshot, SnapshotFiles, SnapshotUsage, StoreError, Usage,
+};
 use serde::Serialize;
 use std::fmt::Write;
 
@@ -13,6 +15,35 @@ struct Listing {
     ok: bool,
     store: String,
     snapshots: Vec<Line>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unreadable: Vec<Unreadable>,
+}
+
+/// A manifest that cannot be read.
+#[derive(Serialize)]
+struct Unreadable {
+    object: String,
+    error: String,
+}
+
+/// Lists manifests that cannot be read, as text, too.
+fn unreadable(found: Vec<(String, StoreError)>, text: &mut String) -> Vec<Unreadable> {
+    let one = |(object, error): (String, StoreError)| Unreadable {
+        object,
+        error: error.to_string(),
+    };
+    let all: Vec<_> = found.into_iter().map(one).collect();
+    for Unreadable { error, .. } in &all {
+        // Writing to a String does not fail.
+        let _ = write!(text, "\ncannot be read: {error}");
+    }
+    all
+}
+
+/// Prints a result. It is a failure if something could not be read.
+fn conclude(json: bool, result: &impl Serialize, text: &str, ok: bool) -> Result<(), Failure> {
+    report::print(json, result, text)?;
+    if ok { Ok(()) } else { Err(Failure::Reported) }
 }
 
 #[derive(Serialize)]
@@ -72,11 +103,12 @@ fn date(seconds: u64) -> String {
 
 pub(super) fn ls(args: &Ls) -> Result<(), Failure> {
     let store = args.key.open(&args.store)?;
-    let (_, snapshots) = store.usage()?;
-    let result = Listing {
-        ok: true,
+    let usage = store.usage()?;
+    let mut result = Listing {
+        ok: usage.unreadable.is_empty(),
         store: args.store.to_string(),
-        snapshots: snapshots.into_iter().map(Line::from).collect(),
+        snapshots: usage.snapshots.into_iter().map(Line::from).collect(),
+        unreadable: Vec::new(),
     };
     let mut text = format!(
         "{:<19} {:>12} {:>12} {:>12} {:>12}  name",
@@ -98,7 +130,8 @@ pub(super) fn ls(args: &Ls) -> Result<(), Failure> {
     if result.snapshots.is_empty() {
         text = format!("{} has no snapshots", result.store);
     }
-    report::print(args.show.json, &result, &text)
+    result.unreadable = unreadable(usage.unreadable, &mut text);
+    conclude(args.show.json, &result, &text, result.ok)
 }
 
 #[derive(Serialize)]
@@ -112,24 +145,28 @@ struct Stats {
     usage: Usage,
     /// How many times its stored bytes all snapshots have that are not zero.
     saved_times: Option<f64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unreadable: Vec<Unreadable>,
 }
 
 pub(super) fn stats(args: &Ls) -> Result<(), Failure> {
     let store = args.key.open(&args.store)?;
-    let (usage, _) = store.usage()?;
+    let found = store.usage()?;
+    let usage = found.all;
     #[allow(clippy::cast_precision_loss)] // Two digits are shown.
     let times = |more: u64, less: u64| (less > 0).then(|| more as f64 / less as f64);
-    let result = Stats {
-        ok: true,
+    let mut result = Stats {
+        ok: found.unreadable.is_empty(),
         store: args.store.to_string(),
         id: store.id().into(),
         encrypted: store.is_encrypted(),
         chunk_size: store.chunk_size(),
         saved_times: times(usage.nonzero, usage.stored),
         usage,
+        unreadable: Vec::new(),
     };
     let shown = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.2}x"));
-    let text = format!(
+    let mut text = format!(
         "{}: {} snapshots{}, chunks of {}\n\
          {:<10} {}\n\
          {:<10} {} not zero\n\
@@ -155,7 +192,8 @@ pub(super) fn stats(args: &Ls) -> Result<(), Failure> {
         usage.packs,
         HumanBytes(usage.manifest_bytes),
     );
-    report::print(args.show.json, &result, &text)
+    result.unreadable = unreadable(found.unreadable, &mut text);
+    conclude(args.show.json, &result, &text, result.ok)
 }
 
 #[derive(Serialize)]

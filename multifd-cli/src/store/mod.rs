@@ -7,19 +7,6 @@ mod listing;
 use crate::failure::Failure;
 use crate::store_args::{StoreAction, StoreCommand};
 
-/// Whether the result is printed as JSON.
-pub(crate) fn json(args: &StoreCommand) -> bool {
-    match &args.command {
-        StoreAction::Ls(args) | StoreAction::Stats(args) => args.show.json,
-        StoreAction::Show(args) => args.show.json,
-        StoreAction::Rm(args) => args.show.json,
-        StoreAction::Gc(args) => args.show.json,
-        StoreAction::Copy(args) => args.show.json,
-        StoreAction::Import(args) => args.show.json,
-        StoreAction::Export(args) => args.show.json,
-    }
-}
-
 pub(crate) fn run(args: &StoreCommand) -> Result<(), Failure> {
     match &args.command {
         StoreAction::Ls(args) => listing::ls(args),

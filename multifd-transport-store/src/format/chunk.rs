@@ -84,10 +84,7 @@ impl Encoder {
 }
 
 /// Turns what is stored back into chunks.
-pub(crate) struct Decoder {
-    decompressor: Decompressor<'static>,
-    copy: Vec<u8>,
-}
+pub(crate) struct Decoder(Decompressor<'static>);
 
 impl Decoder {
     pub(crate) fn new() -> Result<Self, StoreError> {
@@ -96,34 +93,28 @@ impl Decoder {
             doing: "setting up decompression",
             cause,
         })?;
-        Ok(Self {
-            decompressor,
-            copy: Vec::new(),
-        })
+        Ok(Self(decompressor))
     }
 
-    /// Puts the chunk `name`, which must have exactly the length of `out`, into `out`. The error is
-    /// what is wrong with it.
+    /// Puts the chunk `name`, which must have exactly the length of `out`, into `out`. What is
+    /// stored is opened in place if it is sealed. The error is what is wrong with it.
     pub(crate) fn decode(
         &mut self,
         name: &ChunkName,
-        stored: &[u8],
+        stored: &mut [u8],
         zstd: bool,
         keys: Option<&OpenKeys>,
         out: &mut [u8],
     ) -> Result<(), String> {
         let plain = match keys {
             None => stored,
-            Some(keys) => {
-                self.copy.clear();
-                self.copy.extend_from_slice(stored);
-                keys.open(Kind::Chunk, &name.0, &mut self.copy)
-                    .ok_or("it was not sealed with this key, or has been changed")?
-            }
+            Some(keys) => keys
+                .open(Kind::Chunk, &name.0, stored)
+                .ok_or("it was not sealed with this key, or has been changed")?,
         };
         if zstd {
             let len = self
-                .decompressor
+                .0
                 .decompress_to_buffer(plain, out)
                 .map_err(|error| format!("it cannot be decompressed: {error}"))?;
             if len != out.len() {
@@ -178,19 +169,20 @@ mod tests {
             let (stored, zstd) = encoder.encode(&name, &contents, keys).unwrap();
             prop_assert!(stored.len() <= contents.len() + SEAL);
             let mut decoder = Decoder::new().unwrap();
+            let mut decode = |stored: &[u8], out: &mut [u8]| {
+                decoder.decode(&name, &mut stored.to_vec(), zstd, keys, out)
+            };
             let mut out = vec![0; contents.len()];
-            decoder.decode(&name, stored, zstd, keys, &mut out).unwrap();
+            decode(stored, &mut out).unwrap();
             prop_assert_eq!(&out, &contents);
             let mut bad = stored.to_vec();
             let at = at.index(bad.len());
             bad[at] ^= 1 << bit;
             // A change that decompresses to the same bytes is none.
-            let result = decoder.decode(&name, &bad, zstd, keys, &mut out);
+            let result = decode(&bad, &mut out);
             prop_assert!(result.is_err() || out == contents);
-            let mut short = vec![0; contents.len() - 1];
-            prop_assert!(decoder.decode(&name, stored, zstd, keys, &mut short).is_err());
-            let mut long = vec![0; contents.len() + 1];
-            prop_assert!(decoder.decode(&name, stored, zstd, keys, &mut long).is_err());
+            prop_assert!(decode(stored, &mut vec![0; contents.len() - 1]).is_err());
+            prop_assert!(decode(stored, &mut vec![0; contents.len() + 1]).is_err());
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::is_chunk_size;
 use super::manifest::{damaged, section};
-use crate::name::check_snapshot_name;
+use crate::name::{check_snapshot_name, from_hex};
 use crate::{OpenKeys, StoreError};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -11,6 +11,8 @@ use std::collections::HashSet;
 pub const MAX_ENTRIES: u64 = 1 << 26;
 /// Most objects, files, and parts of files.
 const MAX_LIST: usize = 1 << 16;
+/// Bytes of the largest page.
+const MAX_PAGE: u32 = 1 << 30;
 /// Bytes of the longest name of an object or file.
 const MAX_NAME: usize = 1024;
 
@@ -79,6 +81,9 @@ pub struct Sizes {
 pub struct Head {
     /// The snapshot's name.
     pub name: String,
+    /// Its id: 32 hex digits, random, so that it is not taken for another one that has had the same
+    /// name.
+    pub id: String,
     /// When it was taken, seconds since 1970.
     pub created: u64,
     /// Bytes of a chunk. Only an object's last one may be shorter.
@@ -134,6 +139,9 @@ impl Head {
     /// What is wrong with it, if something is.
     pub(super) fn check(&self) -> Result<(), String> {
         check_snapshot_name(&self.name).map_err(|error| error.to_string())?;
+        if from_hex::<16>(&self.id).is_none() {
+            return Err("its id is not one".into());
+        }
         if !is_chunk_size(self.chunk_size) {
             return Err(format!("chunks of {} bytes", self.chunk_size));
         }
@@ -147,6 +155,12 @@ impl Head {
             entries = entries.saturating_add(self.chunks_of(object));
             if object.name.is_empty() || object.name.len() > MAX_NAME {
                 return Err("an object's name is empty or too long".into());
+            }
+            let is_stream = object.kind == ObjectKind::Stream;
+            let size = object.page_size;
+            if is_stream != (size == 0) || size > MAX_PAGE || !(is_stream || size.is_power_of_two())
+            {
+                return Err(format!("pages of {size} bytes"));
             }
             if !seen.insert((object.kind == ObjectKind::Block, &object.name)) {
                 return Err(format!("two objects are named {:?}", object.name));

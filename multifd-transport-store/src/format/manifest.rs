@@ -166,20 +166,23 @@ impl Manifest {
         entry.checked_sub(1).map(|n| n as usize)
     }
 
-    /// The bytes of a manifest whose path is `object`.
+    /// The bytes of a manifest whose path is `object`. It takes the manifest, so that it and its
+    /// bytes need not be in memory together.
     pub(crate) fn write(
-        &self,
+        self,
         object: &str,
         keys: Option<&OpenKeys>,
-    ) -> Result<Vec<u8>, StoreError> {
+    ) -> Result<(Head, Vec<u8>), StoreError> {
         self.head.check().map_err(|why| StoreError::Damaged {
             object: format!("the manifest of {}", self.head.name),
             why,
         })?;
         let head = serde_json::to_vec(&self.head)
             .map_err(|error| damaged(object, format!("its head cannot be written: {error}")))?;
-        let body = self.body.write();
-        let packed = zstd::bulk::compress(&body, LEVEL)
+        let body = self.body.len();
+        let packed = self
+            .body
+            .compress(LEVEL)
             .map_err(|error| damaged(object, format!("its body cannot be compressed: {error}")))?;
         let mut out = vec![0; PREFIX];
         let head_len = put_section(object, "head", &head, keys, &mut out)?;
@@ -192,15 +195,15 @@ impl Manifest {
         if head_len > MAX_HEAD {
             return Err(limit("bytes of a manifest's head", head.len(), MAX_HEAD));
         }
-        if body.len() > MAX_BODY as usize {
-            return Err(limit("bytes of a manifest's body", body.len(), MAX_BODY));
+        if body > MAX_BODY as usize {
+            return Err(limit("bytes of a manifest's body", body, MAX_BODY));
         }
         out[..8].copy_from_slice(MAGIC);
-        let numbers = [VERSION, head_len, body_len, body.len() as u32];
+        let numbers = [VERSION, head_len, body_len, body as u32];
         for (place, number) in out[8..PREFIX].chunks_exact_mut(4).zip(numbers) {
             place.copy_from_slice(&number.to_le_bytes());
         }
-        Ok(out)
+        Ok((self.head, out))
     }
 
     /// Reads a whole manifest whose path is `object`.
@@ -227,6 +230,15 @@ impl Manifest {
             .collect();
         if u64::from(prefix.unpacked) > Body::largest(counts.iter().sum()) {
             return Err(damaged(object, "its body is longer than its objects need"));
+        }
+        // Names of chunks are random bytes, and do not compress; tables may, to almost nothing.
+        let tables = counts.iter().sum::<u64>().saturating_mul(4);
+        let lists = u64::from(prefix.unpacked).saturating_sub(tables);
+        if lists > 2 * packed.len() as u64 + 4096 {
+            return Err(damaged(
+                object,
+                "its body is larger than so few bytes can be",
+            ));
         }
         let body = zstd::bulk::decompress(packed, prefix.unpacked as usize)
             .map_err(|error| damaged(object, format!("its body cannot be unpacked: {error}")))?;
@@ -265,6 +277,7 @@ mod tests {
         Manifest {
             head: Head {
                 name: "vm".into(),
+                id: "00112233445566778899aabbccddeeff".into(),
                 created: 1_700_000_000,
                 chunk_size: 4096,
                 sizes: Sizes::default(),
@@ -304,7 +317,10 @@ mod tests {
     fn a_manifest_comes_back_and_no_bit_of_it_may_change() {
         let manifest = example();
         for keys in [None, Some(OpenKeys::new(&StoreKey::new([1; 32]), &[2; 16]))] {
-            let bytes = manifest.write("snapshots/vm", keys.as_ref()).unwrap();
+            let (_, bytes) = manifest
+                .clone()
+                .write("snapshots/vm", keys.as_ref())
+                .unwrap();
             let opened = keys.clone();
             let read =
                 |mut bytes: Vec<u8>| Manifest::read("snapshots/vm", &mut bytes, opened.as_ref());
@@ -323,12 +339,16 @@ mod tests {
 
     #[test]
     fn heads_that_do_not_fit_are_refused() {
-        let change: [fn(&mut Head); 9] = [
+        let change: [fn(&mut Head); 13] = [
             |head| head.name = "../x".into(),
             |head| head.chunk_size = 5000,
             |head| head.chunk_size = 1 << 20,
             |head| head.objects[0].len = u64::MAX,
             |head| head.objects[1].kind = ObjectKind::Block,
+            |head| head.objects[0].page_size = 4097,
+            |head| head.objects[0].page_size = 1 << 31,
+            |head| head.objects[1].page_size = 4096,
+            |head| head.id = "00".into(),
             |head| head.files[0].path = "a/../b".into(),
             |head| head.files[0].parts[0].offset = 1001,
             |head| head.files[0].parts[1].at = 4004,

@@ -3,6 +3,8 @@
 use super::ChunkRef;
 use super::cursor::Cursor;
 use crate::name::{CHUNK_NAME, ChunkName, PACK_NAME, PackName};
+use std::io::{self, BufWriter, IntoInnerError, Write};
+use zstd::stream::write::Encoder;
 
 /// Bytes of a chunk in a manifest: name, pack, offset, length.
 pub(crate) const CHUNK: usize = CHUNK_NAME + 12;
@@ -17,23 +19,33 @@ pub(crate) struct Body {
 }
 
 impl Body {
-    pub(crate) fn write(&self) -> Vec<u8> {
+    /// Its bytes before compression.
+    pub(crate) fn len(&self) -> usize {
         let entries: usize = self.tables.iter().map(Vec::len).sum();
-        let len = 8 + self.packs.len() * PACK_NAME + self.chunks.len() * CHUNK + entries * 4;
-        let mut out = Vec::with_capacity(len);
-        out.extend((self.packs.len() as u32).to_le_bytes());
-        out.extend((self.chunks.len() as u32).to_le_bytes());
-        out.extend(self.packs.iter().flat_map(|pack| pack.0));
+        8 + self.packs.len() * PACK_NAME + self.chunks.len() * CHUNK + entries * 4
+    }
+
+    /// Its bytes, compressed as they are made: they are many.
+    pub(crate) fn compress(self, level: i32) -> io::Result<Vec<u8>> {
+        let mut out = Encoder::new(Vec::new(), level)?;
+        out.set_pledged_src_size(Some(self.len() as u64))?;
+        let mut out = BufWriter::new(out);
+        out.write_all(&(self.packs.len() as u32).to_le_bytes())?;
+        out.write_all(&(self.chunks.len() as u32).to_le_bytes())?;
+        for pack in &self.packs {
+            out.write_all(&pack.0)?;
+        }
         for chunk in &self.chunks {
-            out.extend(chunk.name.0);
-            out.extend(chunk.pack.to_le_bytes());
-            out.extend(chunk.offset.to_le_bytes());
-            out.extend(chunk.len_word().to_le_bytes());
+            out.write_all(&chunk.name.0)?;
+            out.write_all(&chunk.pack.to_le_bytes())?;
+            out.write_all(&chunk.offset.to_le_bytes())?;
+            out.write_all(&chunk.len_word().to_le_bytes())?;
         }
         for entry in self.tables.iter().flatten() {
-            out.extend(entry.to_le_bytes());
+            out.write_all(&entry.to_le_bytes())?;
         }
-        out
+        let out = out.into_inner().map_err(IntoInnerError::into_error)?;
+        out.finish()
     }
 
     /// How many bytes a body has at most, with this many table entries in all.
@@ -54,6 +66,10 @@ impl Body {
             .saturating_add(entries.saturating_mul(4));
         if cursor.0.len() as u64 != len {
             return Err("its chunk table does not have the length it says");
+        }
+        // Each chunk is for some place.
+        if chunks as u64 > entries {
+            return Err("it lists more chunks than it has places for");
         }
         let mut body = Self {
             packs: Vec::with_capacity(packs),

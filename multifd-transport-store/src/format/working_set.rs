@@ -2,20 +2,26 @@
 
 use super::VERSION;
 use super::cursor::Cursor;
+use crate::name::{from_hex, to_hex};
 use crate::seal::Kind;
 use crate::{OpenKeys, StoreError};
 
 const MAGIC: &[u8; 8] = b"MFDWSET\0";
+/// Bytes of a manifest's id.
+const ID: usize = 16;
 /// Most chunks of a working set.
 pub const MAX: usize = 1 << 22;
 
-/// The bytes of a working set whose path is `object`: numbers of chunks in the manifest's list.
+/// The bytes of a working set whose path is `object`: numbers of chunks in the list of the manifest
+/// with this id.
 pub(crate) fn write(
     object: &str,
+    id: &str,
     chunks: &[u32],
     keys: Option<&OpenKeys>,
 ) -> Result<Vec<u8>, StoreError> {
-    let mut plain = Vec::with_capacity(chunks.len() * 4);
+    let mut plain = Vec::with_capacity(ID + chunks.len() * 4);
+    plain.extend(from_hex::<ID>(id).unwrap_or_default());
     plain.extend(chunks.iter().flat_map(|chunk| chunk.to_le_bytes()));
     let mut out = Vec::with_capacity(plain.len() + 64);
     out.extend(MAGIC);
@@ -29,7 +35,7 @@ pub(crate) fn write(
     Ok(out)
 }
 
-/// Reads one.
+/// Reads one: the id of the manifest that it belongs to, and the numbers.
 ///
 /// # Errors
 /// [`StoreError::Damaged`], [`StoreError::Version`].
@@ -37,7 +43,7 @@ pub fn read(
     object: &str,
     bytes: &mut [u8],
     keys: Option<&OpenKeys>,
-) -> Result<Vec<u32>, StoreError> {
+) -> Result<(String, Vec<u32>), StoreError> {
     let damaged = |why: &str| StoreError::Damaged {
         object: object.into(),
         why: why.into(),
@@ -70,11 +76,13 @@ pub fn read(
         }
         plain
     };
-    if !plain.len().is_multiple_of(4) || plain.len() / 4 > MAX {
+    let (id, numbers) = plain
+        .split_first_chunk::<ID>()
+        .ok_or_else(|| damaged("it is too short"))?;
+    if !numbers.len().is_multiple_of(4) || numbers.len() / 4 > MAX {
         return Err(damaged("its length is out of bounds"));
     }
-    let numbers = plain.chunks_exact(4);
-    Ok(numbers
-        .map(|number| number.try_into().map_or(0, u32::from_le_bytes))
-        .collect())
+    let numbers = numbers.chunks_exact(4);
+    let numbers = numbers.map(|number| number.try_into().map_or(0, u32::from_le_bytes));
+    Ok((to_hex(id), numbers.collect()))
 }

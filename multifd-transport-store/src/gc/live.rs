@@ -2,6 +2,7 @@
 
 use crate::backend::Meta;
 use crate::name::ChunkName;
+use crate::store::each;
 use crate::{Store, StoreError};
 use std::collections::HashSet;
 
@@ -9,28 +10,26 @@ use std::collections::HashSet;
 #[derive(Debug, Default)]
 pub(super) struct Live {
     chunks: HashSet<ChunkName>,
-    read: HashSet<(String, i64)>,
+    read: HashSet<Meta>,
 }
 
 impl Live {
     /// Reads all manifests that have not been read.
     pub(super) fn read(&mut self, store: &Store) -> Result<(), StoreError> {
-        for Meta { path, modified, .. } in store.manifest_objects()? {
-            if self.read.contains(&(path.clone(), modified)) {
-                continue;
+        let Self { chunks, read } = self;
+        let mut metas = store.manifest_objects()?;
+        metas.retain(|meta| !read.contains(meta));
+        let manifest = |meta: &Meta| store.read_manifest(&meta.path);
+        each(&metas, 3, manifest, |meta, manifest| match manifest {
+            Ok(manifest) => {
+                chunks.extend(manifest.chunks().iter().map(|chunk| chunk.name));
+                read.insert(meta.clone());
+                Ok(())
             }
-            match store.read_manifest(&path) {
-                Ok(manifest) => {
-                    self.chunks
-                        .extend(manifest.chunks().iter().map(|chunk| chunk.name));
-                    self.read.insert((path, modified));
-                }
-                // It has been removed since it was listed.
-                Err(StoreError::Missing { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
+            // It has been removed since it was listed.
+            Err(StoreError::Missing { .. }) => Ok(()),
+            Err(error) => Err(error),
+        })
     }
 
     pub(super) fn has(&self, chunk: &ChunkName) -> bool {

@@ -1,8 +1,9 @@
 //! Garbage collection: removes chunks that no snapshot refers to, beside writers on any machine.
 //!
 //! Nothing is removed at once. A pack without a use is first *condemned*, by an object that all can
-//! see. Writers that begin afterwards do not refer to it. It is removed when every writer and
-//! reader that began before has ended, and if no snapshot that has appeared since refers to it.
+//! see. Writers that begin afterwards do not refer to it. It is removed when every writer that began
+//! before has ended, if no reader says that it needs it, and if no snapshot that has appeared since
+//! refers to it.
 
 mod live;
 mod repack;
@@ -11,9 +12,10 @@ mod sweep;
 mod tests;
 
 use crate::format::ChunkRef;
-use crate::lease::{Holder, LIFE, Lease, Seen, live as live_leases};
+use crate::lease::{Holder, LIFE, Lease, Leases, live as live_leases};
 use crate::pack_index::Pack;
 use crate::{Store, StoreError};
+use bytes::Bytes;
 use live::Live;
 use multifd_core::CancelHandle;
 use serde::Serialize;
@@ -70,20 +72,25 @@ pub struct GcReport {
     pub waiting_for: usize,
 }
 
+/// By how much the clocks of a storage's servers may differ, microseconds.
+const SKEW: i64 = 5 * 60 * 1_000_000;
+/// What a mark holds that others have seen.
+const SEEN: Bytes = Bytes::from_static(b"seen");
+
 /// Packs that are used for less than one in so many of their bytes are rewritten.
 const WORTH_KEEPING: u64 = 2;
 
 /// Removes what no snapshot refers to.
 ///
 /// Nothing that a writer or reader on any machine may refer to is removed: a pack without a use is
-/// marked first, for all to see. It goes when all who began before have ended, and no snapshot that
-/// has appeared since needs it.
+/// marked first, for all to see. It goes when all writers that began before have ended, no reader
+/// with a [`Protection`](crate::Protection) needs it, and no snapshot that has appeared since.
 ///
 /// Memory: about 150 bytes for each different chunk of the store.
 ///
 /// # Errors
-/// [`StoreError::GcRunning`]; [`StoreError::Damaged`] for a manifest or index that cannot be read,
-/// as then nobody knows what is in use.
+/// [`StoreError::GcRunning`]; [`StoreError::Damaged`] for a manifest that cannot be read, as then
+/// nobody knows what is in use. A pack whose index cannot be read stays.
 pub fn gc(store: &Store, options: &GcOptions) -> Result<GcReport, StoreError> {
     let mut gc = Gc::start(store)?;
     gc.plan()?;
@@ -121,10 +128,11 @@ struct Gc<'s> {
 
 impl<'s> Gc<'s> {
     fn start(store: &'s Store) -> Result<Self, StoreError> {
-        let lease = Lease::take(&store.backend, Holder::Gc)?;
-        let (leases, ended) = live_leases(store, lease.began)?;
+        let lease = Lease::take(&store.backend, Holder::Gc, None)?;
+        let leases = live_leases(store, lease.began)?;
         // Two that start at the same moment may both give up, but never both go on.
         let other = leases
+            .live
             .iter()
             .find(|other| other.is_gc() && other.name != lease.name());
         if let Some(other) = other {
@@ -133,7 +141,7 @@ impl<'s> Gc<'s> {
                 since: format!("{} s", (lease.began - other.began) / 1_000_000),
             });
         }
-        for path in ended {
+        for path in leases.ended {
             store.backend.delete(&path)?;
         }
         store.backend.sweep(LIFE);
@@ -150,19 +158,29 @@ impl<'s> Gc<'s> {
         })
     }
 
-    /// Writers and readers that are alive.
-    fn users(&self) -> Result<Vec<Seen>, StoreError> {
+    /// Leases that are alive, and the storage's time.
+    fn leases(&self) -> Result<(Leases, i64), StoreError> {
         let now = self.now()?;
-        let (mut leases, _) = live_leases(self.store, now)?;
-        leases.retain(|lease| !lease.is_gc());
-        Ok(leases)
+        Ok((live_leases(self.store, now)?, now))
+    }
+
+    /// When each writer that is alive began, by the storage's clock. One from the future is as old
+    /// as can be: the clock was set back.
+    fn writers(&self) -> Result<Vec<i64>, StoreError> {
+        let (leases, now) = self.leases()?;
+        let writers = leases.live.iter().filter(|lease| lease.is_writer());
+        let began = writers.map(|writer| match writer.began {
+            began if began > now + SKEW => i64::MIN,
+            began => began,
+        });
+        Ok(began.collect())
     }
 
     /// The storage's time.
     fn now(&self) -> Result<i64, StoreError> {
         let backend = &self.store.backend;
         let path = format!("leases/{}/alive", self.lease.name());
-        backend.put(&path, bytes::Bytes::new(), false)?;
+        backend.put(&path, Bytes::new())?;
         let meta = backend.head(&path)?;
         Ok(meta.map_or(self.lease.began, |meta| meta.modified))
     }
@@ -171,24 +189,14 @@ impl<'s> Gc<'s> {
     /// pack that is listed belongs to a writer whose lease is listed, or whose manifest is.
     fn plan(&mut self) -> Result<(), StoreError> {
         let packs = self.store.packs()?;
-        let users = self.users()?;
-        let oldest = users
-            .iter()
-            .map(|user| user.began)
-            .min()
-            .unwrap_or(i64::MAX);
+        let writers = self.writers()?;
+        let oldest = writers.iter().copied().min().unwrap_or(i64::MAX);
         self.live.read(self.store)?;
-        self.condemned = self
-            .store
-            .condemned()?
-            .into_iter()
-            .map(|(name, _)| name)
-            .collect();
+        self.condemned = self.store.condemned_names()?;
         self.packs = load(self.store, packs)?;
         self.canonical = self.find_canonical();
         for (number, (pack, chunks)) in self.packs.iter().enumerate() {
-            // A living writer may have put it there.
-            if pack.modified >= oldest || self.condemned.contains(&pack.name) {
+            if self.condemned.contains(&pack.name) {
                 continue;
             }
             let used: u64 = chunks
@@ -196,6 +204,15 @@ impl<'s> Gc<'s> {
                 .filter(|chunk| self.canonical.get(&chunk.name) == Some(&number))
                 .map(|chunk| u64::from(chunk.len))
                 .sum();
+            // A living writer may have put it there.
+            if pack.modified.saturating_add(SKEW) >= oldest {
+                if used == 0 {
+                    self.report.waiting_packs += 1;
+                    self.report.waiting_bytes += pack.len;
+                    self.report.waiting_for = writers.len();
+                }
+                continue;
+            }
             if used == 0 {
                 self.unused.push(*pack);
             } else if used.saturating_mul(WORTH_KEEPING) < pack.len {
@@ -229,12 +246,14 @@ impl<'s> Gc<'s> {
         canonical
     }
 
-    /// Marks the packs without a use.
+    /// Marks the packs without a use. A mark's time may be earlier than the moment from which on
+    /// others see it, so it is written twice: the second one's time says when all saw the first.
     fn condemn(&mut self) -> Result<(), StoreError> {
         for pack in std::mem::take(&mut self.unused) {
             self.lease.check()?;
             let path = format!("condemned/{}", pack.name);
-            self.store.backend.put(&path, bytes::Bytes::new(), false)?;
+            self.store.backend.put(&path, Bytes::new())?;
+            self.store.backend.put(&path, SEEN)?;
             self.condemned.insert(pack.name);
         }
         Ok(())

@@ -1,21 +1,28 @@
 //! Condemned packs are removed, or turn out to be in use.
 
-use super::{Gc, GcReport, load};
+use super::{Gc, GcReport, SEEN, SKEW, load};
 use crate::StoreError;
-use crate::name::ChunkName;
+use crate::name::{ChunkName, PACK_NAME, PackName};
+use crate::read::NEEDS;
 use std::collections::{HashMap, HashSet};
+
+/// Most bytes of what a reader says it needs.
+const MAX_NEEDS: u64 = 64 << 20;
 
 impl Gc<'_> {
     /// Removes condemned packs that nobody can refer to any more. The order matters: what is
-    /// condemned, then leases, then manifests. A writer from before is in the leases, or its
-    /// manifest is there.
+    /// condemned, then writers, then manifests, then readers. A writer from before is among the
+    /// writers, or its manifest is there; a reader of a manifest that is not there any more is among
+    /// the readers.
     pub(super) fn sweep(mut self) -> Result<GcReport, StoreError> {
-        let condemned: HashMap<_, _> = self.store.condemned()?.into_iter().collect();
-        let users = self.users()?;
+        let condemned = self.marks()?;
+        let writers = self.writers()?;
         self.live.read(self.store)?;
+        let readers = self.readers()?;
         // Packs may have come since; what they hold is available, too.
         let known: HashSet<_> = self.packs.iter().map(|(pack, _)| pack.name).collect();
         let mut packs = self.store.packs()?;
+        let present: HashSet<_> = packs.iter().map(|pack| pack.name).collect();
         packs.retain(|pack| !known.contains(&pack.name));
         let mut all = std::mem::take(&mut self.packs);
         all.extend(load(self.store, packs)?);
@@ -39,7 +46,9 @@ impl Gc<'_> {
                 available.extend(chunks.iter().map(|chunk| chunk.name));
                 continue;
             }
-            let waits_for = users.iter().filter(|user| user.began <= since).count();
+            let before = |began: &&i64| **began <= since.saturating_add(SKEW);
+            let writers = writers.iter().filter(before).count();
+            let waits_for = writers + readers.get(&pack.name).copied().unwrap_or(0);
             if waits_for > 0 {
                 self.report.waiting_packs += 1;
                 self.report.waiting_bytes += pack.len;
@@ -52,10 +61,59 @@ impl Gc<'_> {
             self.report.removed_bytes += pack.len;
         }
         // Marks of packs that another run has removed.
-        let present: HashSet<_> = all.iter().map(|(pack, _)| pack.name).collect();
         for name in condemned.keys().filter(|name| !present.contains(name)) {
             self.store.backend.delete(&format!("condemned/{name}"))?;
         }
         Ok(self.report)
+    }
+
+    /// What is condemned, and since when all could see it. A mark whose writer died before it knew
+    /// that is seen now.
+    fn marks(&self) -> Result<HashMap<PackName, i64>, StoreError> {
+        let mut marks = HashMap::new();
+        let mut new = Vec::new();
+        for mark in self.store.backend.list("condemned")? {
+            let Some(name) = PackName::of_path(&mark.path) else {
+                continue;
+            };
+            if mark.len == SEEN.len() as u64 {
+                marks.insert(name, mark.modified);
+            } else {
+                self.store.backend.put(&mark.path, SEEN)?;
+                new.push(name);
+            }
+        }
+        if !new.is_empty() {
+            let now = self.now()?;
+            marks.extend(new.into_iter().map(|name| (name, now)));
+        }
+        Ok(marks)
+    }
+
+    /// How many readers need each pack.
+    fn readers(&self) -> Result<HashMap<PackName, usize>, StoreError> {
+        let mut needed = HashMap::new();
+        let (leases, _) = self.leases()?;
+        for path in &leases.beside {
+            let name = path.rsplit('/').next();
+            if !name.is_some_and(|name| name.starts_with(NEEDS)) {
+                continue;
+            }
+            let bytes = match self.store.backend.get(path, MAX_NEEDS) {
+                Err(StoreError::Missing { .. }) => continue,
+                other => other?,
+            };
+            let (names, rest) = bytes.as_chunks::<PACK_NAME>();
+            if !rest.is_empty() {
+                return Err(StoreError::Damaged {
+                    object: path.clone(),
+                    why: format!("it has {} bytes", bytes.len()),
+                });
+            }
+            for name in names {
+                *needed.entry(PackName(*name)).or_insert(0) += 1;
+            }
+        }
+        Ok(needed)
     }
 }

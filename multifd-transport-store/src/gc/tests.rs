@@ -5,9 +5,12 @@ mod turnstile;
 
 use super::{GcOptions, gc};
 use crate::backend::Backend;
-use crate::{ChunkCache, Snapshot, Store, StoreError, StoreOptions, WriteOptions, Writer};
+use crate::{
+    ChunkCache, Protection, Snapshot, Store, StoreError, StoreOptions, WriteOptions, Writer,
+};
 use proptest::prelude::*;
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 use turnstile::{Actor, Turnstile};
 
@@ -43,7 +46,7 @@ fn check(store: &Store) {
             have.extend(chunks.into_iter().map(|chunk| chunk.name));
         })
         .unwrap();
-    for listed in store.list().unwrap() {
+    for listed in store.list().unwrap().snapshots {
         let manifest = store.manifest(&listed.head.name).unwrap();
         for chunk in manifest.chunks() {
             assert!(
@@ -60,13 +63,15 @@ fn check(store: &Store) {
 enum Work {
     Write(Vec<u8>),
     Remove(u8),
+    Read(u8),
     Gc,
 }
 
 fn work() -> impl Strategy<Value = Work> {
     prop_oneof![
         3 => proptest::collection::vec(1_u8..6, 1..5).prop_map(Work::Write),
-        1 => (0_u8..2).prop_map(Work::Remove),
+        2 => (0_u8..2).prop_map(Work::Remove),
+        2 => (0_u8..2).prop_map(Work::Read),
         3 => Just(Work::Gc),
     ]
 }
@@ -92,13 +97,22 @@ fn run(store: &Store, number: usize, work: &Work) -> Result<(), StoreError> {
     match work {
         Work::Write(letters) => write(store, &format!("w{number}"), letters),
         Work::Remove(which) => store.remove(&format!("old{which}")),
+        Work::Read(which) => {
+            let reader = Protection::start(store, Arc::new(|_| ()))?;
+            let snapshot = reader.open(&format!("old{which}"), &ChunkCache::new(0))?;
+            let letters: &[u8] = if *which == 0 { &[1, 2, 3] } else { &[3, 4] };
+            let mut found = vec![0; letters.len() * CHUNK];
+            for (number, chunk) in found.chunks_mut(CHUNK).enumerate() {
+                snapshot.read_at(0, (number * CHUNK) as u64, chunk)?;
+            }
+            assert_eq!(found, contents(letters));
+            Ok(())
+        }
         Work::Gc => gc(store, &GcOptions::default()).map(drop),
     }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
-
     #[test]
     fn no_interleaving_loses_a_chunk(
         works in proptest::collection::vec(work(), 2..5),
@@ -113,6 +127,7 @@ proptest! {
             free.remove("old0").unwrap();
         }
         let actors: Vec<Actor> = works.iter().map(|_| turnstile.actor()).collect();
+        let (mut stalled, mut crashed) = (false, HashSet::new());
         let results = std::thread::scope(|scope| {
             let mut threads = Vec::new();
             for (number, (work, actor)) in works.iter().zip(&actors).enumerate() {
@@ -132,8 +147,15 @@ proptest! {
                         turnstile.go(usize::from(which) % actors.len());
                         turnstile.pass(Duration::from_micros(u64::from(tick)));
                     }
-                    Step::Crash(which) => turnstile.crash(usize::from(which) % actors.len()),
-                    Step::Stall => turnstile.pass(Duration::from_secs(40 * 60)),
+                    Step::Crash(which) => {
+                        let which = usize::from(which) % actors.len();
+                        crashed.insert(which);
+                        turnstile.crash(which);
+                    }
+                    Step::Stall => {
+                        stalled = true;
+                        turnstile.pass(Duration::from_secs(40 * 60));
+                    }
                 }
                 check(&free);
             }
@@ -143,6 +165,14 @@ proptest! {
         check(&free);
         // What a writer was told is there is there, with its contents.
         for (number, (work, result)) in works.iter().zip(&results).enumerate() {
+            // A reader that has opened its snapshot reads all of it, unless it slept for longer
+            // than its lease lived.
+            if let (Work::Read(_), Err(error)) = (work, result)
+                && !stalled
+                && !crashed.contains(&number)
+            {
+                prop_assert!(matches!(error, StoreError::NoSnapshot { .. }), "{error}");
+            }
             if let (Work::Write(letters), Ok(())) = (work, result) {
                 let cache = ChunkCache::new(0);
                 let snapshot = Snapshot::open(&free, &format!("w{number}"), &cache).unwrap();
@@ -159,19 +189,19 @@ proptest! {
         gc(&late, &GcOptions::default()).unwrap();
         gc(&late, &GcOptions::default()).unwrap();
         check(&free);
-        let names: Vec<_> = late.list().unwrap();
+        let names = late.list().unwrap().snapshots;
         let used: u64 = names.iter().map(|one| one.head.sizes.stored).sum();
         let packs: u64 = late.packs().unwrap().iter().map(|pack| pack.len).sum();
         prop_assert!(names.is_empty() == (packs == 0), "{used} used, {packs} in packs");
         let rest = late.backend.list("leases").unwrap().len();
-        let marks = late.condemned().unwrap().len();
+        let marks = late.condemned_names().unwrap().len();
         prop_assert_eq!((rest, marks), (0, 0));
     }
 }
 
 #[test]
 fn what_nobody_uses_is_removed_and_what_is_shared_stays() {
-    let objects = std::sync::Arc::new(object_store::memory::InMemory::new());
+    let objects = Arc::new(object_store::memory::InMemory::new());
     let store = Store::over(objects, &options()).unwrap();
     write(&store, "a", &[1, 2, 3, 4, 5, 6]).unwrap();
     write(&store, "b", &[1, 3, 7]).unwrap();
@@ -199,8 +229,57 @@ fn what_nobody_uses_is_removed_and_what_is_shared_stays() {
 }
 
 #[test]
+fn a_mark_that_was_seen_late_is_not_as_old_as_it_says() {
+    let turnstile = Turnstile::new();
+    let store = Store::over(turnstile.inner(), &options()).unwrap();
+    write(&store, "a", &[1, 2]).unwrap();
+    store.remove("a").unwrap();
+    let hour = Duration::from_secs(3600);
+    turnstile.pass(hour);
+    let mut writer = Writer::start(&store, "b", WriteOptions::default()).unwrap();
+    // A gc began to write it before, and stalled until now.
+    turnstile.back(hour / 2);
+    for pack in store.packs().unwrap() {
+        let mark = format!("condemned/{}", pack.name);
+        store.backend.put(&mark, bytes::Bytes::new()).unwrap();
+    }
+    turnstile.pass(hour / 2);
+    let report = gc(&store, &GcOptions::default()).unwrap();
+    assert_eq!((report.removed_packs, report.waiting_for), (0, 1));
+    writer.stream("s", &contents(&[2, 1])).unwrap();
+    writer.finish().unwrap();
+    check(&store);
+}
+
+#[test]
+fn a_reader_keeps_what_it_has_open_and_nothing_else() {
+    let objects = Arc::new(object_store::memory::InMemory::new());
+    let store = Store::over(objects, &options()).unwrap();
+    write(&store, "a", &[1, 2]).unwrap();
+    write(&store, "b", &[3, 4]).unwrap();
+    write(&store, "c", &[5]).unwrap();
+    let reader = Protection::start(&store, Arc::new(|_| ())).unwrap();
+    let snapshot = reader.open("a", &ChunkCache::new(0)).unwrap();
+    store.remove("a").unwrap();
+    store.remove("b").unwrap();
+    let collect = || gc(&store, &GcOptions::default()).unwrap();
+    let report = collect();
+    assert!(report.removed_packs > 0, "{report:?}");
+    assert_eq!((report.waiting_packs, report.waiting_for), (1, 1));
+    let mut found = vec![0; 2 * CHUNK];
+    snapshot.read_at(0, 0, &mut found).unwrap();
+    assert_eq!(found, contents(&[1, 2]));
+    // The lease is still there, and needs nothing.
+    drop(snapshot);
+    let report = collect();
+    assert_eq!((report.removed_packs, report.waiting_packs), (1, 0));
+    drop(reader);
+    assert!(store.backend.list("leases").unwrap().is_empty());
+}
+
+#[test]
 fn a_writer_that_has_begun_keeps_what_it_may_use() {
-    let objects = std::sync::Arc::new(object_store::memory::InMemory::new());
+    let objects = Arc::new(object_store::memory::InMemory::new());
     let store = Store::over(objects, &options()).unwrap();
     write(&store, "a", &[1, 2]).unwrap();
     let mut writer = Writer::start(&store, "b", WriteOptions::default()).unwrap();

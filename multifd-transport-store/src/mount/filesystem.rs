@@ -1,6 +1,6 @@
 //! The answers to the kernel's requests.
 
-use super::tree::{Node, ROOT, Tree};
+use super::tree::{LISTED, Node, Opened, ROOT, Tree};
 use super::{Log, MountOptions};
 use crate::StoreError;
 use fuser::{
@@ -10,16 +10,14 @@ use fuser::{
 };
 use multifd_core::sync::lock;
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 /// How long the kernel believes what it was told: nothing ever changes, but snapshots come and go.
 const BELIEVED: Duration = Duration::from_secs(3600);
-/// The same for the list of snapshots.
-const LISTED: Duration = Duration::from_secs(1);
 
 /// Linux's numbers for finding data and holes.
 const SEEK_DATA: i32 = 3;
@@ -29,39 +27,69 @@ thread_local! {
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// How many files are open, and since when that has been so.
-pub(super) struct Use {
-    files: AtomicU64,
-    changed: Mutex<Instant>,
+/// A file that somebody has open.
+#[derive(Clone)]
+struct Handle {
+    opened: Arc<Opened>,
+    path: Arc<str>,
 }
+
+struct Handles {
+    open: HashMap<u64, Handle>,
+    next: u64,
+    /// When the last one came or went.
+    changed: Instant,
+}
+
+/// The files that are open.
+pub(super) struct Use(Mutex<Handles>);
 
 impl Use {
     pub(super) fn new() -> Self {
-        Self {
-            files: AtomicU64::new(0),
-            changed: Mutex::new(Instant::now()),
-        }
+        Self(Mutex::new(Handles {
+            open: HashMap::new(),
+            next: 1,
+            changed: Instant::now(),
+        }))
     }
 
-    fn change(&self, change: impl FnOnce(&AtomicU64)) {
-        let mut changed = lock(&self.changed);
-        change(&self.files);
-        *changed = Instant::now();
+    fn open(&self, handle: Handle) -> FileHandle {
+        let mut handles = lock(&self.0);
+        let number = handles.next;
+        handles.next += 1;
+        handles.changed = Instant::now();
+        handles.open.insert(number, handle);
+        FileHandle(number)
+    }
+
+    fn get(&self, number: FileHandle) -> Option<Handle> {
+        lock(&self.0).open.get(&number.0).cloned()
+    }
+
+    fn close(&self, number: FileHandle) {
+        let mut handles = lock(&self.0);
+        let closed = handles.open.remove(&number.0);
+        handles.changed = Instant::now();
+        drop(handles);
+        // Without the lock: with the last file of a snapshot goes what protects it from gc.
+        drop(closed);
     }
 
     /// Since when no file has been open.
     pub(super) fn idle(&self) -> Option<Duration> {
-        let changed = lock(&self.changed);
-        (self.files.load(Ordering::Relaxed) == 0).then(|| changed.elapsed())
+        let handles = lock(&self.0);
+        handles.open.is_empty().then(|| handles.changed.elapsed())
     }
 }
+
+/// What is done when a file is opened: its working set is replayed.
+pub(super) type OnOpen = Box<dyn Fn(&Arc<Opened>, &Arc<str>, u64) + Send + Sync>;
 
 /// The file system of a mount.
 pub(super) struct Files {
     pub(super) tree: Arc<Tree>,
     pub(super) used: Arc<Use>,
-    /// Called when a file is opened: the working set is replayed.
-    pub(super) opened: Box<dyn Fn(&Node) + Send + Sync>,
+    on_open: OnOpen,
     failed: Log,
     owner: (u32, u32),
     others: bool,
@@ -72,14 +100,14 @@ impl Files {
         tree: Arc<Tree>,
         used: Arc<Use>,
         options: &MountOptions,
-        opened: Box<dyn Fn(&Node) + Send + Sync>,
+        on_open: OnOpen,
     ) -> Self {
         let owner = rustix::process::geteuid().as_raw();
         let group = rustix::process::getegid().as_raw();
         Self {
             tree,
             used,
-            opened,
+            on_open,
             failed: Arc::clone(options.failed.as_ref().unwrap_or(&options.log)),
             owner: (owner, group),
             others: options.allow_other,
@@ -151,52 +179,59 @@ impl Filesystem for Files {
     }
 
     fn open(&self, _: &Request, number: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        let Some(node) = self.tree.node(number.0) else {
-            return reply.error(Errno::ENOENT);
+        let (looked, path) = match self.tree.node(number.0) {
+            Some(Node::File(looked, path)) => (looked, path),
+            Some(_) => return reply.error(Errno::EISDIR),
+            None => return reply.error(Errno::ENOENT),
         };
-        self.used.change(|files| {
-            files.fetch_add(1, Ordering::Relaxed);
-        });
-        (self.opened)(&node);
-        reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
+        let opened = match self.tree.open(&looked) {
+            Ok(Some(opened)) => opened,
+            // The kernel then looks its name up again.
+            Ok(None) => return reply.error(Errno::ESTALE),
+            Err(error) => return reply.error(self.failed(&path, &error)),
+        };
+        (self.on_open)(&opened, &path, number.0);
+        let handle = self.used.open(Handle { opened, path });
+        reply.opened(handle, FopenFlags::FOPEN_KEEP_CACHE);
     }
 
     fn release(
         &self,
         _: &Request,
         _: INodeNo,
-        _: FileHandle,
+        handle: FileHandle,
         _: OpenFlags,
         _: Option<LockOwner>,
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.used.change(|files| {
-            files.fetch_sub(1, Ordering::Relaxed);
-        });
+        self.used.close(handle);
         reply.ok();
     }
 
     fn read(
         &self,
         _: &Request,
-        number: INodeNo,
-        _: FileHandle,
+        _: INodeNo,
+        handle: FileHandle,
         offset: u64,
         size: u32,
         _: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let Some(Node::File(opened, path)) = self.tree.node(number.0) else {
-            return reply.error(Errno::EISDIR);
+        let Some(Handle { opened, path }) = self.used.get(handle) else {
+            return reply.error(Errno::EBADF);
         };
         BUFFER.with(|buffer| {
             let mut buffer = buffer.borrow_mut();
-            buffer.resize(size as usize, 0);
+            if buffer.len() < size as usize {
+                buffer.resize(size as usize, 0);
+            }
+            let out = &mut buffer[..size as usize];
             let note = |chunk| opened.working_set.note(chunk);
-            match opened.files.read_at(&path, offset, &mut buffer, note) {
-                Ok(len) => reply.data(&buffer[..len]),
+            match opened.files.read_at(&path, offset, out, note) {
+                Ok(len) => reply.data(&out[..len]),
                 Err(error) => {
                     let name = &opened.files.snapshot().manifest().head.name;
                     reply.error(self.failed(&format!("{name}/{path}"), &error));
@@ -209,14 +244,14 @@ impl Filesystem for Files {
     fn lseek(
         &self,
         _: &Request,
-        number: INodeNo,
-        _: FileHandle,
+        _: INodeNo,
+        handle: FileHandle,
         offset: i64,
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let Some(Node::File(opened, path)) = self.tree.node(number.0) else {
-            return reply.error(Errno::EISDIR);
+        let Some(Handle { opened, path }) = self.used.get(handle) else {
+            return reply.error(Errno::EBADF);
         };
         let len = opened.files.len(&path).unwrap_or(0);
         let Some(at) = u64::try_from(offset).ok().filter(|&at| at < len) else {

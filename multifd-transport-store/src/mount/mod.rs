@@ -6,7 +6,7 @@
 //! use multifd_transport_store::{Store, StoreOptions};
 //!
 //! let store = Store::open(&"/var/lib/snapshots".parse()?, &StoreOptions::default())?;
-//! let mount = Mount::start(&store, "/mnt/snapshots".as_ref(), MountOptions::default())?;
+//! let mount = Mount::start(&store, "/mnt/snapshots".as_ref(), &MountOptions::default())?;
 //! // /mnt/snapshots/NAME/vm.mapped and others can be read and mapped now.
 //! mount.unmount();
 //! # Ok(())
@@ -20,10 +20,8 @@ mod working_sets;
 
 pub use session::Mount;
 
+use crate::Log;
 use std::sync::Arc;
-
-/// Told what goes wrong.
-pub type Log = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// When the working set of a snapshot is recorded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -46,8 +44,9 @@ pub struct MountOptions {
     /// Bytes of decoded chunks that are kept. Default: 32 MiB. The kernel's page cache comes on
     /// top: it keeps what has been read.
     pub cache: usize,
-    /// How many reads are served at the same time. Default: 8.
-    pub threads: usize,
+    /// How many reads are served at the same time. Default: 32 of a store whose answers have to be
+    /// waited for; of a folder one for each processor, at least 4.
+    pub threads: Option<usize>,
     /// Whether other users may read. Default: the one who mounts.
     pub allow_other: bool,
     /// When working sets are recorded.
@@ -66,7 +65,7 @@ impl Default for MountOptions {
         Self {
             only: None,
             cache: 32 << 20,
-            threads: 8,
+            threads: None,
             allow_other: false,
             record: Record::default(),
             replay: true,
@@ -102,7 +101,7 @@ impl MountOptions {
 
     /// Sets [`MountOptions::threads`].
     #[must_use]
-    pub fn threads(mut self, threads: usize) -> Self {
+    pub fn threads(mut self, threads: Option<usize>) -> Self {
         self.threads = threads;
         self
     }

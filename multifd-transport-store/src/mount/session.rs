@@ -1,21 +1,28 @@
 //! A mount, from its start to its end.
 
-use super::filesystem::{Files, Use};
-use super::tree::{Node, Tree};
+use super::MountOptions;
+use super::filesystem::{Files, OnOpen, Use};
+use super::tree::Tree;
 use super::working_sets::{self, WorkingSet};
-use super::{Log, MountOptions};
-use crate::lease::{Holder, Lease, in_time};
-use crate::{ChunkCache, Snapshot, Store, StoreError};
+use crate::lease::{LAST_WORDS, in_time};
+use crate::{ChunkCache, Protection, Snapshot, Store, StoreError};
 use fuser::{BackgroundSession, Config, MountOption, Notifier, Session, SessionACL};
 use multifd_core::sync::lock;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often it is looked whether a working set is to be saved.
 const LOOK: Duration = Duration::from_secs(5);
+
+/// Threads that serve reads of a folder at least: more than processors, as disks have to be waited
+/// for.
+const LOCAL_THREADS: usize = 4;
+/// Threads that serve reads of other stores, whose answers take long.
+const REMOTE_THREADS: usize = 32;
 
 /// A thread that saves working sets, and what ends it.
 type Keeper = (JoinHandle<()>, Arc<(Mutex<bool>, Condvar)>);
@@ -24,12 +31,12 @@ type Keeper = (JoinHandle<()>, Arc<(Mutex<bool>, Condvar)>);
 pub struct Mount {
     folder: PathBuf,
     session: Option<BackgroundSession>,
+    /// What the folder's device is while this is mounted there.
+    device: u64,
     tree: Arc<Tree>,
     used: Arc<Use>,
     stop: Arc<AtomicBool>,
     keeper: Option<Keeper>,
-    log: Log,
-    _lease: Option<Lease>,
 }
 
 impl std::fmt::Debug for Mount {
@@ -47,11 +54,10 @@ impl Mount {
     /// # Errors
     /// [`StoreError::Path`] if the system refuses; [`StoreError::NoSnapshot`] for a snapshot that
     /// [`MountOptions::only`] names and that is not there.
-    pub fn start(store: &Store, folder: &Path, options: MountOptions) -> Result<Self, StoreError> {
-        let lease = Lease::take(&store.backend, Holder::Reader)
+    pub fn start(store: &Store, folder: &Path, options: &MountOptions) -> Result<Self, StoreError> {
+        let protection = Protection::start(store, Arc::clone(&options.log))
             .inspect_err(|error| (options.log)(&format!("not protected from gc: {error}")))
             .ok();
-        let cache = ChunkCache::new(options.cache);
         let new_working_set = {
             let (record, replay) = (options.record, options.replay);
             let log = Arc::clone(&options.log);
@@ -64,12 +70,14 @@ impl Mount {
         };
         let tree = Arc::new(Tree::new(
             store.clone(),
+            protection,
             options.only.clone(),
-            cache,
+            ChunkCache::new(options.cache),
             Box::new(new_working_set),
+            Arc::clone(&options.log),
         ));
         for name in options.only.iter().flatten() {
-            // It is read once, here. One that is not there is an error that names those that are.
+            // One that is not there is an error that names those that are.
             if tree.snapshot(name)?.is_none() {
                 store.manifest(name)?;
             }
@@ -77,17 +85,13 @@ impl Mount {
         let used = Arc::new(Use::new());
         let stop = Arc::new(AtomicBool::new(false));
         let notifier: Arc<OnceLock<Notifier>> = Arc::default();
-        let on_open = {
-            let (tree, notifier, stop) =
-                (Arc::clone(&tree), Arc::clone(&notifier), Arc::clone(&stop));
-            move |node: &Node| working_sets::start(&tree, node, &notifier, &stop)
+        let on_open: OnOpen = {
+            let (notifier, stop) = (Arc::clone(&notifier), Arc::clone(&stop));
+            Box::new(move |opened, path, number| {
+                working_sets::start(opened, (path, number), &notifier, &stop);
+            })
         };
-        let files = Files::new(
-            Arc::clone(&tree),
-            Arc::clone(&used),
-            &options,
-            Box::new(on_open),
-        );
+        let files = Files::new(Arc::clone(&tree), Arc::clone(&used), options, on_open);
         let mut config = Config::default();
         config.mount_options = vec![
             MountOption::RO,
@@ -101,7 +105,15 @@ impl Mount {
         if options.allow_other {
             config.acl = SessionACL::All;
         }
-        config.n_threads = Some(options.threads.max(1));
+        let threads = options.threads.unwrap_or_else(|| {
+            let processors = std::thread::available_parallelism().map_or(4, NonZero::get);
+            if store.backend.is_local() {
+                processors.max(LOCAL_THREADS)
+            } else {
+                REMOTE_THREADS
+            }
+        });
+        config.n_threads = Some(threads.max(1));
         let failed = |cause| StoreError::Path {
             path: folder.into(),
             doing: "mounting (FUSE)",
@@ -109,16 +121,16 @@ impl Mount {
         };
         let session = Session::new(files, folder, &config).map_err(failed)?;
         let session = session.spawn().map_err(failed)?;
+        let device = rustix::fs::stat(folder).map_err(|error| failed(error.into()))?;
         let _ = notifier.set(session.notifier());
         let mut mount = Self {
             folder: folder.into(),
             session: Some(session),
+            device: device.st_dev,
             tree,
             used,
             stop,
             keeper: None,
-            log: options.log,
-            _lease: lease,
         };
         mount.keeper = mount.keep_working_sets();
         Ok(mount)
@@ -134,23 +146,24 @@ impl Mount {
         self.used.idle()
     }
 
+    /// Whether it is still there: false if somebody else has unmounted it.
+    pub fn is_served(&self) -> bool {
+        let session = self.session.as_ref();
+        session.is_some_and(|session| !session.guard.is_finished())
+    }
+
     /// Saves working sets when it is time.
     fn keep_working_sets(&self) -> Option<Keeper> {
         let ended = Arc::new((Mutex::new(false), Condvar::new()));
         let shared = Arc::clone(&ended);
-        let (tree, log) = (Arc::clone(&self.tree), Arc::clone(&self.log));
+        let tree = Arc::clone(&self.tree);
         let keep = move || {
             loop {
                 let (ended, changed) = &*shared;
                 let state = lock(ended);
                 let waited = changed.wait_timeout_while(state, LOOK, |ended| !*ended);
                 let at_end = *waited.unwrap_or_else(PoisonError::into_inner).0;
-                for opened in tree.opened() {
-                    let saved = opened.working_set.save(opened.files.snapshot(), at_end);
-                    if let Err(error) = saved {
-                        log(&format!("a working set was not saved: {error}"));
-                    }
-                }
+                tree.save_working_sets(at_end);
                 if at_end {
                     return;
                 }
@@ -174,20 +187,31 @@ impl Mount {
             return;
         };
         self.stop.store(true, Ordering::Relaxed);
-        // Also when somebody reads: the name goes now, the rest with the last reader.
-        let detached = rustix::mount::unmount(&self.folder, rustix::mount::UnmountFlags::DETACH);
+        // Also when somebody reads: the name goes now, the rest with the last reader. Another file
+        // system that was mounted over it, or in its place, stays.
+        let is_ours = || match rustix::fs::stat(&self.folder) {
+            Ok(found) => found.st_dev == self.device,
+            // What does not answer any more.
+            Err(error) => error == rustix::io::Errno::NOTCONN,
+        };
+        if !session.guard.is_finished() && is_ours() {
+            let _ = rustix::mount::unmount(&self.folder, rustix::mount::UnmountFlags::DETACH);
+        }
         if let Some((thread, ended)) = self.keeper.take() {
             *lock(&ended.0) = true;
             ended.1.notify_all();
             // The working set is worth a moment, but storage may not answer.
             let _ = in_time(move || thread.join());
         }
-        if detached.is_ok() && self.used.idle().is_some() {
-            let _ = session.umount_and_join();
-        } else {
-            // Its threads end with the process, and the connection with them.
-            drop(session);
+        if self.used.idle().is_some() {
+            let begun = Instant::now();
+            while !session.guard.is_finished() && begun.elapsed() < LAST_WORDS {
+                std::thread::sleep(Duration::from_millis(1));
+            }
         }
+        // Its threads end with the last reader, and the connection with them. Its own end would
+        // unmount by the path, which may be another one's by now.
+        std::mem::forget(session);
     }
 }
 

@@ -1,12 +1,15 @@
 //! Working sets of a mount's snapshots: recorded from reads, and replayed ahead of them.
 
 use super::Record;
-use super::tree::{Node, Opened, Tree};
-use crate::read::Recorder;
+use super::tree::Opened;
+use crate::format::manifest::{ObjectKind, Part};
+use crate::read::{ChunkPlace, Recorder};
 use crate::{Snapshot, StoreError};
 use fuser::{INodeNo, Notifier};
+use multifd_core::sync::lock;
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 /// How long reads are recorded, from the first one on.
@@ -21,10 +24,10 @@ pub(super) struct WorkingSet {
     recorder: Option<Recorder>,
     /// When the first read came.
     began: OnceLock<Instant>,
-    saved: AtomicBool,
     /// What was saved earlier, in order.
     order: Vec<usize>,
-    replayed: AtomicBool,
+    /// Files that were filled with it.
+    replayed: Mutex<HashSet<Arc<str>>>,
 }
 
 impl WorkingSet {
@@ -41,10 +44,8 @@ impl WorkingSet {
         };
         Ok(Self {
             recorder: record.then(|| Recorder::new(snapshot)),
-            began: OnceLock::new(),
-            saved: AtomicBool::new(false),
             order: known.filter(|_| replay).unwrap_or_default(),
-            replayed: AtomicBool::new(false),
+            ..Self::none()
         })
     }
 
@@ -53,10 +54,13 @@ impl WorkingSet {
         Self {
             recorder: None,
             began: OnceLock::new(),
-            saved: AtomicBool::new(true),
             order: Vec::new(),
-            replayed: AtomicBool::new(true),
+            replayed: Mutex::default(),
         }
+    }
+
+    pub(super) fn is_recording(&self) -> bool {
+        self.recorder.is_some()
     }
 
     /// A chunk has been read.
@@ -67,50 +71,77 @@ impl WorkingSet {
         }
     }
 
-    /// Saves what was recorded, if it is time, or if the mount ends.
-    pub(super) fn save(&self, snapshot: &Snapshot, at_end: bool) -> Result<(), StoreError> {
+    /// Saves what was recorded, if it is time, or if nobody reads any more; says whether that is
+    /// done. What is no guest's start is not saved: nothing of its RAM, as when only the file's
+    /// header was looked at, or all of it, as when it was copied.
+    pub(super) fn save(&self, snapshot: &Snapshot, at_end: bool) -> Result<bool, StoreError> {
         let (Some(recorder), Some(began)) = (&self.recorder, self.began.get()) else {
-            return Ok(());
+            return Ok(false);
         };
-        if (!at_end && began.elapsed() < WINDOW) || self.saved.swap(true, Ordering::Relaxed) {
-            return Ok(());
+        if !at_end && began.elapsed() < WINDOW {
+            return Ok(false);
         }
-        snapshot.save_working_set(&recorder.order())
+        let order = recorder.order();
+        let head = &snapshot.manifest().head;
+        let is_ram = |chunk: &u32| {
+            let place = snapshot.place(*chunk as usize);
+            place.is_some_and(|place| head.objects[place.object].kind == ObjectKind::Block)
+        };
+        let ram = order.iter().filter(|chunk| is_ram(chunk)).count();
+        let all = snapshot.manifest().chunks().len();
+        if ram == 0 || order.len() == all {
+            return Ok(at_end);
+        }
+        snapshot.save_working_set(&order)?;
+        Ok(true)
+    }
+
+    /// Whether a file is to be filled now: the first time that it is opened.
+    fn is_due(&self, path: &Arc<str>) -> bool {
+        !self.order.is_empty() && lock(&self.replayed).insert(Arc::clone(path))
     }
 }
 
-/// Reads what a snapshot's first readers read, and gives it to the kernel. Returns when all of it
-/// is there.
-pub(super) fn replay(
-    tree: &Tree,
+/// The whole pages of a file that a chunk holds, and where in the file they begin, bytes. A chunk may
+/// begin in one part of the file and end in another, far away from it.
+fn pages<'c>(
+    parts: &'c [Part],
+    place: ChunkPlace,
+    contents: &'c [u8],
+) -> impl Iterator<Item = (u64, &'c [u8])> {
+    let end_of_chunk = place.offset + contents.len() as u64;
+    let own = parts.iter().filter(move |part| part.object == place.object);
+    own.filter_map(move |part| {
+        let start = place.offset.max(part.offset);
+        let end = end_of_chunk.min(part.offset + part.len);
+        let at = part.at + start.checked_sub(part.offset)?;
+        let skip = at.next_multiple_of(PAGE) - at;
+        let len = end.saturating_sub(start).saturating_sub(skip) / PAGE * PAGE;
+        let from = (start - place.offset + skip) as usize;
+        (len > 0).then(|| (at + skip, &contents[from..from + len as usize]))
+    })
+}
+
+/// Reads what a snapshot's first readers read, and gives it to the kernel as pages of one of its
+/// files. Returns when all of it is there.
+fn replay(
     opened: &Opened,
-    path: &str,
+    (path, number): (&str, u64),
     notifier: &Notifier,
     stop: &AtomicBool,
 ) -> Result<(), StoreError> {
     let snapshot = opened.files.snapshot();
-    let name = &snapshot.manifest().head.name;
-    let Some(number) = tree.known(name, path) else {
-        return Ok(());
-    };
     let parts = opened.files.parts(path);
-    snapshot.fetch(&opened.working_set.order, REPLAYING, |chunk, contents| {
+    let order = &opened.working_set.order;
+    snapshot.fetch(order, REPLAYING, |chunk, contents| {
         let (Ok(contents), Some(place)) = (contents, snapshot.place(chunk)) else {
             // Its reader will be told.
             return !stop.load(Ordering::Relaxed);
         };
         snapshot.keep(chunk, contents);
-        let part = parts.iter().find(|part| {
-            let inside = part.offset..part.offset + part.len;
-            part.object == place.object && inside.contains(&place.offset)
-        });
-        if let Some(part) = part {
-            let at = part.at + (place.offset - part.offset);
-            let whole = contents.len() as u64 / PAGE * PAGE;
-            if at % PAGE == 0 && whole > 0 {
-                // A kernel that does not take it asks when it needs it.
-                let _ = notifier.store(INodeNo(number), at, &contents[..whole as usize]);
-            }
+        for (at, pages) in pages(parts, place, contents) {
+            // A kernel that does not take them asks when it needs them.
+            let _ = notifier.store(INodeNo(number), at, pages);
         }
         !stop.load(Ordering::Relaxed)
     })
@@ -118,28 +149,92 @@ pub(super) fn replay(
 
 /// Starts replaying when a file is opened for the first time.
 pub(super) fn start(
-    tree: &Arc<Tree>,
-    node: &Node,
+    opened: &Arc<Opened>,
+    (path, number): (&Arc<str>, u64),
     notifier: &Arc<OnceLock<Notifier>>,
     stop: &Arc<AtomicBool>,
 ) {
-    let Node::File(opened, path) = node else {
-        return;
-    };
-    let set = &opened.working_set;
     // Small files, such as the manifest, are not what a guest runs from.
-    let small = node.len() < 16 * PAGE;
-    if small || set.order.is_empty() || set.replayed.swap(true, Ordering::Relaxed) {
+    let len = opened.files.len(path).unwrap_or(0);
+    if len < 16 * PAGE || !opened.working_set.is_due(path) {
         return;
     }
-    let (tree, opened, path) = (Arc::clone(tree), Arc::clone(opened), Arc::clone(path));
+    let (opened, path) = (Arc::clone(opened), Arc::clone(path));
     let (notifier, stop) = (Arc::clone(notifier), Arc::clone(stop));
     // Without a thread nothing is read ahead, and all works.
     let _ = std::thread::Builder::new()
         .name("store replay".into())
         .spawn(move || {
             if let Some(notifier) = notifier.get() {
-                let _ = replay(&tree, &opened, &path, notifier, &stop);
+                let _ = replay(&opened, (&path, number), notifier, &stop);
             }
         });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// What a file holds, byte by byte: the part's number, and the place in its object.
+    fn layout(parts: &[Part]) -> Vec<Option<(usize, u64)>> {
+        let end = parts.iter().map(|part| part.at + part.len).max();
+        let mut file = vec![None; end.unwrap_or(0) as usize];
+        for (number, part) in parts.iter().enumerate() {
+            for byte in 0..part.len {
+                file[(part.at + byte) as usize] = Some((number, part.offset + byte));
+            }
+        }
+        file
+    }
+
+    proptest! {
+        /// Two objects, cut into parts as the gaps of a mapped-ram file are.
+        #[test]
+        fn pages_hold_what_belongs_there(
+            cuts in proptest::collection::vec(
+                (0_usize..2, prop_oneof![Just(4096_u64), 1_u64..20_000], any::<bool>()), 1..8,
+            ),
+            chunk in 0_u64..4,
+            object in 0_usize..2,
+        ) {
+            let (mut at, mut offsets) = (0, [0, 0]);
+            let mut parts = Vec::new();
+            for (object, len, aligned) in cuts {
+                if aligned {
+                    at = u64::next_multiple_of(at, PAGE);
+                }
+                parts.push(Part { at, len, object, offset: offsets[object] });
+                at += len;
+                offsets[object] += len;
+            }
+            // Each byte of an object tells its place.
+            let offset = chunk * 16384;
+            let len = offsets[object].saturating_sub(offset).min(16384);
+            let byte = |offset: u64| (offset % 251) as u8;
+            let contents: Vec<u8> = (offset..offset + len).map(byte).collect();
+            let file = layout(&parts);
+            let mut covered = 0;
+            for (at, pages) in pages(&parts, ChunkPlace { object, offset }, &contents) {
+                prop_assert!(at.is_multiple_of(PAGE) && (pages.len() as u64).is_multiple_of(PAGE));
+                for (n, found) in pages.iter().enumerate() {
+                    let (part, place) = file[at as usize + n].unwrap();
+                    prop_assert_eq!((parts[part].object, byte(place)), (object, *found));
+                }
+                covered += pages.len();
+            }
+            // All pages of the file that are the chunk's, and lie in one part.
+            let whole = file.chunks_exact(PAGE as usize).filter(|page| {
+                let first = page[0];
+                page.iter().enumerate().all(|(n, byte)| {
+                    first.is_some_and(|(part, place)| {
+                        parts[part].object == object
+                            && *byte == Some((part, place + n as u64))
+                            && (offset..offset + len).contains(&(place + n as u64))
+                    })
+                })
+            });
+            prop_assert_eq!(covered, whole.count() * PAGE as usize);
+        }
+    }
 }

@@ -2,6 +2,7 @@
 
 use crate::StoreError;
 use crate::name::ChunkName;
+use bytes::Bytes;
 use multifd_core::sync::{lock, wait};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex};
@@ -10,7 +11,7 @@ enum Slot {
     /// Somebody reads it.
     Loading,
     Ready {
-        contents: Arc<[u8]>,
+        contents: Bytes,
         /// Asked for since it was last looked at for removal.
         used: bool,
     },
@@ -49,18 +50,23 @@ impl ChunkCache {
         })
     }
 
+    /// Whether the chunk is here, or being read.
+    pub(crate) fn has(&self, name: &ChunkName) -> bool {
+        lock(&self.state).slots.contains_key(name)
+    }
+
     /// The chunk, read by `load` if it is not here.
     pub(crate) fn get(
         &self,
         name: ChunkName,
-        load: impl FnOnce() -> Result<Arc<[u8]>, StoreError>,
-    ) -> Result<Arc<[u8]>, StoreError> {
+        load: impl FnOnce() -> Result<Bytes, StoreError>,
+    ) -> Result<Bytes, StoreError> {
         let mut state = lock(&self.state);
         loop {
             match state.slots.get_mut(&name) {
                 Some(Slot::Ready { contents, used }) => {
                     *used = true;
-                    return Ok(Arc::clone(contents));
+                    return Ok(contents.clone());
                 }
                 Some(Slot::Loading) => {
                     state = wait(&self.loaded, state);
@@ -103,12 +109,12 @@ struct Loading<'c> {
 }
 
 impl Loading<'_> {
-    fn ready(self, contents: &Arc<[u8]>) {
+    fn ready(self, contents: &Bytes) {
         let mut state = lock(&self.cache.state);
         state.bytes += contents.len();
         state.order.push_back(self.name);
         let slot = Slot::Ready {
-            contents: Arc::clone(contents),
+            contents: contents.clone(),
             used: false,
         };
         state.slots.insert(self.name, slot);

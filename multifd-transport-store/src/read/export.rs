@@ -40,10 +40,8 @@ impl SnapshotFiles {
             object: path.into(),
         })?;
         out.set_len(len).map_err(failed)?;
-        if self.parts(path).is_empty() {
-            let mut text = vec![0; len as usize];
-            self.read_at(path, 0, &mut text, |_| ())?;
-            return out.write_all_at(&text, 0).map_err(failed);
+        if let Some(text) = self.text(path) {
+            return out.write_all_at(text, 0).map_err(failed);
         }
         // Where each chunk goes, perhaps in part: chunk, first byte, bytes, place.
         let mut places: Vec<(usize, u32, u32, u64)> = Vec::new();

@@ -1,10 +1,10 @@
 //! Many chunks at once: those that lie together in a pack are read together.
 
 use super::Snapshot;
+use super::loader::Loader;
 use crate::StoreError;
-use crate::format::{ChunkRef, Decoder};
+use crate::format::ChunkRef;
 use crate::threads::on_threads;
-use bytes::Bytes;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -55,7 +55,7 @@ impl Snapshot {
     /// that lie together in a pack are read together; apart from that the order is kept.
     ///
     /// # Errors
-    /// [`StoreError`], if nothing can be read; a chunk's error goes to `take`.
+    /// [`StoreError`], if the storage does not answer; a chunk's own error goes to `take`.
     pub fn fetch(
         &self,
         chunks: &[usize],
@@ -76,23 +76,28 @@ impl Snapshot {
         take: &(impl Fn(usize, Result<&[u8], StoreError>) -> bool + Sync),
     ) -> Result<(), StoreError> {
         let all = self.manifest().chunks();
-        let mut decoder = Decoder::new()?;
+        let mut loader = Loader::new()?;
         let mut contents = vec![0; self.manifest().head.chunk_size as usize];
         while let Some(group) = groups.get(next.fetch_add(1, Ordering::Relaxed)) {
             let pack = all[group.chunks[0]].pack;
-            // One that fails is tried chunk by chunk: not all of them may be damaged.
-            let whole = self
+            let read = self
                 .pack_path(pack)
-                .and_then(|path| self.store().backend.get_range(&path, group.range.clone()));
-            let whole = whole.unwrap_or_else(|_| Bytes::new());
+                .and_then(|path| loader.read(self.store(), &path, group.range.clone()));
+            // Storage that does not answer says nothing of the chunks. A group that cannot be read
+            // for another reason is tried chunk by chunk: not all may be damaged.
+            if let Err(error @ StoreError::Storage { .. }) = read {
+                next.store(groups.len(), Ordering::Relaxed);
+                return Err(error);
+            }
             for &number in &group.chunks {
                 let chunk = &all[number];
                 let out = &mut contents[..self.chunk_len(number)];
-                let start = (u64::from(chunk.offset) - group.range.start) as usize;
-                let end = start + chunk.len as usize;
-                let result = match whole.get(start..end) {
-                    Some(stored) => self.decode(number, stored, &mut decoder, out),
-                    None => self.load(number, &mut decoder, out),
+                let at = (u64::from(chunk.offset) - group.range.start) as usize;
+                let result = if read.is_ok() {
+                    let decoded = loader.decode(self.store(), chunk, at, out);
+                    decoded.map_err(|why| self.chunk_error(number, &why))
+                } else {
+                    self.load(number, &mut loader, out)
                 };
                 if !take(number, result.map(|()| &*out)) {
                     next.store(groups.len(), Ordering::Relaxed);

@@ -2,9 +2,10 @@
 
 use super::Snapshot;
 use crate::StoreError;
-use crate::format::manifest::{FileEntry, Manifest, ObjectKind, Part};
+use crate::format::manifest::{FileEntry, Head, Manifest, ObjectKind, Part};
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// The files that can be made of a snapshot.
 ///
@@ -17,8 +18,12 @@ use std::ops::Range;
 #[derive(Debug, Clone)]
 pub struct SnapshotFiles {
     snapshot: Snapshot,
-    files: BTreeMap<String, Content>,
+    list: Arc<FileList>,
 }
+
+/// The files of a snapshot, by its head alone.
+#[derive(Debug, Clone)]
+pub(crate) struct FileList(BTreeMap<String, Content>);
 
 #[derive(Debug, Clone)]
 enum Content {
@@ -67,10 +72,8 @@ pub(super) fn stretches(
     })
 }
 
-impl SnapshotFiles {
-    /// The files of a snapshot.
-    pub fn new(snapshot: &Snapshot) -> Self {
-        let head = &snapshot.manifest().head;
+impl FileList {
+    pub(crate) fn of(head: &Head) -> Self {
         let mut files = BTreeMap::new();
         let mut memory = FileEntry {
             path: "memory".into(),
@@ -106,9 +109,27 @@ impl SnapshotFiles {
         for file in &head.files {
             files.insert(file.path.clone(), Content::Parts(file.clone()));
         }
+        Self(files)
+    }
+
+    /// The paths of the files, and their lengths in bytes.
+    pub(crate) fn paths(&self) -> impl Iterator<Item = (&str, u64)> {
+        let files = self.0.iter();
+        files.map(|(path, content)| (path.as_str(), content.len()))
+    }
+
+    /// The length of a file, bytes.
+    pub(crate) fn len(&self, path: &str) -> Option<u64> {
+        self.0.get(path).map(Content::len)
+    }
+}
+
+impl SnapshotFiles {
+    /// The files of a snapshot.
+    pub fn new(snapshot: &Snapshot) -> Self {
         Self {
             snapshot: snapshot.clone(),
-            files,
+            list: Arc::new(FileList::of(&snapshot.manifest().head)),
         }
     }
 
@@ -119,23 +140,30 @@ impl SnapshotFiles {
 
     /// The paths of the files, and their lengths in bytes.
     pub fn paths(&self) -> impl Iterator<Item = (&str, u64)> {
-        let files = self.files.iter();
-        files.map(|(path, content)| (path.as_str(), content.len()))
+        self.list.paths()
     }
 
     /// The length of a file, bytes.
     pub fn len(&self, path: &str) -> Option<u64> {
-        self.files.get(path).map(Content::len)
+        self.list.len(path)
     }
 
     /// Never true: there is a manifest.
     pub fn is_empty(&self) -> bool {
-        self.files.is_empty()
+        self.list.0.is_empty()
+    }
+
+    /// All of a file that is not made of chunks.
+    pub(super) fn text(&self, path: &str) -> Option<&[u8]> {
+        match self.list.0.get(path) {
+            Some(Content::Text(text)) => Some(text),
+            _ => None,
+        }
     }
 
     /// A file's parts, if it has some.
     pub fn parts(&self, path: &str) -> &[Part] {
-        match self.files.get(path) {
+        match self.list.0.get(path) {
             Some(Content::Parts(file)) => &file.parts,
             _ => &[],
         }
@@ -144,7 +172,7 @@ impl SnapshotFiles {
     /// The first stretch at or after `offset` that is stored, in bytes: what is between two of them
     /// is zero. `None` if only zeros follow.
     pub fn next_data(&self, path: &str, offset: u64) -> Option<Range<u64>> {
-        let file = match self.files.get(path)? {
+        let file = match self.list.0.get(path)? {
             Content::Text(text) => {
                 let len = text.len() as u64;
                 return (offset < len).then_some(offset..len);
@@ -182,7 +210,7 @@ impl SnapshotFiles {
             store: self.snapshot.manifest().head.name.clone(),
             object: path.into(),
         };
-        let file = match self.files.get(path).ok_or_else(missing)? {
+        let file = match self.list.0.get(path).ok_or_else(missing)? {
             Content::Text(text) => {
                 let from = usize::try_from(offset)
                     .unwrap_or(usize::MAX)

@@ -4,25 +4,27 @@ mod cache;
 mod export;
 mod fetch;
 mod files;
+mod loader;
+mod protection;
 mod working_set;
 
 pub use cache::ChunkCache;
+#[cfg(feature = "mount")]
+pub(crate) use files::FileList;
 pub use files::SnapshotFiles;
+pub(crate) use protection::NEEDS;
+pub use protection::Protection;
 pub use working_set::Recorder;
 
+use crate::format::ChunkRef;
 use crate::format::manifest::Manifest;
-use crate::format::{ChunkRef, Decoder};
 use crate::name::{ChunkName, PackName};
 use crate::{Store, StoreError};
+use loader::{Loader, with_loader};
 use multifd_core::sync::lock;
-use std::cell::RefCell;
+use protection::Guard;
 use std::collections::{HashMap, HashSet};
-use std::ops::Range;
 use std::sync::{Arc, Mutex};
-
-thread_local! {
-    static DECODER: RefCell<Option<Decoder>> = const { RefCell::new(None) };
-}
 
 /// A place in a snapshot where a chunk belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +34,9 @@ pub struct ChunkPlace {
     /// Offset in the object, bytes.
     pub offset: u64,
 }
+
+/// How often a chunk is looked for again that a garbage collection has moved.
+const MOVES: u32 = 3;
 
 /// Where the chunks of packs that are gone went.
 type Moved = HashMap<ChunkName, (PackName, ChunkRef)>;
@@ -43,6 +48,7 @@ struct Shared {
     /// The first place of each chunk.
     places: Vec<ChunkPlace>,
     moved: Mutex<Option<Arc<Moved>>>,
+    _guard: Option<Guard>,
 }
 
 /// A snapshot that is read. Copies of it are the same one.
@@ -60,10 +66,21 @@ impl std::fmt::Debug for Snapshot {
 impl Snapshot {
     /// Opens a snapshot. Chunks go through `cache`, which snapshots of a store can share.
     ///
+    /// If it is removed while it is read, a `gc` may take its chunks away: [`Protection`] is against
+    /// that.
+    ///
     /// # Errors
     /// As [`Store::manifest`].
     pub fn open(store: &Store, name: &str, cache: &Arc<ChunkCache>) -> Result<Self, StoreError> {
-        let manifest = store.manifest(name)?;
+        Ok(Self::of(store, store.manifest(name)?, cache, None))
+    }
+
+    fn of(
+        store: &Store,
+        manifest: Manifest,
+        cache: &Arc<ChunkCache>,
+        guard: Option<Guard>,
+    ) -> Self {
         let nowhere = ChunkPlace {
             object: usize::MAX,
             offset: 0,
@@ -81,13 +98,14 @@ impl Snapshot {
                 }
             }
         }
-        Ok(Self(Arc::new(Shared {
+        Self(Arc::new(Shared {
             store: store.clone(),
             manifest,
             cache: Arc::clone(cache),
             places,
             moved: Mutex::default(),
-        })))
+            _guard: guard,
+        }))
     }
 
     /// What it is.
@@ -143,10 +161,7 @@ impl Snapshot {
                 None => to.fill(0),
                 Some(number) => {
                     note(number);
-                    let contents = self.chunk(number)?;
-                    let piece = contents.get(from..from + len);
-                    let piece = piece.ok_or_else(|| self.chunk_error(number, "it is too short"))?;
-                    to.copy_from_slice(piece);
+                    self.read_chunk(number, from, to)?;
                 }
             }
             filled += len;
@@ -154,30 +169,33 @@ impl Snapshot {
         Ok(())
     }
 
-    /// A chunk, through the cache.
-    fn chunk(&self, number: usize) -> Result<Arc<[u8]>, StoreError> {
-        let chunk = &self.manifest().chunks()[number];
-        self.0.cache.get(chunk.name, || {
-            let mut contents = vec![0; self.chunk_len(number)];
-            DECODER.with(|slot| {
-                let mut slot = slot.borrow_mut();
-                if slot.is_none() {
-                    *slot = Some(Decoder::new()?);
-                }
-                match slot.as_mut() {
-                    Some(decoder) => self.load(number, decoder, &mut contents),
-                    None => Ok(()),
-                }
-            })?;
+    /// Fills `out` with a chunk's bytes from `from` on.
+    fn read_chunk(&self, number: usize, from: usize, out: &mut [u8]) -> Result<(), StoreError> {
+        let name = self.manifest().chunks()[number].name;
+        let len = self.chunk_len(number);
+        // A whole chunk goes where it is wanted. Of a folder it is not kept either: its pack is in
+        // the system's cache.
+        let whole = out.len() == len && self.store().backend.is_local();
+        if whole && !self.0.cache.has(&name) {
+            return with_loader(|loader| self.load(number, loader, out));
+        }
+        let contents = self.0.cache.get(name, || {
+            let mut contents = vec![0; len];
+            with_loader(|loader| self.load(number, loader, &mut contents))?;
             Ok(contents.into())
-        })
+        })?;
+        let piece = contents.get(from..from + out.len());
+        let piece = piece.ok_or_else(|| self.chunk_error(number, "it is too short"))?;
+        out.copy_from_slice(piece);
+        Ok(())
     }
 
     /// Puts a chunk that has been read into the cache.
     #[cfg(feature = "mount")]
     pub(crate) fn keep(&self, number: usize, contents: &[u8]) {
         if let Some(chunk) = self.manifest().chunks().get(number) {
-            let _ = self.0.cache.get(chunk.name, || Ok(contents.into()));
+            let copy = || Ok(bytes::Bytes::copy_from_slice(contents));
+            let _ = self.0.cache.get(chunk.name, copy);
         }
     }
 
@@ -200,60 +218,28 @@ impl Snapshot {
             })
     }
 
-    /// Reads one chunk into `out`, wherever it is now.
-    fn load(&self, number: usize, decoder: &mut Decoder, out: &mut [u8]) -> Result<(), StoreError> {
+    /// Reads one chunk into `out`, wherever it is now. The error names it, also if it is the
+    /// storage's.
+    fn load(&self, number: usize, loader: &mut Loader, out: &mut [u8]) -> Result<(), StoreError> {
+        let store = self.store();
         let chunk = &self.manifest().chunks()[number];
-        let path = self.pack_path(chunk.pack)?;
-        let range = |chunk: &ChunkRef| -> Range<u64> {
-            let start = u64::from(chunk.offset);
-            start..start + u64::from(chunk.len)
-        };
-        let backend = &self.store().backend;
-        match backend.get_range(&path, range(chunk)) {
-            Ok(stored) => self.decode(number, &stored, decoder, out),
-            Err(StoreError::Missing { .. }) => {
-                // A garbage collection may have moved it.
-                let moved = self.moved()?;
-                let (pack, chunk) = moved
-                    .get(&chunk.name)
-                    .ok_or_else(|| self.chunk_error(number, "the pack is missing"))?;
-                let stored = backend.get_range(&pack.path(), range(chunk))?;
-                self.decode_as(number, chunk, &stored, decoder, out)
+        let failed = |error: StoreError| self.chunk_error(number, &error.to_string());
+        let mut result = loader.load(store, &self.pack_path(chunk.pack)?, chunk, out);
+        let mut last = None;
+        // A garbage collection may have moved it, perhaps more than once.
+        for _ in 0..MOVES {
+            if !matches!(result, Err(StoreError::Missing { .. })) {
+                break;
             }
-            Err(error) => Err(self.chunk_error(number, &error.to_string())),
+            let moved = self.moved(last.as_ref()).map_err(failed)?;
+            let Some((pack, chunk)) = moved.get(&chunk.name) else {
+                return Err(self.chunk_error(number, "the pack is missing"));
+            };
+            result = loader.load(store, &pack.path(), chunk, out);
+            last = Some(moved);
         }
-    }
-
-    fn decode(
-        &self,
-        number: usize,
-        stored: &[u8],
-        decoder: &mut Decoder,
-        out: &mut [u8],
-    ) -> Result<(), StoreError> {
-        let chunk = &self.manifest().chunks()[number];
-        self.decode_as(number, chunk, stored, decoder, out)
-    }
-
-    fn decode_as(
-        &self,
-        number: usize,
-        chunk: &ChunkRef,
-        stored: &[u8],
-        decoder: &mut Decoder,
-        out: &mut [u8],
-    ) -> Result<(), StoreError> {
-        if stored.len() != chunk.len as usize {
-            return Err(self.chunk_error(number, "the pack ends before"));
-        }
-        decoder
-            .decode(
-                &chunk.name,
-                stored,
-                chunk.zstd,
-                self.store().keys.as_deref(),
-                out,
-            )
+        result
+            .map_err(failed)?
             .map_err(|why| self.chunk_error(number, &why))
     }
 
@@ -274,11 +260,13 @@ impl Snapshot {
         }
     }
 
-    /// Where this snapshot's chunks are by the indexes of all packs. Read once, when a pack that
-    /// the manifest names has gone.
-    fn moved(&self) -> Result<Arc<Moved>, StoreError> {
+    /// Where this snapshot's chunks are by the indexes of all packs. Read when a pack that the
+    /// manifest names has gone, and again when what was read is `outdated`.
+    fn moved(&self, outdated: Option<&Arc<Moved>>) -> Result<Arc<Moved>, StoreError> {
         let mut moved = lock(&self.0.moved);
-        if let Some(moved) = &*moved {
+        if let Some(moved) = &*moved
+            && outdated.is_none_or(|old| !Arc::ptr_eq(old, moved))
+        {
             return Ok(Arc::clone(moved));
         }
         let own: HashSet<_> = self
@@ -287,13 +275,20 @@ impl Snapshot {
             .iter()
             .map(|chunk| chunk.name)
             .collect();
-        let packs = self.store().packs()?;
+        let mut packs = self.store().packs()?;
+        let condemned = self.store().condemned_names()?;
+        // Those that may go any moment come first, so that others take their place.
+        packs.sort_by_key(|pack| !condemned.contains(&pack.name));
+        let (doomed, safe) =
+            packs.split_at(packs.partition_point(|pack| condemned.contains(&pack.name)));
         let mut found = Moved::new();
-        self.store().all_chunks(&packs, |number, chunks| {
-            for chunk in chunks.into_iter().filter(|chunk| own.contains(&chunk.name)) {
-                found.insert(chunk.name, (packs[number].name, chunk));
-            }
-        })?;
+        for packs in [doomed, safe] {
+            self.store().all_chunks(packs, |number, chunks| {
+                for chunk in chunks.into_iter().filter(|chunk| own.contains(&chunk.name)) {
+                    found.insert(chunk.name, (packs[number].name, chunk));
+                }
+            })?;
+        }
         let found = Arc::new(found);
         *moved = Some(Arc::clone(&found));
         Ok(found)

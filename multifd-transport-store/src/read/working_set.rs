@@ -44,7 +44,8 @@ impl Recorder {
 
 impl Snapshot {
     /// The working set that was saved for this snapshot: numbers of chunks in the manifest's list.
-    /// `None` if there is none. Numbers that the manifest does not have are left out.
+    /// `None` if there is none, or one of another snapshot that had the same name. Numbers that the
+    /// manifest does not have are left out.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -55,7 +56,10 @@ impl Snapshot {
             Err(StoreError::Missing { .. }) => return Ok(None),
             other => other?,
         };
-        let numbers = working_set::read(&path, &mut bytes, self.store().keys.as_deref())?;
+        let (id, numbers) = working_set::read(&path, &mut bytes, self.store().keys.as_deref())?;
+        if id != self.manifest().head.id {
+            return Ok(None);
+        }
         let known = self.manifest().chunks().len();
         let numbers = numbers.into_iter().map(|number| number as usize);
         Ok(Some(numbers.filter(|&number| number < known).collect()))
@@ -67,10 +71,8 @@ impl Snapshot {
     /// [`StoreError`].
     pub fn save_working_set(&self, order: &[u32]) -> Result<(), StoreError> {
         let path = self.store().working_set_path(&self.manifest().head.name);
-        let bytes = working_set::write(&path, order, self.store().keys.as_deref())?;
-        self.store()
-            .backend
-            .put(&path, bytes.into(), false)
-            .map(drop)
+        let id = &self.manifest().head.id;
+        let bytes = working_set::write(&path, id, order, self.store().keys.as_deref())?;
+        self.store().backend.put(&path, bytes.into())
     }
 }

@@ -1,7 +1,7 @@
 //! Writing a snapshot: chunks are named, compressed and put into packs, which are uploaded while
 //! the next ones fill.
 
-mod known;
+mod catalogue;
 mod packs;
 mod session;
 mod source;
@@ -13,8 +13,9 @@ pub use source::{Bytes, ChunkSource};
 use crate::format::manifest::{FileEntry, Head, Manifest, Object, ObjectKind, Part, Sizes};
 use crate::format::table::Body;
 use crate::lease::{Holder, Lease};
+use crate::name::to_hex;
+use crate::seal::random;
 use crate::{Store, StoreError};
-use known::Known;
 use multifd_core::{CancelHandle, RamBlock, ZeroPages};
 use session::Session;
 use source::BlockSource;
@@ -35,7 +36,7 @@ pub struct WriteOptions {
     /// Packs that are uploaded at the same time; each takes its size in memory. Default: 4.
     pub uploads: usize,
     /// Most chunks of the store that are looked at for being equal to new ones, newest packs
-    /// first; each takes 52 bytes of memory. Default: 458,752, which is 28 GiB of different chunks
+    /// first; each takes about 60 bytes of memory. Default: 458,752, which is 28 GiB of different chunks
     /// of 64 KiB.
     pub known_chunks: usize,
     /// Stops it.
@@ -108,10 +109,9 @@ impl Writer {
     pub fn start(store: &Store, name: &str, options: WriteOptions) -> Result<Self, StoreError> {
         store.check_free(name)?;
         // First the lease: what is known after it cannot be removed while it lives.
-        let lease = Lease::take(&store.backend, Holder::Writer)?;
-        let known = Known::load(store, options.known_chunks)?;
+        let lease = Lease::take(&store.backend, Holder::Writer, None)?;
         Ok(Self {
-            session: Session::new(store, known, options)?,
+            session: Session::new(store, options)?,
             store: store.clone(),
             name: name.into(),
             objects: Vec::new(),
@@ -221,11 +221,12 @@ impl Writer {
     ///
     /// # Errors
     /// [`StoreError`]; then it is not.
-    pub fn finish(self) -> Result<Head, StoreError> {
-        let done = self.session.finish()?;
+    pub fn finish(mut self) -> Result<Head, StoreError> {
+        let done = self.session.finish(&mut self.tables)?;
         let manifest = Manifest {
             head: Head {
                 name: self.name.clone(),
+                id: to_hex(&random::<16>()?),
                 created: self.created,
                 chunk_size: self.store.chunk_size,
                 sizes: Sizes {
@@ -245,14 +246,19 @@ impl Writer {
             },
         };
         let path = self.store.manifest_path(&self.name);
-        let bytes = manifest.write(&path, self.store.keys.as_deref())?;
+        let (head, bytes) = manifest.write(&path, self.store.keys.as_deref())?;
         if let Some(cancelled) = done.cancel.error() {
             return Err(StoreError::Cancelled(cancelled));
         }
-        self.lease.check()?;
-        if !self.store.backend.put(&path, bytes.into(), true)? {
+        let backend = &self.store.backend;
+        if !backend.create(&path, &bytes.into(), &|| self.lease.check())? {
             return Err(self.store.exists(&self.name));
         }
-        Ok(manifest.head)
+        // One that came after the lease's end may lack chunks.
+        if let Err(error) = self.lease.check() {
+            backend.delete(&path)?;
+            return Err(error);
+        }
+        Ok(head)
     }
 }

@@ -79,6 +79,8 @@ impl Packs {
         let is_full = open.bytes.len() + stored.len() > self.size && !open.chunks.is_empty();
         let mut full = None;
         if is_full || open.chunks.len() == MAX_CHUNKS {
+            // All wait here when the storage is slower than they: no one opens a pack meanwhile.
+            self.uploads.reserve()?;
             let next = PackName(random()?);
             state.names.push(next);
             full = Some(std::mem::replace(
@@ -111,6 +113,7 @@ impl Packs {
         let state = self.state.into_inner();
         let State { open, names } = state.unwrap_or_else(PoisonError::into_inner);
         if !open.chunks.is_empty() {
+            self.uploads.reserve()?;
             close(open, self.keys.as_deref(), &self.uploads)?;
         }
         self.uploads.finish()?;
@@ -118,8 +121,9 @@ impl Packs {
     }
 }
 
-/// Ends a pack with its index, and uploads it.
+/// Ends a pack with its index, and uploads it in the place that was reserved.
 fn close(mut pack: Open, keys: Option<&OpenKeys>, uploads: &Uploads) -> Result<(), StoreError> {
     finish(&mut pack.bytes, pack.name, &pack.chunks, keys)?;
-    uploads.submit(pack.name.path(), pack.bytes)
+    uploads.submit(pack.name.path(), pack.bytes);
+    Ok(())
 }

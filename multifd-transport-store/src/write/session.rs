@@ -1,25 +1,21 @@
 //! The chunks of a new snapshot: each different one once.
 
 use super::WriteOptions;
-use super::known::{Known, Location};
+use super::catalogue::Catalogue;
 use super::packs::Packs;
 use super::source::{ChunkSource, is_zero};
 use super::uploads::Uploads;
 use crate::format::manifest::MAX_ENTRIES;
 use crate::format::pack::MAX_PACK;
 use crate::format::{ChunkRef, Encoder, name_of};
-use crate::name::{ChunkName, PackName};
+use crate::name::PackName;
 use crate::threads::on_threads;
 use crate::{OpenKeys, Store, StoreError};
 use multifd_core::CancelHandle;
-use multifd_core::sync::lock;
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
-/// Parts of the map of chunks, each with a lock of its own.
-const SHARDS: usize = 64;
 /// Chunks that a thread takes at once.
 const AT_ONCE: u64 = 8;
 
@@ -27,12 +23,11 @@ const AT_ONCE: u64 = 8;
 pub(super) struct Session {
     chunk_size: u32,
     keys: Option<Arc<OpenKeys>>,
-    known: Known,
+    catalogue: Catalogue,
+    /// The packs that the store had; the new ones' numbers follow.
+    known: Vec<PackName>,
     packs: Packs,
     options: WriteOptions,
-    /// Numbers of chunks by name.
-    numbers: Vec<Mutex<HashMap<ChunkName, u32>>>,
-    chunks: Mutex<Vec<ChunkRef>>,
     nonzero: AtomicU64,
     new: AtomicU64,
     done: Arc<AtomicU64>,
@@ -54,22 +49,18 @@ pub(super) struct Done {
 }
 
 impl Session {
-    pub(super) fn new(
-        store: &Store,
-        known: Known,
-        options: WriteOptions,
-    ) -> Result<Self, StoreError> {
+    pub(super) fn new(store: &Store, options: WriteOptions) -> Result<Self, StoreError> {
+        let (catalogue, known) = Catalogue::of_store(store, options.known_chunks)?;
         let uploads = Uploads::new(store.backend.clone(), options.uploads);
         let size = options.pack_size.clamp(1, MAX_PACK as usize / 2);
-        let first = known.packs.len() as u32;
+        let first = known.len() as u32;
         Ok(Self {
             chunk_size: store.chunk_size,
             keys: store.keys.clone(),
             packs: Packs::new(uploads, size, first, store.keys.clone())?,
+            catalogue,
             known,
             options,
-            numbers: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            chunks: Mutex::default(),
             nonzero: AtomicU64::new(0),
             new: AtomicU64::new(0),
             done: Arc::default(),
@@ -137,9 +128,7 @@ impl Session {
         encoder: &mut Encoder,
     ) -> Result<u32, StoreError> {
         // One whose name is known need not be read if it is stored.
-        let told = source
-            .name(offset)
-            .filter(|name| self.known.chunks.contains_key(name));
+        let told = source.name(offset).filter(|name| self.catalogue.has(name));
         let name = if let Some(name) = told {
             name
         } else {
@@ -150,51 +139,33 @@ impl Session {
         };
         self.nonzero
             .fetch_add(contents.len() as u64, Ordering::Relaxed);
-        let known = self.known.chunks.get(&name);
-        let (number, is_new) = self.number(name, known);
-        if is_new && known.is_none() {
+        let (id, is_new) = self.catalogue.claim(&name);
+        if is_new {
             let keys = self.keys.as_deref();
             let (stored, zstd) = encoder.encode(&name, contents, keys)?;
             let chunk = self.packs.append(name, stored, zstd)?;
             self.new.fetch_add(stored.len() as u64, Ordering::Relaxed);
-            let mut chunks = lock(&self.chunks);
-            chunks[number as usize] = chunk;
+            self.catalogue.place(id, &chunk);
         }
-        Ok(number + 1)
+        Ok(id.entry())
     }
 
-    /// The chunk's number, and whether this is its first use.
-    fn number(&self, name: ChunkName, known: Option<&Location>) -> (u32, bool) {
-        let shard = &self.numbers[usize::from(name.0[0]) % SHARDS];
-        let mut shard = lock(shard);
-        match shard.entry(name) {
-            Entry::Occupied(found) => (*found.get(), false),
-            Entry::Vacant(free) => {
-                let nowhere = Location {
-                    pack: u32::MAX,
-                    offset: 0,
-                    len: 1,
-                    zstd: false,
-                };
-                let mut chunks = lock(&self.chunks);
-                let number = chunks.len() as u32;
-                chunks.push(known.unwrap_or(&nowhere).chunk(name));
-                (*free.insert(number), true)
-            }
-        }
-    }
-
-    /// Waits for the uploads. Only packs that are used are listed.
-    pub(super) fn finish(self) -> Result<Done, StoreError> {
-        let mut names = self.known.packs;
+    /// Waits for the uploads, and numbers the chunks in `tables` as in the list that it returns.
+    /// Only packs that are used are listed.
+    pub(super) fn finish(self, tables: &mut [Vec<u32>]) -> Result<Done, StoreError> {
+        let mut names = self.known;
         names.extend(self.packs.finish()?);
-        let mut chunks = self
-            .chunks
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner);
+        let unstored = || StoreError::Damaged {
+            object: "the new snapshot".into(),
+            why: "a chunk of it was not stored".into(),
+        };
+        let mut used = self.catalogue.finish().ok_or_else(unstored)?;
+        for table in tables {
+            used.renumber(table);
+        }
         let mut numbers = HashMap::new();
         let mut packs = Vec::new();
-        for chunk in &mut chunks {
+        for chunk in &mut used.chunks {
             let number = numbers.entry(chunk.pack).or_insert_with(|| {
                 packs.push(names.get(chunk.pack as usize).copied());
                 packs.len() as u32 - 1
@@ -203,11 +174,8 @@ impl Session {
         }
         let packs = packs.into_iter().collect::<Option<Vec<_>>>();
         Ok(Done {
-            packs: packs.ok_or_else(|| StoreError::Damaged {
-                object: "the new snapshot".into(),
-                why: "a chunk of it was not stored".into(),
-            })?,
-            chunks,
+            packs: packs.ok_or_else(unstored)?,
+            chunks: used.chunks,
             nonzero: self.nonzero.into_inner(),
             new: self.new.into_inner(),
             cancel: self.options.cancel,

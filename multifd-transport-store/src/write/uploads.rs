@@ -38,11 +38,15 @@ impl Uploads {
         }
     }
 
-    /// Uploads `bytes` in the background, when fewer than the window's packs are under way.
-    pub(super) fn submit(&self, path: String, bytes: Vec<u8>) -> Result<(), StoreError> {
-        let mut state = self.wait(self.window - 1)?;
-        state.under_way += 1;
-        drop(state);
+    /// Waits until fewer than the window's packs are under way. One [`Uploads::submit`] has to
+    /// follow, unless the writer gives up.
+    pub(super) fn reserve(&self) -> Result<(), StoreError> {
+        self.wait(self.window - 1)?.under_way += 1;
+        Ok(())
+    }
+
+    /// Uploads `bytes` in the background.
+    pub(super) fn submit(&self, path: String, bytes: Vec<u8>) {
         let bytes = Bytes::from(bytes);
         let copy = bytes.clone();
         let shared = Arc::clone(&self.state);
@@ -61,7 +65,6 @@ impl Uploads {
             }
             changed.notify_all();
         });
-        Ok(())
     }
 
     /// Memory for a pack.

@@ -58,9 +58,9 @@ pub fn chunk_table(data: &[u8]) -> bool {
         return false;
     };
     let head = format!(
-        r#"{{"name":"n","created":0,"chunk_size":4096,"sizes":{{"logical":0,"nonzero":0,"stored":0,
-        "new":0}},"objects":[{{"kind":"block","name":"b","len":{},"page_size":4096}}],"files":[],
-        "about":{{}}}}"#,
+        r#"{{"name":"n","id":"000102030405060708090a0b0c0d0e0f","created":0,"chunk_size":4096,
+        "sizes":{{"logical":0,"nonzero":0,"stored":0,"new":0}},
+        "objects":[{{"kind":"block","name":"b","len":{},"page_size":4096}}],"files":[],"about":{{}}}}"#,
         4096 * u64::from(chunks)
     );
     let packed = zstd::bulk::compress(body, 1).expect("it fits");

@@ -105,6 +105,11 @@ impl Turnstile {
         self.0.state.lock().unwrap().now += time;
     }
 
+    /// Sets the clock back.
+    pub(super) fn back(&self, time: Duration) {
+        self.0.state.lock().unwrap().now -= time;
+    }
+
     /// Lets all requests through from now on.
     pub(super) fn open(&self) {
         let mut state = self.0.state.lock().unwrap();
@@ -182,12 +187,6 @@ impl Gate {
         Ok(Served(self))
     }
 
-    fn wrote(&self, path: &Path) {
-        let mut state = self.shared.state.lock().unwrap();
-        let now = state.now;
-        state.written.insert(path.clone(), now);
-    }
-
     fn dated(shared: &Shared, mut meta: ObjectMeta) -> ObjectMeta {
         let state = shared.state.lock().unwrap();
         let written = state.written[&meta.location];
@@ -212,10 +211,23 @@ impl fmt::Debug for Gate {
 #[async_trait::async_trait]
 impl ObjectStore for Gate {
     async fn put_opts(&self, to: &Path, what: PutPayload, how: PutOptions) -> Result<PutResult> {
+        // As in a folder: the time is that of the beginning, and others see it at the end.
+        let begun = self.shared.state.lock().unwrap().now;
         let _served = self.enter().await?;
-        let done = self.shared.inner.put_opts(to, what, how).await?;
-        self.wrote(to);
-        Ok(done)
+        let written = |time: Option<Duration>| {
+            let mut state = self.shared.state.lock().unwrap();
+            match time {
+                Some(time) => state.written.insert(to.clone(), time),
+                None => state.written.remove(to),
+            }
+        };
+        // Whoever sees it finds its time.
+        let before = written(Some(begun));
+        let done = self.shared.inner.put_opts(to, what, how).await;
+        if done.is_err() {
+            written(before);
+        }
+        done
     }
 
     async fn put_multipart_opts(
