@@ -9,11 +9,12 @@ use multifd_qemu::store::MAPPED;
 use multifd_transport_store::Log;
 use multifd_transport_store::SnapshotAddress;
 use multifd_transport_store::mount::{Mount, MountOptions, Record};
+use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, BufRead, BufReader};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -56,7 +57,7 @@ impl Private {
         let failed: Log = Arc::new(move |line| {
             // Whoever waits for the memory waits until the process has ended.
             let status = ending::tell(line);
-            let _ = unmount(&mounted, UnmountFlags::DETACH);
+            detach(&mounted);
             remove(&mounted);
             if signals::is_changed() {
                 report::note("QEMU's settings are put back by the next multifd that uses it");
@@ -153,11 +154,54 @@ fn sweep(base: &Path) {
         };
         if lock_file(&file).unwrap_or(false) {
             let mount = base.join(format!("{PRIVATE}{mount}"));
-            let _ = unmount(&mount, UnmountFlags::DETACH);
+            detach(&mount);
             let _ = std::fs::remove_dir(&mount);
             let _ = std::fs::remove_file(&path);
         }
     }
+}
+
+/// Takes a mount away, also from who may not: `fusermount3` may.
+fn detach(folder: &Path) {
+    if unmount(folder, UnmountFlags::DETACH) == Err(Errno::PERM) {
+        let mut fusermount = Command::new("fusermount3");
+        let _ = fusermount.args(["-u", "-z"]).arg(folder).output();
+    }
+}
+
+/// Removes what is left of lasting mounts that have ended: of later snapshots and logins nobody
+/// would find them again.
+fn sweep_ended(base: &Path) {
+    for entry in std::fs::read_dir(base).into_iter().flatten().flatten() {
+        let folder = entry.path();
+        let name = entry.file_name();
+        let is_dot = name.as_encoded_bytes().starts_with(b".");
+        let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        // One that is being started is locked.
+        let Some(lock) = (is_folder && !is_dot)
+            .then(|| lock_path(base, &folder).ok())
+            .flatten()
+        else {
+            continue;
+        };
+        if !lock_file(&lock).unwrap_or(false) {
+            continue;
+        }
+        if rustix::fs::stat(&folder).is_err_and(|error| error == Errno::NOTCONN) {
+            detach(&folder);
+        }
+        // It stays while something is mounted there.
+        if std::fs::remove_dir(&folder).is_ok() {
+            let _ = std::fs::remove_file(log_name(&folder));
+            let _ = std::fs::remove_file(lock_name(base, &folder));
+        }
+    }
+}
+
+fn log_name(folder: &Path) -> PathBuf {
+    let mut log = folder.as_os_str().to_owned();
+    log.push(".log");
+    log.into()
 }
 
 /// Snapshots that other processes serve, for as long as somebody has them open.
@@ -184,17 +228,24 @@ impl Lasting {
         let group = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         (&place, &address.name, store.id(), &id, &group).hash(&mut hasher);
         let base = base()?;
+        sweep_ended(&base);
         let folder = base.join(format!("{}-{:016x}", address.name, hasher.finish()));
         let file = folder.join(&address.name).join(MAPPED);
         // Two that start at the same moment: the second waits, and finds what the first started.
-        let lock = lock_path(&base, &folder).map_err(at(&folder))?;
-        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
-            .map_err(|error| at(&folder)(error.into()))?;
+        let _lock = loop {
+            let lock = lock_path(&base, &folder).map_err(at(&folder))?;
+            rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
+                .map_err(|error| at(&folder)(error.into()))?;
+            // Whoever had it may have removed the file.
+            if lock.metadata().map_err(at(&folder))?.nlink() > 0 {
+                break lock;
+            }
+        };
         if File::open(&file).is_ok() {
             return Ok(file);
         }
         // What a dead process left.
-        let _ = unmount(&folder, UnmountFlags::DETACH);
+        detach(&folder);
         match DirBuilder::new().mode(0o700).create(&folder) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(at(&folder)(error));
@@ -209,9 +260,7 @@ impl Lasting {
 /// Starts a process that serves a snapshot, and waits until it does.
 fn start(place: &str, address: &SnapshotAddress, folder: &Path, key: &Key) -> Result<(), Failure> {
     let program = std::env::current_exe().map_err(at("this program".as_ref()))?;
-    let mut log = folder.as_os_str().to_owned();
-    log.push(".log");
-    let log = PathBuf::from(log);
+    let log = log_name(folder);
     let errors = OpenOptions::new()
         .create(true)
         .append(true)

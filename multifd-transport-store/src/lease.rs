@@ -182,13 +182,30 @@ impl Shared {
             let begun = self.backend.clock.now();
             let alive = format!("{}/alive", self.folder);
             let mut done = self.backend.put(&alive, Bytes::new());
+            let mut put = Vec::new();
             if age > TRUSTED {
                 // What lay beside it may be gone.
                 let beside = lock(&self.state).beside.clone();
                 for (name, bytes) in beside {
                     let path = format!("{}/{name}", self.folder);
                     done = done.and_then(|()| self.backend.put(&path, bytes));
+                    put.push(name);
                 }
+            }
+            // What was removed meanwhile must not be there again.
+            let state = lock(&self.state);
+            let is_gone = |name: &String| state.ended || !state.beside.contains_key(name);
+            let mut gone: Vec<String> = put.into_iter().filter(is_gone).collect();
+            let ended = state.ended;
+            drop(state);
+            if ended {
+                gone.push("alive".into());
+            }
+            for name in gone {
+                let _ = self.backend.delete(&format!("{}/{name}", self.folder));
+            }
+            if ended {
+                return;
             }
             if done.is_err() {
                 continue;

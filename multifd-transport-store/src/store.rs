@@ -342,8 +342,18 @@ impl Store {
 
     fn head_of(&self, meta: &Meta) -> Result<Head, StoreError> {
         let path = &meta.path;
+        let cut = || StoreError::Damaged {
+            object: path.clone(),
+            why: format!("it has {} bytes", meta.len),
+        };
+        if meta.len < PREFIX as u64 {
+            return Err(cut());
+        }
         let first = self.backend.get_range(path, 0..FIRST_READ.min(meta.len))?;
         let prefix = Prefix::read(path, first.get(..PREFIX).unwrap_or(&first))?;
+        if prefix.total() != meta.len {
+            return Err(cut());
+        }
         let range = prefix.head_range();
         let mut stored = match first.get(range.start as usize..range.end as usize) {
             Some(head) => head.to_vec(),

@@ -130,6 +130,7 @@ impl Store {
             snapshot.shared = snapshot.shared.saturating_sub(snapshot.unique);
         }
         snapshots.sort_by(|one, other| one.head.name.cmp(&other.head.name));
+        listing.unreadable.sort_by(|one, other| one.0.cmp(&other.0));
         let packs = self.packs()?;
         usage.snapshots = snapshots.len();
         usage.chunks = chunks.len();

@@ -24,24 +24,28 @@ fn one_manifest_that_cannot_be_read_hides_no_other() {
     bytes[40] ^= 1;
     std::fs::write(&manifest, &bytes).unwrap();
     std::fs::write(place.join("store/snapshots/stray"), b"not a manifest").unwrap();
+    std::fs::write(place.join("store/snapshots/empty"), b"").unwrap();
+    std::fs::write(place.join("store/snapshots/cut"), &bytes[..24]).unwrap();
     for command in ["ls", "stats"] {
         let listed = run(&["store", command, "--json", text(&place.join("store"))]);
         assert_eq!(listed.status.code(), Some(1));
         let listed = json(&listed);
         assert_eq!(
             listed["unreadable"].as_array().unwrap().len(),
-            2,
+            4,
             "{listed}"
         );
         let error = listed["unreadable"][0]["error"].as_str().unwrap();
         assert!(error.contains("snapshots/a"), "{error}");
     }
     let mount = Mounted::start(&place.join("store"), &place.join("mnt"), &[]);
-    assert_eq!(std::fs::read_dir(&mount.folder).unwrap().count(), 3);
+    assert_eq!(std::fs::read_dir(&mount.folder).unwrap().count(), 5);
     assert!(
         std::fs::read(mount.folder.join("b/vm.mapped")).unwrap() == std::fs::read(&file).unwrap()
     );
     assert!(File::open(mount.folder.join("a/vm.mapped")).is_err());
+    let unknown = run(&["store", "show", &store(place, "c")]);
+    assert!(said(&unknown).contains("it has b"), "{}", said(&unknown));
     // Nobody knows what it needs.
     let refused = run(&["store", "gc", text(&place.join("store"))]);
     assert_eq!(refused.status.code(), Some(1));

@@ -9,6 +9,15 @@ use std::collections::{HashMap, HashSet};
 /// Most bytes of what a reader says it needs.
 const MAX_NEEDS: u64 = 64 << 20;
 
+/// What readers need.
+#[derive(Default)]
+struct Readers {
+    /// How many need each pack.
+    packs: HashMap<PackName, usize>,
+    /// How many may need any pack.
+    lost: usize,
+}
+
 impl Gc<'_> {
     /// Removes condemned packs that nobody can refer to any more. The order matters: what is
     /// condemned, then writers, then manifests, then readers. A writer from before is among the
@@ -18,11 +27,11 @@ impl Gc<'_> {
         let condemned = self.marks()?;
         let writers = self.writers()?;
         self.live.read(self.store)?;
-        let readers = self.readers()?;
         // Packs may have come since; what they hold is available, too.
         let known: HashSet<_> = self.packs.iter().map(|(pack, _)| pack.name).collect();
         let mut packs = self.store.packs()?;
         let present: HashSet<_> = packs.iter().map(|pack| pack.name).collect();
+        let readers = self.readers(&present)?;
         packs.retain(|pack| !known.contains(&pack.name));
         let mut all = std::mem::take(&mut self.packs);
         all.extend(load(self.store, packs)?);
@@ -48,7 +57,8 @@ impl Gc<'_> {
             }
             let before = |began: &&i64| **began <= since.saturating_add(SKEW);
             let writers = writers.iter().filter(before).count();
-            let waits_for = writers + readers.get(&pack.name).copied().unwrap_or(0);
+            let of_pack = readers.packs.get(&pack.name).copied().unwrap_or(0);
+            let waits_for = writers + of_pack + readers.lost;
             if waits_for > 0 {
                 self.report.waiting_packs += 1;
                 self.report.waiting_bytes += pack.len;
@@ -90,15 +100,16 @@ impl Gc<'_> {
         Ok(marks)
     }
 
-    /// How many readers need each pack.
-    fn readers(&self) -> Result<HashMap<PackName, usize>, StoreError> {
-        let mut needed = HashMap::new();
+    /// What readers need. `present` are the packs that there are.
+    fn readers(&self, present: &HashSet<PackName>) -> Result<Readers, StoreError> {
+        let mut needed = Readers::default();
         let (leases, _) = self.leases()?;
         for path in &leases.beside {
             let name = path.rsplit('/').next();
-            if !name.is_some_and(|name| name.starts_with(NEEDS)) {
+            let Some(needs) = name.and_then(|name| name.strip_prefix(NEEDS)) else {
                 continue;
-            }
+            };
+            let id = needs.split_once('-').map_or(needs, |(id, _)| id);
             let bytes = match self.store.backend.get(path, MAX_NEEDS) {
                 Err(StoreError::Missing { .. }) => continue,
                 other => other?,
@@ -110,8 +121,15 @@ impl Gc<'_> {
                     why: format!("it has {} bytes", bytes.len()),
                 });
             }
-            for name in names {
-                *needed.entry(PackName(*name)).or_insert(0) += 1;
+            let names = names.iter().map(|name| PackName(*name));
+            for name in names.clone() {
+                *needed.packs.entry(name).or_insert(0) += 1;
+            }
+            // Its chunks have moved to packs that it does not name. If it is still there, they are
+            // in use anyway; else nobody knows where they are.
+            if !self.live.has_snapshot(id) && names.into_iter().any(|name| !present.contains(&name))
+            {
+                needed.lost += 1;
             }
         }
         Ok(needed)

@@ -118,6 +118,7 @@ proptest! {
         works in proptest::collection::vec(work(), 2..5),
         steps in proptest::collection::vec(step(), 0..150),
         gone in any::<bool>(),
+        collected in any::<bool>(),
     ) {
         let turnstile = Turnstile::new();
         let free = Store::over(turnstile.inner(), &options()).unwrap();
@@ -125,6 +126,10 @@ proptest! {
         write(&free, "old1", &[3, 4]).unwrap();
         if gone {
             free.remove("old0").unwrap();
+        }
+        if collected {
+            // What is left has moved.
+            gc(&free, &GcOptions::default()).unwrap();
         }
         let actors: Vec<Actor> = works.iter().map(|_| turnstile.actor()).collect();
         let (mut stalled, mut crashed) = (false, HashSet::new());
@@ -275,6 +280,32 @@ fn a_reader_keeps_what_it_has_open_and_nothing_else() {
     assert_eq!((report.removed_packs, report.waiting_packs), (1, 0));
     drop(reader);
     assert!(store.backend.list("leases").unwrap().is_empty());
+}
+
+#[test]
+fn a_reader_of_chunks_that_were_moved_keeps_them() {
+    let objects = Arc::new(object_store::memory::InMemory::new());
+    let store = Store::over(objects, &options()).unwrap();
+    let collect = || gc(&store, &GcOptions::default()).unwrap();
+    write(&store, "a", &[1, 2, 3, 4, 5, 6]).unwrap();
+    write(&store, "b", &[1]).unwrap();
+    store.remove("a").unwrap();
+    assert!(collect().repacked > 0);
+    // What it names is gone already.
+    let reader = Protection::start(&store, Arc::new(|_| ())).unwrap();
+    let one = reader.open("b", &ChunkCache::new(0)).unwrap();
+    let other = reader.open("b", &ChunkCache::new(0)).unwrap();
+    store.remove("b").unwrap();
+    let report = collect();
+    assert_eq!((report.removed_packs, report.waiting_packs), (0, 1));
+    // Two of one lease are two readers.
+    drop(one);
+    assert_eq!(collect().removed_packs, 0);
+    let mut found = vec![0; CHUNK];
+    other.read_at(0, 0, &mut found).unwrap();
+    assert_eq!(found, contents(&[1]));
+    drop(other);
+    assert_eq!(collect().removed_packs, 1);
 }
 
 #[test]

@@ -8,6 +8,9 @@ use crate::lease::{LAST_WORDS, in_time};
 use crate::{ChunkCache, Protection, Snapshot, Store, StoreError};
 use fuser::{BackgroundSession, Config, MountOption, Notifier, Session, SessionACL};
 use multifd_core::sync::lock;
+use rustix::fs::{AtFlags, CWD, Statx, StatxAttributes, StatxFlags, statx};
+use rustix::io::Errno;
+use rustix::mount::{UnmountFlags, unmount};
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,12 +30,21 @@ const REMOTE_THREADS: usize = 32;
 /// A thread that saves working sets, and what ends it.
 type Keeper = (JoinHandle<()>, Arc<(Mutex<bool>, Condvar)>);
 
+/// Looks at a folder without a question to who serves it, who may be waiting for the storage.
+fn look(folder: &Path) -> Result<Statx, Errno> {
+    statx(CWD, folder, AtFlags::STATX_DONT_SYNC, StatxFlags::empty())
+}
+
+fn device_of(found: &Statx) -> (u32, u32) {
+    (found.stx_dev_major, found.stx_dev_minor)
+}
+
 /// A store that is mounted. Dropping it unmounts it.
 pub struct Mount {
     folder: PathBuf,
     session: Option<BackgroundSession>,
     /// What the folder's device is while this is mounted there.
-    device: u64,
+    device: (u32, u32),
     tree: Arc<Tree>,
     used: Arc<Use>,
     stop: Arc<AtomicBool>,
@@ -61,12 +73,7 @@ impl Mount {
         let new_working_set = {
             let (record, replay) = (options.record, options.replay);
             let log = Arc::clone(&options.log);
-            move |snapshot: &Snapshot| {
-                WorkingSet::new(snapshot, record, replay).unwrap_or_else(|error| {
-                    log(&format!("its working set is not used: {error}"));
-                    WorkingSet::none()
-                })
-            }
+            move |snapshot: &Snapshot| WorkingSet::new(snapshot, record, replay, &log)
         };
         let tree = Arc::new(Tree::new(
             store.clone(),
@@ -121,12 +128,12 @@ impl Mount {
         };
         let session = Session::new(files, folder, &config).map_err(failed)?;
         let session = session.spawn().map_err(failed)?;
-        let device = rustix::fs::stat(folder).map_err(|error| failed(error.into()))?;
+        let device = look(folder).map_err(|error| failed(error.into()))?;
         let _ = notifier.set(session.notifier());
         let mut mount = Self {
             folder: folder.into(),
             session: Some(session),
-            device: device.st_dev,
+            device: device_of(&device),
             tree,
             used,
             stop,
@@ -189,14 +196,12 @@ impl Mount {
         self.stop.store(true, Ordering::Relaxed);
         // Also when somebody reads: the name goes now, the rest with the last reader. Another file
         // system that was mounted over it, or in its place, stays.
-        let is_ours = || match rustix::fs::stat(&self.folder) {
-            Ok(found) => found.st_dev == self.device,
+        let is_ours = match look(&self.folder) {
+            Ok(found) => device_of(&found) == self.device,
             // What does not answer any more.
-            Err(error) => error == rustix::io::Errno::NOTCONN,
+            Err(error) => error == Errno::NOTCONN,
         };
-        if !session.guard.is_finished() && is_ours() {
-            let _ = rustix::mount::unmount(&self.folder, rustix::mount::UnmountFlags::DETACH);
-        }
+        let detached = is_ours && unmount(&self.folder, UnmountFlags::DETACH).is_ok();
         if let Some((thread, ended)) = self.keeper.take() {
             *lock(&ended.0) = true;
             ended.1.notify_all();
@@ -209,9 +214,18 @@ impl Mount {
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
-        // Its threads end with the last reader, and the connection with them. Its own end would
-        // unmount by the path, which may be another one's by now.
-        std::mem::forget(session);
+        // The session's own end unmounts by the path, which is another one's if something is mounted
+        // there now. Who may not unmount needs it: it asks `fusermount`.
+        let is_free = || match look(&self.folder) {
+            Ok(found) => !found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT),
+            Err(_) => false,
+        };
+        if (is_ours && !detached) || (session.guard.is_finished() && is_free()) {
+            drop(session);
+        } else {
+            // Its threads end with the last reader, and the connection with them.
+            std::mem::forget(session);
+        }
     }
 }
 

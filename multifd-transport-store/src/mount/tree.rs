@@ -240,12 +240,8 @@ impl Tree {
                 Ok(true) => {}
                 Ok(false) if at_end => {}
                 Ok(false) => lock(&self.state).recording.push(opened),
-                Err(error) => {
-                    (self.failed)(&format!("a working set was not saved: {error}"));
-                    if !at_end {
-                        lock(&self.state).recording.push(opened);
-                    }
-                }
+                // Once is enough: the store may be read-only.
+                Err(error) => (self.failed)(&format!("a working set was not saved: {error}")),
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Working sets of a mount's snapshots: recorded from reads, and replayed ahead of them.
 
-use super::Record;
 use super::tree::Opened;
+use super::{Log, Record};
 use crate::format::manifest::{ObjectKind, Part};
 use crate::read::{ChunkPlace, Recorder};
 use crate::{Snapshot, StoreError};
@@ -31,22 +31,32 @@ pub(super) struct WorkingSet {
 }
 
 impl WorkingSet {
-    pub(super) fn new(
-        snapshot: &Snapshot,
-        record: Record,
-        replay: bool,
-    ) -> Result<Self, StoreError> {
-        let known = snapshot.working_set()?;
+    pub(super) fn new(snapshot: &Snapshot, record: Record, replay: bool, log: &Log) -> Self {
+        let known = match snapshot.working_set() {
+            Ok(known) => known,
+            Err(error) => {
+                log(&format!("its working set is not used: {error}"));
+                // One that can be replaced is.
+                if !matches!(
+                    error,
+                    StoreError::Damaged { .. } | StoreError::Version { .. }
+                ) {
+                    return Self::none();
+                }
+                None
+            }
+        };
         let record = match record {
             Record::Off => false,
             Record::IfNone => known.is_none(),
             Record::Always => true,
         };
-        Ok(Self {
+        Self {
             recorder: record.then(|| Recorder::new(snapshot)),
-            order: known.filter(|_| replay).unwrap_or_default(),
+            // Nobody would ask for what was read ahead, and it would not be recorded.
+            order: known.filter(|_| replay && !record).unwrap_or_default(),
             ..Self::none()
-        })
+        }
     }
 
     /// One that neither records nor replays.

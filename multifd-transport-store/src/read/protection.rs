@@ -4,9 +4,13 @@ use super::{ChunkCache, Snapshot};
 use crate::lease::{Holder, Lease};
 use crate::{Log, Store, StoreError};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What a reader puts beside its lease for a snapshot: the names of its packs.
+/// What a reader puts beside its lease for a snapshot: the names of its packs. Behind this come the
+/// snapshot's id, a dash and a number: each reader of one lease has an object of its own.
 pub(crate) const NEEDS: &str = "needs-";
+/// Numbers of guards, over all leases of the process.
+static NUMBER: AtomicU64 = AtomicU64::new(0);
 /// How often it is tried again when a snapshot is replaced at that moment.
 const TRIES: u32 = 10;
 
@@ -56,13 +60,13 @@ impl Protection {
             let manifest = self.store.manifest(name)?;
             let id = manifest.head.id.clone();
             let packs = manifest.packs().iter().flat_map(|pack| pack.0);
-            let needs = format!("{NEEDS}{id}");
-            self.lease
-                .put_beside(&needs, packs.collect::<Vec<_>>().into())?;
+            // It goes whatever happens now.
             let guard = Guard {
                 lease: Arc::clone(&self.lease),
-                name: needs,
+                name: format!("{NEEDS}{id}-{}", NUMBER.fetch_add(1, Ordering::Relaxed)),
             };
+            let needs = packs.collect::<Vec<_>>().into();
+            self.lease.put_beside(&guard.name, needs)?;
             // A gc that had not seen this has to see the manifest: it looks for it first.
             if self.store.head(name)?.is_some_and(|head| head.id == id) {
                 return Ok(Snapshot::of(&self.store, manifest, cache, Some(guard)));
