@@ -154,7 +154,7 @@ fn compare(link: &Link, megabits: Option<u32>, mib: usize, choices: &[(&str, &st
     let mut auto = f64::INFINITY;
     let mut said = Value::Null;
     // Interleaved, and the best of each: other work on the machine slows one run or another.
-    for _ in 0..5 {
+    for _ in 0..12 {
         for (compression, level) in choices {
             // What is not compressed has no level.
             let level: &[&str] = if *compression == "none" {
