@@ -1,4 +1,4 @@
-//! A file through FUSE as it is: what FUSE itself costs.
+//! A file that FUSE serves unchanged: what FUSE itself costs.
 
 use crate::ours::Outcome;
 use fuser::{

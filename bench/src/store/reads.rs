@@ -152,7 +152,7 @@ fn random(stage: &mut Stage<'_>, file: &Path, snapshot: &Snapshot) -> Outcome<()
     Ok(())
 }
 
-/// All of it, beside a file that FUSE serves as it is.
+/// All of it, beside a file that FUSE serves unchanged.
 #[allow(clippy::cast_precision_loss)] // Figures for people.
 fn through_mount(
     stage: &mut Stage<'_>,

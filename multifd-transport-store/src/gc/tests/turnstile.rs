@@ -221,7 +221,7 @@ impl ObjectStore for Gate {
                 None => state.written.remove(to),
             }
         };
-        // Whoever sees it finds its time.
+        // Its time is there before it is.
         let before = written(Some(begun));
         let done = self.shared.inner.put_opts(to, what, how).await;
         if done.is_err() {
