@@ -55,7 +55,7 @@ impl Private {
         let (folder, lock) = create(&base).map_err(at(&base))?;
         let mounted = folder.clone();
         let failed: Log = Arc::new(move |line| {
-            // Whoever waits for the memory waits until the process has ended.
+            // A thread that waits for the memory waits until the process ends.
             let status = ending::tell(line);
             detach(&mounted);
             remove(&mounted);
@@ -213,10 +213,7 @@ impl Lasting {
     pub(crate) fn find_or_start(address: &SnapshotAddress, key: &Key) -> Result<PathBuf, Failure> {
         // A wrong key or name is told here.
         let store = key.open(&address.store)?;
-        let id = match store.head(&address.name)? {
-            Some(head) => head.id,
-            None => store.manifest(&address.name)?.head.id,
-        };
+        let id = store.head(&address.name)?.id;
         let mut place = address.store.to_string();
         if let Some(folder) = address.store.folder() {
             let folder = folder.canonicalize().map_err(at(folder))?;
@@ -236,7 +233,7 @@ impl Lasting {
             let lock = lock_path(&base, &folder).map_err(at(&folder))?;
             rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
                 .map_err(|error| at(&folder)(error.into()))?;
-            // Whoever had it may have removed the file.
+            // Its last holder may have removed the file.
             if lock.metadata().map_err(at(&folder))?.nlink() > 0 {
                 break lock;
             }

@@ -122,16 +122,14 @@ impl Lease {
         lock(&shared.state)
             .beside
             .insert(name.into(), bytes.clone());
-        shared
-            .backend
-            .put(&format!("{}/{name}", shared.folder), bytes)
+        shared.backend.put(&shared.path(name), bytes)
     }
 
     /// Removes what was put beside it. What cannot be removed goes with the lease.
     pub(crate) fn remove_beside(&self, name: &str) {
         lock(&self.shared.state).beside.remove(name);
         let (shared, name) = (Arc::clone(&self.shared), name.to_owned());
-        let _ = in_time(move || shared.backend.delete(&format!("{}/{name}", shared.folder)));
+        let _ = in_time(move || shared.delete(&name));
     }
 
     /// Fails if the lease may have ended.
@@ -153,6 +151,15 @@ impl Lease {
 }
 
 impl Shared {
+    fn path(&self, name: &str) -> String {
+        format!("{}/{name}", self.folder)
+    }
+
+    /// Removes one of its objects. What cannot be removed ends by itself.
+    fn delete(&self, name: &str) {
+        let _ = self.backend.delete(&self.path(name));
+    }
+
     /// How long ago it was renewed.
     fn age(&self) -> Duration {
         let state = lock(&self.state);
@@ -179,47 +186,52 @@ impl Shared {
             if age < RENEWAL {
                 continue;
             }
-            let begun = self.backend.clock.now();
-            let alive = format!("{}/alive", self.folder);
-            let mut done = self.backend.put(&alive, Bytes::new());
-            let mut put = Vec::new();
-            if age > TRUSTED {
-                // What lay beside it may be gone.
-                let beside = lock(&self.state).beside.clone();
-                for (name, bytes) in beside {
-                    let path = format!("{}/{name}", self.folder);
-                    done = done.and_then(|()| self.backend.put(&path, bytes));
-                    put.push(name);
-                }
-            }
-            // What was removed meanwhile must not be there again.
-            let state = lock(&self.state);
-            let is_gone = |name: &String| state.ended || !state.beside.contains_key(name);
-            let mut gone: Vec<String> = put.into_iter().filter(is_gone).collect();
-            let ended = state.ended;
-            drop(state);
-            if ended {
-                gone.push("alive".into());
-            }
-            for name in gone {
-                let _ = self.backend.delete(&format!("{}/{name}", self.folder));
-            }
-            if ended {
+            if self.renew_once(age) {
                 return;
             }
-            if done.is_err() {
-                continue;
-            }
-            lock(&self.state).renewed = begun;
-            if let Some(log) = self.log.as_ref().filter(|_| age > TRUSTED) {
-                log(&format!(
-                    "{}: no contact for {} s: snapshots that were removed meanwhile may have lost \
-                     chunks to a gc",
-                    self.backend.shown(),
-                    age.as_secs()
-                ));
+        }
+    }
+
+    /// Renews it now, `age` after the last time; says whether it has ended meanwhile.
+    fn renew_once(&self, age: Duration) -> bool {
+        let begun = self.backend.clock.now();
+        let mut done = self.backend.put(&self.path("alive"), Bytes::new());
+        let mut put = Vec::new();
+        if age > TRUSTED {
+            // What lay beside it may be gone.
+            let beside = lock(&self.state).beside.clone();
+            for (name, bytes) in beside {
+                done = done.and_then(|()| self.backend.put(&self.path(&name), bytes));
+                put.push(name);
             }
         }
+        // What was removed meanwhile must not be there again.
+        let mut state = lock(&self.state);
+        let ended = state.ended;
+        put.retain(|name| ended || !state.beside.contains_key(name));
+        if done.is_ok() {
+            state.renewed = begun;
+        }
+        drop(state);
+        if ended {
+            put.push("alive".into());
+        }
+        for name in put {
+            self.delete(&name);
+        }
+        if let Some(log) = self.log.as_ref()
+            && !ended
+            && done.is_ok()
+            && age > TRUSTED
+        {
+            log(&format!(
+                "{}: no contact for {} s: snapshots that were removed meanwhile may have lost \
+                 chunks to a gc",
+                self.backend.shown(),
+                age.as_secs()
+            ));
+        }
+        ended
     }
 }
 
@@ -236,7 +248,7 @@ impl Drop for Lease {
             let names = beside.iter().map(String::as_str);
             // The start goes last: a lease of which only a part is there still protects.
             for name in names.chain(["alive", "start"]) {
-                let _ = shared.backend.delete(&format!("{}/{name}", shared.folder));
+                shared.delete(name);
             }
         });
     }

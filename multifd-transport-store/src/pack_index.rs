@@ -4,12 +4,9 @@ use crate::backend::Meta;
 use crate::format::ChunkRef;
 use crate::format::pack::{FOOTER, index_len, read_index};
 use crate::name::PackName;
-use crate::threads::on_threads;
+use crate::threads::read_each;
 use crate::{Store, StoreError};
-use multifd_core::sync::lock;
 use std::collections::HashSet;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Bytes read from a pack's end at once: the index of most packs.
 const LAST_READ: u64 = 64 << 10;
@@ -80,31 +77,23 @@ impl Store {
     pub(crate) fn all_chunks(
         &self,
         packs: &[Pack],
-        take: impl FnMut(usize, Vec<ChunkRef>) + Send,
+        mut take: impl FnMut(usize, Vec<ChunkRef>) + Send,
     ) -> Result<(), StoreError> {
-        let next = AtomicUsize::new(0);
-        let take = Mutex::new(take);
         let threads = if packs.len() < 4 {
             1
         } else {
             AT_ONCE.min(packs.len())
         };
-        on_threads(threads, || {
-            while let number = next.fetch_add(1, Ordering::Relaxed)
-                && let Some(pack) = packs.get(number)
-            {
-                match self.pack_chunks(pack, number as u32) {
-                    Ok(chunks) => lock(&take)(number, chunks),
-                    Err(
-                        StoreError::Missing { .. }
-                        | StoreError::Damaged { .. }
-                        | StoreError::Version { .. },
-                    ) => {}
-                    Err(error) => {
-                        next.store(packs.len(), Ordering::Relaxed);
-                        return Err(error);
-                    }
-                }
+        let read = |number: usize, pack: &Pack| self.pack_chunks(pack, number as u32);
+        read_each(packs, threads, read, |number, chunks| {
+            match chunks {
+                Ok(chunks) => take(number, chunks),
+                Err(
+                    StoreError::Missing { .. }
+                    | StoreError::Damaged { .. }
+                    | StoreError::Version { .. },
+                ) => {}
+                Err(error) => return Err(error),
             }
             Ok(())
         })

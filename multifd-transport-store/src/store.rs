@@ -5,13 +5,11 @@ use crate::format::manifest::{Head, MAX_BODY, MAX_HEAD, Manifest, PREFIX, Prefix
 use crate::format::{CHUNK_SIZES, DEFAULT_CHUNK, VERSION, is_chunk_size};
 use crate::name::{check_snapshot_name, from_hex, to_hex};
 use crate::seal::random;
-use crate::threads::on_threads;
+use crate::threads::read_each;
 use crate::{OpenKeys, StoreAddress, StoreError, StoreKey};
-use multifd_core::sync::lock;
 use object_store::ObjectStore;
 use serde::{Deserialize, Serialize};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The path of the object that makes a place a store.
@@ -97,21 +95,17 @@ pub(crate) fn each<T: Send>(
     metas: &[Meta],
     times: u64,
     read: impl Fn(&Meta) -> Result<T, StoreError> + Sync,
-    take: impl FnMut(&Meta, Result<T, StoreError>) -> Result<(), StoreError> + Send,
+    mut take: impl FnMut(&Meta, Result<T, StoreError>) -> Result<(), StoreError> + Send,
 ) -> Result<(), StoreError> {
-    let next = AtomicUsize::new(0);
-    let take = Mutex::new(take);
     let largest = metas.iter().map(|meta| meta.len).max().unwrap_or(0);
     let fit = IN_MEMORY / (largest * times).max(1);
     let threads = (metas.len() as u64 / 4).min(fit).clamp(1, AT_ONCE);
-    on_threads(threads as usize, || {
-        while let Some(meta) = metas.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let found = read(meta);
-            let mut take = lock(&take);
-            take(meta, found).inspect_err(|_| next.store(metas.len(), Ordering::Relaxed))?;
-        }
-        Ok(())
-    })
+    read_each(
+        metas,
+        threads as usize,
+        |_, meta| read(meta),
+        |number, found| take(&metas[number], found),
+    )
 }
 
 /// What is in a store.
@@ -325,11 +319,16 @@ impl Store {
         Ok(listing)
     }
 
-    /// A snapshot's head; `None` if there is no such snapshot.
+    /// A snapshot's head, which does not need its whole manifest read.
     ///
     /// # Errors
-    /// [`StoreError`].
-    pub fn head(&self, name: &str) -> Result<Option<Head>, StoreError> {
+    /// As [`Store::manifest`].
+    pub fn head(&self, name: &str) -> Result<Head, StoreError> {
+        self.find_head(name)?.ok_or_else(|| self.no_snapshot(name))
+    }
+
+    /// The same; `None` if there is no such snapshot.
+    pub(crate) fn find_head(&self, name: &str) -> Result<Option<Head>, StoreError> {
         check_snapshot_name(name)?;
         let Some(meta) = self.backend.head(&self.manifest_path(name))? else {
             return Ok(None);

@@ -2,6 +2,7 @@
 
 use crate::StoreError;
 use multifd_core::sync::lock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// Keeps the first of several errors.
@@ -44,4 +45,26 @@ pub(crate) fn on_threads(
         run();
     });
     first.result()
+}
+
+/// Reads things on so many threads; `take` gets each one's number and what was read of it, in any
+/// order, one at a time. Its first error ends it.
+pub(crate) fn read_each<I: Sync, T: Send>(
+    items: &[I],
+    threads: usize,
+    read: impl Fn(usize, &I) -> T + Sync,
+    take: impl FnMut(usize, T) -> Result<(), StoreError> + Send,
+) -> Result<(), StoreError> {
+    let next = AtomicUsize::new(0);
+    let take = Mutex::new(take);
+    on_threads(threads, || {
+        while let number = next.fetch_add(1, Ordering::Relaxed)
+            && let Some(item) = items.get(number)
+        {
+            let found = read(number, item);
+            let mut take = lock(&take);
+            take(number, found).inspect_err(|_| next.store(items.len(), Ordering::Relaxed))?;
+        }
+        Ok(())
+    })
 }

@@ -30,7 +30,7 @@ const REMOTE_THREADS: usize = 32;
 /// A thread that saves working sets, and what ends it.
 type Keeper = (JoinHandle<()>, Arc<(Mutex<bool>, Condvar)>);
 
-/// Looks at a folder without a question to who serves it, who may be waiting for the storage.
+/// Looks at a folder without a request to its server, which may be waiting for the storage.
 fn look(folder: &Path) -> Result<Statx, Errno> {
     statx(CWD, folder, AtFlags::STATX_DONT_SYNC, StatxFlags::empty())
 }
@@ -85,9 +85,7 @@ impl Mount {
         ));
         for name in options.only.iter().flatten() {
             // One that is not there is an error that names those that are.
-            if tree.snapshot(name)?.is_none() {
-                store.manifest(name)?;
-            }
+            store.head(name)?;
         }
         let used = Arc::new(Use::new());
         let stop = Arc::new(AtomicBool::new(false));

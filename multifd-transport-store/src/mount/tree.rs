@@ -81,7 +81,7 @@ pub(super) struct Tree {
     cache: Arc<ChunkCache>,
     state: Mutex<State>,
     new_working_set: Box<dyn Fn(&Snapshot) -> WorkingSet + Send + Sync>,
-    failed: Log,
+    log: Log,
 }
 
 /// The number of the root folder.
@@ -94,7 +94,7 @@ impl Tree {
         only: Option<Vec<String>>,
         cache: Arc<ChunkCache>,
         new_working_set: Box<dyn Fn(&Snapshot) -> WorkingSet + Send + Sync>,
-        failed: Log,
+        log: Log,
     ) -> Self {
         Self {
             store,
@@ -106,7 +106,7 @@ impl Tree {
                 ..State::default()
             }),
             new_working_set,
-            failed,
+            log,
         }
     }
 
@@ -130,7 +130,7 @@ impl Tree {
         let names: Vec<String> = if self.store.is_encrypted() {
             let listing = self.store.list()?;
             for (_, error) in listing.unreadable {
-                (self.failed)(&error.to_string());
+                (self.log)(&error.to_string());
             }
             let snapshots = listing.snapshots.into_iter();
             snapshots.map(|one| one.head.name).collect()
@@ -152,7 +152,7 @@ impl Tree {
         if self.only.as_ref().is_some_and(is_hidden) || check_snapshot_name(name).is_err() {
             return Ok(None);
         }
-        let Some(head) = self.store.head(name)? else {
+        let Some(head) = self.store.find_head(name)? else {
             return Ok(None);
         };
         let mut state = lock(&self.state);
@@ -241,7 +241,7 @@ impl Tree {
                 Ok(false) if at_end => {}
                 Ok(false) => lock(&self.state).recording.push(opened),
                 // Once is enough: the store may be read-only.
-                Err(error) => (self.failed)(&format!("a working set was not saved: {error}")),
+                Err(error) => (self.log)(&format!("a working set was not saved: {error}")),
             }
         }
     }

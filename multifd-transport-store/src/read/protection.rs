@@ -68,7 +68,11 @@ impl Protection {
             let needs = packs.collect::<Vec<_>>().into();
             self.lease.put_beside(&guard.name, needs)?;
             // A gc that had not seen this has to see the manifest: it looks for it first.
-            if self.store.head(name)?.is_some_and(|head| head.id == id) {
+            if self
+                .store
+                .find_head(name)?
+                .is_some_and(|head| head.id == id)
+            {
                 return Ok(Snapshot::of(&self.store, manifest, cache, Some(guard)));
             }
         }

@@ -88,6 +88,11 @@ impl Shard {
     }
 }
 
+/// The part that a chunk is in.
+fn shard_of(name: &ChunkName) -> usize {
+    usize::from(name.0[0]) % SHARDS
+}
+
 /// Chunks by name.
 pub(super) struct Catalogue {
     shards: Vec<Mutex<Shard>>,
@@ -164,15 +169,14 @@ impl Catalogue {
         found: impl FnOnce(&mut Slot),
         new: impl FnOnce() -> Slot,
     ) -> (Id, bool) {
-        let number = usize::from(name.0[0]) % SHARDS;
+        let number = shard_of(name);
         let mut shard = lock(&self.shards[number]);
         let Shard { slots, numbers } = &mut *shard;
         let free = slots.len();
-        let hash = |slot: &Slot| self.hasher.hash_one(slot.name.0);
         let entry = numbers.entry(
             self.hasher.hash_one(name.0),
             |&slot| slots[slot as usize].name == *name,
-            |&slot| hash(&slots[slot as usize]),
+            |&slot| self.hasher.hash_one(slots[slot as usize].name.0),
         );
         match entry {
             Entry::Occupied(entry) => {
@@ -190,7 +194,7 @@ impl Catalogue {
 
     /// Whether a chunk is known.
     pub(super) fn has(&self, name: &ChunkName) -> bool {
-        let shard = lock(&self.shards[usize::from(name.0[0]) % SHARDS]);
+        let shard = lock(&self.shards[shard_of(name)]);
         let is_it = |&slot: &u32| shard.slots[slot as usize].name == *name;
         let found = shard.numbers.find(self.hasher.hash_one(name.0), is_it);
         found.is_some()
